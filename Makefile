@@ -1,0 +1,106 @@
+# make            what there is to do
+# Everything but the CUDA targets needs a C compiler, libm and stb_ds.h; tests/deps.sh fetches them when it may.
+CC      ?= cc
+SECONDS ?= 60
+WARN     = -Wall -Wextra
+NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)
+OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
+CFLAGS  ?= -std=c99 -O3 $(NATIVE) $(OPENMP) -g $(WARN)
+SANFLAGS = -std=c99 -O1 $(OPENMP) -g $(WARN) -fno-omit-frame-pointer
+LIBS     = -lm
+PYTHON   = build/venv/bin/python
+
+EXAMPLES := $(patsubst examples/%.c,%,$(sort $(wildcard examples/[0-9]*.c)))
+TESTS    := $(patsubst tests/%.c,%,$(sort $(wildcard tests/test_*.c)))
+FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
+
+.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples golden bench bench-tokenizer bench-cuda fuzz clean deps venv
+
+help:
+	@echo 'make run              fine-tune a small language model here and now (about a minute)'
+	@echo 'make test             all tests that need nothing but a C compiler'
+	@echo 'make build/ftune      the command-line tool;  build/ftune --help'
+	@echo 'make examples         build examples/01 ... 12 into build/'
+	@echo 'make test-parity      against PyTorch, Transformers, PEFT, tokenizers, tiktoken, SentencePiece (from PyPI, in build/venv)'
+	@echo 'make asan | tsan      the tests under AddressSanitizer and UBSan | ThreadSanitizer'
+	@echo 'make check-cxx        C99, C11, C++17, clang and no-OpenMP builds without a warning'
+	@echo 'make check-ops        ftune_cuda.cu has every entry of the op table (no GPU needed)'
+	@echo 'make fuzz SECONDS=60  libFuzzer on every reader (needs clang)'
+	@echo 'make bench            matmul beside OpenBLAS (needs libopenblas-dev)'
+	@echo 'make bench-tokenizer  tokenizers beside tiktoken, Hugging Face and SentencePiece'
+	@echo 'make golden           make the golden files of tests/golden again'
+	@echo 'make clean            remove build/'
+
+deps:
+	@CC="$(CC)" sh tests/deps.sh
+	@mkdir -p build/tests build/tmp
+
+# The library is compiled once; FTUNE_IMPLEMENTED tells a program that includes the implementation to leave it out.
+build/ftune.o: ftune.h | deps
+	$(CC) $(CFLAGS) -DFTUNE_IMPLEMENTATION -xc -c ftune.h -o $@
+build/ftune: examples/ftune.c build/ftune.o
+	$(CC) $(CFLAGS) -I. -DFTUNE_IMPLEMENTED $< build/ftune.o -o $@ $(LIBS)
+build/run-world: examples/run.c build/ftune.o
+	$(CC) $(CFLAGS) -I. -DFTUNE_IMPLEMENTED $< build/ftune.o -o $@ $(LIBS)
+build/world: examples/world.c | deps
+	$(CC) $(CFLAGS) $< -o $@ $(LIBS)
+$(EXAMPLES:%=build/%): build/%: examples/%.c build/ftune.o
+	$(CC) $(CFLAGS) -I. -DFTUNE_IMPLEMENTED $< build/ftune.o -o $@ $(LIBS)
+# Tests look inside the implementation, so each compiles its own.
+build/tests/%: tests/%.c tests/test.h ftune.h | deps
+	$(CC) $(CFLAGS:-O3=-O2) -I. -Itests $< -o $@ $(LIBS)
+build/asan/%: tests/%.c tests/test.h ftune.h | deps
+	@mkdir -p build/asan
+	$(CC) $(SANFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=undefined -I. -Itests $< -o $@ $(LIBS)
+build/tsan/%: tests/%.c tests/test.h ftune.h | deps
+	@mkdir -p build/tsan
+	$(CC) $(filter-out $(OPENMP),$(SANFLAGS)) -fsanitize=thread -I. -Itests $< -o $@ $(LIBS)
+
+run: build/run-world build/ftune
+	@build/run-world
+
+examples: $(EXAMPLES:%=build/%) build/ftune
+
+test: $(TESTS:%=build/tests/%) examples build/world
+	@sh tests/run.sh $(TESTS:%=build/tests/%) 'sh tests/test_cli.sh' 'sh tests/test_examples.sh'
+
+asan: $(TESTS:%=build/asan/%)
+	@sh tests/run.sh $(TESTS:%=build/asan/%)
+
+tsan: $(TESTS:%=build/tsan/%)
+	@sh tests/run.sh $(TESTS:%=build/tsan/%)
+
+check-cxx: deps
+	@sh tests/check_cxx.sh
+
+check-ops:
+	@sh tests/check_ops.sh
+
+venv: build/venv/ready
+build/venv/ready: tests/parity/requirements.txt
+	python3 -m venv build/venv
+	build/venv/bin/pip install -q -r tests/parity/requirements.txt
+	@touch $@
+
+test-parity: build/ftune build/venv/ready
+	@sh tests/run.sh $(patsubst %,'$(PYTHON) %',$(sort $(wildcard tests/parity/test_*.py)))
+
+golden: build/venv/ready build/ftune
+	@for f in tests/golden/make_*.py; do echo $$f; $(PYTHON) $$f || exit 1; done
+
+bench: deps
+	$(CC) $(CFLAGS) -I. tests/bench/matmul.c -o build/bench-matmul -lopenblas $(LIBS)
+	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE build/bench-matmul
+
+bench-tokenizer: build/ftune build/venv/ready
+	@$(PYTHON) tests/bench/tokenizer.py
+
+fuzz: deps
+	@CC=clang SECONDS=$(SECONDS) sh tests/fuzz/run.sh $(FUZZERS)
+
+# On a machine with an NVIDIA GPU and the CUDA toolkit.
+build/ftune_cuda.o: ftune_cuda.cu ftune.h | deps
+	nvcc -O3 -std=c++17 -I. -c $< -o $@
+
+clean:
+	rm -rf build
