@@ -25,6 +25,7 @@ help:
 	@echo 'make asan | tsan      the tests under AddressSanitizer and UBSan | ThreadSanitizer'
 	@echo 'make check-cxx        C99, C11, C++17, clang and no-OpenMP builds without a warning'
 	@echo 'make check-ops        ftune_cuda.cu has every entry of the op table (no GPU needed)'
+	@echo 'make test-cuda        the CUDA op table against the CPU one (needs an NVIDIA GPU and its toolkit)'
 	@echo 'make fuzz SECONDS=60  libFuzzer on every reader (needs clang)'
 	@echo 'make bench            matmul beside OpenBLAS (needs libopenblas-dev)'
 	@echo 'make bench-tokenizer  tokenizers beside tiktoken, Hugging Face and SentencePiece'
@@ -101,6 +102,10 @@ fuzz: deps
 # On a machine with an NVIDIA GPU and the CUDA toolkit.
 build/ftune_cuda.o: ftune_cuda.cu ftune.h | deps
 	nvcc -O3 -std=c++17 -I. -c $< -o $@
+test-cuda: build/ftune_cuda.o
+	$(CC) $(CFLAGS) -DFTUNE_CUDA -I. -Itests -c tests/test_cuda.c -o build/test_cuda.o
+	nvcc build/test_cuda.o build/ftune_cuda.o -o build/test-cuda -lcublas -lgomp -lm
+	@sh tests/run.sh build/test-cuda
 
 clean:
 	rm -rf build

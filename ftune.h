@@ -1,0 +1,10522 @@
+/* ftune.h - supervised fine-tuning of language models, in one C header that explains itself
+ *
+ *   "How are you?"   "I am fine"          a row of a data set
+ *        |  >>2 chat template              <|im_start|>user ... each piece supervised or not
+ *        |  >>1 tokenizer                  input_ids  ... 4340  525  498   30 ...   40 1079 6915 151645
+ *        |  >>3 labels and batch           labels     ... -100 -100 -100 -100 ...   40 1079 6915 151645
+ *        |  >>8 model = >>4 weights, frozen, + >>7 lora, trained, over >>6 ops of a >>5 backend
+ *        |  >>6 cross-entropy              -log p of each id that has a label; -100 teaches nothing
+ *        |  >>8 backward, >>9 AdamW        gradients of lora_A and lora_B only
+ *        v  >>10 generate, save            adapter_model.safetensors, as PEFT writes it
+ *
+ * Quick start: one file of your program says #define FTUNE_IMPLEMENTATION before including this header.
+ *
+ *     #define FTUNE_IMPLEMENTATION
+ *     #include "ftune.h"
+ *     #include <stdio.h>
+ *     int main(void)
+ *     {
+ *         ft_message chat[] = { { "user", "How are you?" }, { "assistant", "I am fine" } };
+ *         ft_chat_options opt = ft_chat_options_default();            // ChatML, every answer supervised
+ *         ft_tokenizer *tok = NULL; ft_sample s = { 0 }; ft_error err = { FTUNE_OK, "" };
+ *         if (!ft_tokenizer_load(&tok, "model-directory", NULL, &err) &&
+ *             !ft_chat_encode(&s, tok, chat, 2, &opt, &err))
+ *             for (int t = 0; t < s.n; t++) printf("%7d %7d\n", (int)s.input_ids[t], (int)s.labels[t]);
+ *         else fprintf(stderr, "%s\n", err.message);
+ *         ft_sample_free(&s); ft_tokenizer_free(tok);
+ *         return err.code != FTUNE_OK;
+ *     }
+ *
+ *     cc -O3 -march=native -fopenmp program.c -lm        (needs stb_ds.h: Debian and Ubuntu, libstb-dev)
+ *
+ * Contents: search for ">>6" and stop twice, at the declarations of the ops and at their implementation.
+ *
+ *     >>0  conventions       status and error, text, random numbers
+ *     >>1  tokenizer         text -> ids: BPE, WordPiece, SentencePiece; learning a vocabulary
+ *     >>2  chat template     messages -> pieces -> ids and labels; the registry
+ *     >>3  labels and batch  data sets, the one shift, padding, packing
+ *     >>4  weights           safetensors, config.json
+ *     >>5  backend           memory and the op table: the seam between model and machine
+ *     >>6  ops               matmul, rmsnorm, rope, attention, silu_mul, cross-entropy, AdamW: forward, then backward
+ *     >>7  lora              the adapter: lora_A, lora_B, scaling, where it goes
+ *     >>8  model             the forward pass, then the backward pass in reverse order
+ *     >>9  training          schedule, accumulation, clipping, evaluation, checkpoints
+ *     >>10 generate, save    hearing what was learnt
+ *     appendix               JSON, UTF-8, Unicode tables, files, number formats
+ *
+ * What it does not do: pre-training at scale, preference training (DPO, RLHF), images and sound, several machines,
+ * reading pickles (pytorch_model.bin), downloading anything.
+ *
+ * Configuration, before the #include that has FTUNE_IMPLEMENTATION; none of it changes a result or a struct:
+ *     FTUNE_STATIC           every function is static: the library private to one file
+ *     FTUNE_ASSERT(x)        checks of our own mistakes; default assert
+ *     FTUNE_MALLOC(n), FTUNE_REALLOC(p, n), FTUNE_FREE(p)     all three or none
+ *     FTUNE_NO_MMAP          read files into memory instead of mapping them
+ *     FTUNE_NO_STB_DS_IMPLEMENTATION    this program compiles stb_ds.h elsewhere
+ *     FTUNE_IMPLEMENTED      leave the implementation out although FTUNE_IMPLEMENTATION is defined: it is linked in
+ *
+ * Licence: MIT, see the end of this file.
+ */
+#ifndef FTUNE_H
+#define FTUNE_H
+
+/* The implementation maps files and syncs them to disk: ask the C library for POSIX before its first header. */
+#if defined(FTUNE_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE) && !defined(_GNU_SOURCE)
+#define _POSIX_C_SOURCE 200809L
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef FTUNE_STATIC
+#define FTUNE_API static
+#else
+#define FTUNE_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* >>0 conventions ------------------------------------------------------------------------------------------------
+ *
+ * Every function that can fail returns an ft_status (0 is FTUNE_OK) and takes, last, an ft_error that the caller
+ * owns and that may be NULL. The message says where, what was expected, what was found, and what to do:
+ *
+ *     tokenizer.json: merges[1041]: expected two pieces, found 3
+ *
+ * The library keeps no global state, prints nothing and never ends the process.
+ *
+ * Letters used for sizes, slowest dimension first, as in [N, C]:
+ *     N rows of a batch laid end to end (B*T)   C hidden_size      F intermediate_size   V vocab_size
+ *     H query heads    K key/value heads        D head size        R LoRA rank           L layers
+ * A gradient is the name with d in front: dx, dlora_A. Gradients add (+=); whoever owns them zeroes them.
+ */
+#define FTUNE_IGNORE_INDEX (-100)   /* the label that teaches nothing; PyTorch's ignore_index */
+
+typedef enum ft_status {
+    FTUNE_OK = 0,
+    FTUNE_ERR_IO,               /* a file cannot be opened, read, mapped or written */
+    FTUNE_ERR_FORMAT,           /* a file or a row is not what its format promises */
+    FTUNE_ERR_UTF8,             /* text is not UTF-8; the message has the byte offset */
+    FTUNE_ERR_ARGUMENT,         /* the caller asked for something that makes no sense */
+    FTUNE_ERR_NOT_FOUND,        /* no such template, tensor, token, target module */
+    FTUNE_ERR_UNSUPPORTED,      /* understood, but not implemented: the message names it */
+    FTUNE_ERR_BUFFER_TOO_SMALL, /* the needed size has been written to the out argument */
+    FTUNE_ERR_NO_MEMORY,
+    FTUNE_ERR_NO_LABELS,        /* a row or batch without a single target */
+    FTUNE_ERR_NOT_FINITE,       /* a loss or a gradient became NaN or infinite */
+    FTUNE_ERR_SPECIAL,          /* control-token text met under FTUNE_SPECIAL_REFUSE */
+    FTUNE_ERR_BACKEND           /* the device failed; the message is the backend's */
+} ft_status;
+
+typedef struct ft_error { ft_status code; char message[500]; } ft_error;
+
+/* Text with a length: JSON may hold U+0000, so a terminating 0 is not enough. p == NULL is JSON's null, which is not
+ * the same as the empty text: a null system means "the template's default", an empty one means "no system". */
+typedef struct ft_text { const char *p; size_t n; } ft_text;
+
+/* A C string as ft_text; NULL gives null. */
+FTUNE_API ft_text ft_text_of(const char *c_string);
+
+/* Where progress lines go, if anywhere. One line per call, without newline. */
+typedef void (*ft_log_fn)(void *user, const char *line);
+
+/* Random numbers: splitmix64 seeding xoshiro256** (Blackman & Vigna 2018). Same seed, same sequence, everywhere. */
+typedef struct ft_rng { uint64_t s[4]; } ft_rng;
+FTUNE_API void     ft_rng_seed(ft_rng *rng, uint64_t seed);
+FTUNE_API uint64_t ft_rng_u64(ft_rng *rng);
+FTUNE_API float    ft_rng_uniform(ft_rng *rng);                   /* [0, 1) with 24 random bits */
+FTUNE_API float    ft_rng_normal(ft_rng *rng);                    /* mean 0, variance 1 (Box-Muller) */
+FTUNE_API uint64_t ft_rng_below(ft_rng *rng, uint64_t n);         /* 0 .. n-1 without bias; n > 0 */
+
+/* >>1 tokenizer: text -> ids ------------------------------------------------------------------------------------- */
+
+/* What happens to text that spells a control token ("<|im_end|>"). One of the first three, or'ed with FTUNE_ADD_SPECIAL. */
+typedef unsigned ft_special;
+enum {
+    FTUNE_SPECIAL_AS_TEXT = 0,  /* it is split like any other text: a user cannot inject control tokens */
+    FTUNE_SPECIAL_PARSE   = 1,  /* it becomes the one control token (what Hugging Face and SWIFT do) */
+    FTUNE_SPECIAL_REFUSE  = 2,  /* it is an error, FTUNE_ERR_SPECIAL */
+    FTUNE_ADD_SPECIAL     = 4   /* add what the tokenizer puts around a sentence: [CLS] .. [SEP], <s> .. */
+};
+
+typedef struct ft_tokenizer ft_tokenizer;    /* read-only once loaded: threads may share it */
+
+typedef struct ft_tokenizer_options {
+    const char *splitter;       /* NULL: recognise the rank file; else "gpt2", "cl100k", "qwen", "o200k", "llama3", "kimi" */
+    int         lowercase;      /* WordPiece vocab.txt only: 1, 0, or -1 = decide from the vocabulary */
+} ft_tokenizer_options;
+FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void);
+
+/* path: a file or a model directory; the format is decided by content. "bytes" is the built-in byte tokenizer:
+ * id = byte + 16, pad 0, bos 1, eos 2, unk 3. opt may be NULL. */
+FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, const ft_tokenizer_options *opt,
+                                      ft_error *err);
+FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
+
+/* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
+ * too small (FTUNE_ERR_BUFFER_TOO_SMALL). n_bytes of text always give at most n_bytes + 16 ids. */
+FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
+                                        int32_t *ids, size_t cap, size_t *n_ids, ft_error *err);
+
+/* The same, with the byte range of the text that each id came from, and with ranges in which control-token text stays
+ * text although the rest is parsed: how a template's own markers are parsed while message content is not.
+ *   plain    [n_plain] sorted, disjoint byte ranges; no control token is recognised if it touches one
+ *   offsets  out [cap] or NULL */
+typedef struct ft_span { size_t begin, end; } ft_span;
+FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                              ft_special special, const ft_span *plain, size_t n_plain,
+                                              int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err);
+
+/* Ids into text (bytes, not 0-terminated; *n_text is the size needed even when cap is too small). Invalid UTF-8 comes
+ * out as U+FFFD. skip_special leaves control tokens out. */
+FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *ids, size_t n_ids, int skip_special,
+                                        char *text, size_t cap, size_t *n_text, ft_error *err);
+
+/* Decode one id at a time, holding back the bytes of a character until it is complete. */
+typedef struct ft_stream { const ft_tokenizer *tok; int skip_special, started, n_held; char held[16]; } ft_stream;
+FTUNE_API void   ft_stream_init(ft_stream *s, const ft_tokenizer *tok, int skip_special);
+FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap);  /* cap >= 1024 suffices for any token met so far; text in out */
+FTUNE_API ft_text ft_stream_finish(ft_stream *s, char *out, size_t cap);            /* what was held, as U+FFFD */
+
+FTUNE_API int     ft_tokenizer_size(const ft_tokenizer *tok);                       /* highest id + 1 */
+FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id);              /* the bytes it stands for; p NULL: no such id */
+FTUNE_API int     ft_token_is_special(const ft_tokenizer *tok, int32_t id);
+FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n); /* exact token or control token; -1: none */
+/* "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id" and, where a tokenizer has them, other attributes
+ * such as "user_token_id"; -1: none. */
+FTUNE_API int32_t ft_tokenizer_attribute(const ft_tokenizer *tok, const char *name);
+FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *name, int32_t id, ft_error *err);
+
+/* Learn byte-level BPE merges from text (Sennrich et al. 2016). */
+typedef struct ft_tokenizer_train_options {
+    int vocab_size;                   /* bytes + merges + special tokens */
+    int min_frequency;                /* a pair seen less often is not merged; default 2 */
+    const char *splitter;             /* default "qwen" */
+    const char *const *special;       /* control tokens, appended after the merges in this order */
+    int n_special;
+} ft_tokenizer_train_options;
+FTUNE_API ft_tokenizer_train_options ft_tokenizer_train_options_default(void);
+FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *texts, const size_t *lengths, int n_texts,
+                                       const ft_tokenizer_train_options *opt, ft_error *err);
+/* dir/tokenizer.json and dir/tokenizer_config.json, as Hugging Face writes them. eos/pad/bos from the attributes. */
+FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, ft_error *err);
+/* The ordinary tokens as a tiktoken rank file; ids must be ranks (merges in the order of their ids). */
+FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const char *path, ft_error *err);
+
+/* >>2 chat template: messages -> one sequence --------------------------------------------------------------------
+ *
+ * A language model knows one thing: continue a sequence. A conversation becomes a sequence by writing down who speaks,
+ * in the exact marks the model met in its training. For Qwen:
+ *
+ *     <|im_start|>system\nYou are a helpful assistant.<|im_end|>\n     prefix with the system text
+ *     <|im_start|>user\nHow are you?<|im_end|>\n                       prompt: the question,
+ *     <|im_start|>assistant\n                                          and the mark "now you"
+ *     I am fine<|im_end|>                                              response, suffix
+ *
+ * A sample is that sequence as input_ids, beside it the labels: the id where the model is to learn, -100 elsewhere. We
+ * teach the answer, not how to ask; and we teach the end marker, or the model would never stop.
+ *
+ *     position     0       1    2   ..   20        21     22   23    24     25      26
+ *     text     <|im_start|> system \n     <|im_start|> assistant \n   I    am    fine  <|im_end|>
+ *     id        151644   8948  198  .. 151644   77091   198   40  1079   6915   151645
+ *     label       -100   -100 -100  ..   -100    -100  -100   40  1079   6915   151645
+ *
+ * The usual mistakes: a template that is not the model's own; text of the user read as control tokens; an end marker that
+ * is missing from the labels, and masking padding by its id when padding and end marker share one.
+ * The templates and their rules are those of ms-swift 2.0.5 (May 2024). See examples/02_chat.c, 03_label_mask.c. */
+
+/* A template is five lists of pieces; a list ends at the first NULL. A piece is text, in which {{SYSTEM}} {{QUERY}}
+ * {{ROUND0}} {{ROUND1}} are filled in, or, when it begins with FTUNE_IDS, token ids and names of tokenizer attributes:
+ *     { "<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n" }       { FTUNE_IDS "eos_token_id" }
+ *     { FTUNE_IDS "64790 64792" }                                                                              */
+#define FTUNE_IDS "\x01"
+#define FTUNE_MAX_PIECES 8
+typedef struct ft_template {
+    const char *name;
+    const char *prefix[FTUNE_MAX_PIECES];        /* before everything; with {{SYSTEM}} it is the system_prefix too */
+    const char *prompt[FTUNE_MAX_PIECES];        /* one round's question */
+    const char *chat_sep[FTUNE_MAX_PIECES];      /* between an answer and the next round */
+    const char *suffix[FTUNE_MAX_PIECES];        /* after the last answer: the end marker */
+    const char *system_prefix[FTUNE_MAX_PIECES]; /* instead of prefix when there is a system text */
+    const char *default_system;                  /* NULL: none */
+    int         single_round;                    /* chat_sep is null: history is refused */
+    int         auto_add_bos;                    /* begin with bos if the tokenizer itself would */
+} ft_template;
+
+/* The user's own templates, by name. NULL wherever a registry is asked for means: just the built-in ones. */
+typedef struct ft_registry ft_registry;
+FTUNE_API ft_status ft_registry_new(ft_registry **out, ft_error *err);
+FTUNE_API void      ft_registry_free(ft_registry *r);
+/* Copies t. Refused: a name already taken, {{SYSTEM}} in prefix beside a system_prefix, a default_system nowhere to go. */
+FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, ft_error *err);
+FTUNE_API const ft_template *ft_template_find(const ft_registry *r, const char *name, ft_error *err); /* NULL: *err lists near names */
+FTUNE_API int ft_template_count(const ft_registry *r);
+FTUNE_API const ft_template *ft_template_at(const ft_registry *r, int i);
+
+/* One question and its answer. response.p NULL: not answered yet (inference form). */
+typedef struct ft_turn { ft_text query, response; int loss; /* -1 as the rule says; 0, 1: this answer's own wish */ } ft_turn;
+/* One row of a data set. */
+typedef struct ft_row {
+    ft_text  system;            /* p NULL: the template's default; n 0: none */
+    ft_turn *turns; int n_turns;/* history first; the last turn is what is to be learnt or answered */
+    ft_text  text;              /* p not NULL: plain text for pre-training, and no turns */
+} ft_row;
+
+/* The shape the rest of the world writes: { "user", "Hi" }, { "assistant", "Hello" }. */
+typedef struct ft_message { const char *role, *content; } ft_message;
+
+typedef enum ft_truncation { FTUNE_TRUNCATE_DELETE, FTUNE_TRUNCATE_LEFT, FTUNE_TRUNCATE_RIGHT } ft_truncation;
+typedef struct ft_chat_options {
+    const ft_registry *registry;    /* NULL */
+    const char *template_name;      /* "chatml" */
+    int         swift;              /* 3: every answer's end marker is supervised; 2: ms-swift v2.0.5, where a separator is
+                                       supervised only if it equals a suffix piece */
+    const char *default_system;     /* NULL: the template's own; "": none; else instead of it */
+    int         max_length;         /* 0: no limit */
+    ft_truncation truncation;       /* what to do above max_length: drop the row, keep the end, keep the beginning */
+    const char *loss_scale;         /* "default": every answer. With swift 3 also "last_round": the last answer only, "all":
+                                       every token; with swift 2 also "agent": ReAct traces weighted by part */
+    int         want_loss_scale;    /* fill ft_sample.loss_scale even if the rule has only 0 and 1 */
+    int         use_chat_template;  /* 1; 0: [bos if the tokenizer adds one] system query response .. [eos] without any
+                                       frame, answers and eos supervised. A row with text always takes this form */
+    ft_special  special;            /* of message content: FTUNE_SPECIAL_AS_TEXT */
+} ft_chat_options;
+FTUNE_API ft_chat_options ft_chat_options_default(void);
+
+/* One row, ready to learn from. Zero-initialise; free with ft_sample_free; encode reuses its memory. */
+typedef enum ft_origin { FTUNE_FROM_BOS, FTUNE_FROM_SYSTEM, FTUNE_FROM_PROMPT, FTUNE_FROM_RESPONSE,
+                         FTUNE_FROM_CHAT_SEP, FTUNE_FROM_SUFFIX, FTUNE_FROM_TEXT } ft_origin;
+typedef struct ft_sample {
+    int32_t *input_ids;         /* [n] */
+    int32_t *labels;            /* [n] id or FTUNE_IGNORE_INDEX, not shifted; NULL: inference form */
+    float   *loss_scale;        /* [n] or NULL */
+    uint8_t *origin;            /* [n] ft_origin: the kind of piece each id's first byte came from */
+    int      n, cap;
+    int      dropped;           /* longer than max_length under FTUNE_TRUNCATE_DELETE: n holds that length, no ids */
+    int      truncated;         /* cut to max_length: the length before, else 0 */
+} ft_sample;
+FTUNE_API void ft_sample_free(ft_sample *s);
+FTUNE_API const char *ft_origin_name(ft_origin o);      /* "bos", "system", "prompt", "response", ... */
+
+/* Messages or a row into ids and labels.
+ *   messages  roles system (first only), user, assistant in turn; the last may be a user: inference form
+ *   opt       NULL: the defaults
+ * Errors: FTUNE_ERR_NOT_FOUND (template, or an attribute it needs such as bos_token_id), FTUNE_ERR_UNSUPPORTED (system
+ * text or history for a template without a place for it), FTUNE_ERR_FORMAT (order of roles, a history answer that is
+ * missing), FTUNE_ERR_SPECIAL. A row that is too long is not an error: see dropped. */
+FTUNE_API ft_status ft_chat_encode(ft_sample *s, const ft_tokenizer *tok, const ft_message *messages, int n_messages,
+                                   const ft_chat_options *opt, ft_error *err);
+FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const ft_row *row,
+                                  const ft_chat_options *opt, ft_error *err);
+/* The pieces before tokenization, merged as encode merges them: what golden tests compare. Called once per piece. */
+typedef struct ft_piece { ft_text text; const int32_t *ids; int n_ids; float weight; ft_origin origin; } ft_piece;
+typedef void (*ft_piece_fn)(void *user, const ft_piece *piece);
+FTUNE_API ft_status ft_row_pieces(const ft_tokenizer *tok, const ft_row *row, const ft_chat_options *opt,
+                                  ft_piece_fn fn, void *user, ft_error *err);
+/* Ids that end an answer under this template: the tokenizer's eos and the suffix's last piece when it is one token.
+ * Returns how many were written (at most cap). */
+FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *ids, int cap);
+
+/* >>3 labels and batch: rows of a file, what counts, packing -----------------------------------------------------
+ *
+ * Three questions stand between a file and a training step. Which rows can teach at all: every refused, too long or
+ * answerless row is counted and named, none disappears. Who predicts whom: a label sits where its token sits, and the
+ * model at position i predicts token i + 1, so labels move one step to the left, once, in ft_batch_add; a program that
+ * also shifts elsewhere trains the model to skip every second token. And how rows share a batch: laid end to end, no row
+ * sees another, so nothing is wasted on padding. See examples/04_batch.c. */
+
+/* Read one JSON object in any of the supported shapes. The row's text points into json or into memory owned by the
+ * parser; valid until the next call.
+ *     messages             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+ *     ShareGPT             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+ *     pairs                {"conversation": [{"human": "Hi", "assistant": "Hello"}]}
+ *     Alpaca               {"instruction": "Translate", "input": "Hi", "output": "你好"}
+ *     query/response       {"query": "Hi", "response": "Hello", "history": [["q", "a"]], "system": "Be brief."}
+ *     prompt/completion    {"prompt": "Hi", "completion": "Hello"}, both text or both lists of messages
+ *     text                 {"text": "A document to continue."}
+ * Names of columns in any case; prompt, question, problem, ... stand for query, answer, output, solution, ... for response.
+ * A message may say "loss": true or false. A row without an answer is in inference form; null is the same as missing.
+ *   where   named in messages: "data.jsonl:3"
+ * Errors: FTUNE_ERR_FORMAT, FTUNE_ERR_UTF8, FTUNE_ERR_UNSUPPORTED (tools, images in a message, preference pairs). */
+typedef struct ft_row_parser ft_row_parser;
+FTUNE_API ft_status ft_row_parser_new(ft_row_parser **out, ft_error *err);
+FTUNE_API void      ft_row_parser_free(ft_row_parser *p);
+FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, const char *where, ft_row *row, ft_error *err);
+
+/* A data set: every row of a file, encoded. JSON lines or one JSON array, told apart by the first character; in a .txt
+ * file each line is a plain text row. BOM, CRLF, blank lines and a missing last newline are fine. Rows that cannot teach
+ * are left out and counted. */
+typedef struct ft_dataset {
+    ft_sample *samples; int n;          /* rows that can teach: at least one target */
+    int64_t n_tokens, n_targets;
+    int n_rows, n_too_long, n_truncated, n_no_target, n_refused;
+    ft_error first_refused;             /* file, line, expected, found; also of the first row without a target */
+    uint64_t fingerprint;               /* of the file, for resume */
+    int n_repeated;                     /* rows equal to an earlier one, byte for byte; they are kept */
+} ft_dataset;
+/* Errors: those of a row when strict; FTUNE_ERR_NO_LABELS when no row is left; FTUNE_ERR_FORMAT when the array itself is
+ * broken; FTUNE_ERR_IO. *d need not be initialised; after an error it is empty but keeps its counts. */
+FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok, const ft_chat_options *opt,
+                                    int strict /* the first refused row is an error */, ft_error *err);
+FTUNE_API void ft_dataset_free(ft_dataset *d);
+
+/* Rows as the model reads them: laid end to end, no row sees another. Token i belongs to the row that begins at
+ * row_start[i], has position i - row_start[i] (0 if it is padding) and predicts targets[i].
+ *
+ *     input_ids    <s>  How  are  you  I   am  fine </s> | <s>  Hi  ...
+ *     labels      -100 -100 -100 -100  I   am  fine </s> | -100 ...
+ *     targets     -100 -100 -100   I   am fine </s> -100 | -100 ...        labels, one step to the left
+ *     row_start      0    0    0   0   0    0   0     0  |   8   8
+ *     position       0    1    2   3   4    5   6     7  |   0   1                                              */
+typedef struct ft_batch {
+    int32_t *input_ids, *targets, *position_ids, *row_start;   /* [N] */
+    float   *weights;                                          /* [N] loss_scale of the target, or NULL: all 1 */
+    int      N, cap, n_targets, n_rows;
+} ft_batch;
+FTUNE_API void ft_batch_free(ft_batch *b);
+FTUNE_API void ft_batch_clear(ft_batch *b);
+/* Append a sample (the one place where labels are shifted). pad_to > 0: pad on the right up to that length with pad_id.
+ * A sample in inference form (labels NULL) is taken without targets; one whose labels are all -100 is refused,
+ * FTUNE_ERR_NO_LABELS. */
+FTUNE_API ft_status ft_batch_add(ft_batch *b, const ft_sample *s, int pad_to, int32_t pad_id, ft_error *err);
+/* Which samples share a packed row of max_length tokens: best-fit decreasing, deterministic. order [n]: indices into
+ * d->samples; bin_of[i] out: bin of sample order[i], numbered as order first meets them. No sample is cut: one that is
+ * longer than max_length is an error. O(n log n). */
+FTUNE_API ft_status ft_pack(const ft_dataset *d, const int *order, int n, int max_length, int *bin_of, int *n_bins,
+                            ft_error *err);
+
+/* >>4 weights: safetensors, config.json -------------------------------------------------------------------------- */
+
+typedef enum ft_dtype { FTUNE_F32, FTUNE_BF16, FTUNE_F16, FTUNE_I8, FTUNE_NF4, FTUNE_U8, FTUNE_I32, FTUNE_I64,
+                        FTUNE_F64, FTUNE_OTHER } ft_dtype;
+FTUNE_API const char *ft_dtype_name(ft_dtype t);                   /* "F32": as safetensors spells it */
+FTUNE_API size_t      ft_dtype_size(ft_dtype t);                   /* bytes of one element; 0 for NF4 and others */
+
+/* Shape, type and place of numbers. data belongs to whoever made it: a mapped file, or a backend. Row-major. */
+typedef struct ft_tensor { const char *name; ft_dtype dtype; int rank; int shape[4]; void *data; } ft_tensor;
+FTUNE_API size_t ft_tensor_count(const ft_tensor *t);              /* product of the shape */
+
+typedef struct ft_weights ft_weights;       /* mapped, read-only, shareable; data may be unaligned */
+/* path: a .safetensors file, an index.json, or a model directory. */
+FTUNE_API ft_status        ft_weights_open(ft_weights **out, const char *path, ft_error *err);
+FTUNE_API void             ft_weights_close(ft_weights *w);
+FTUNE_API int              ft_weights_count(const ft_weights *w);
+FTUNE_API const ft_tensor *ft_weights_at(const ft_weights *w, int i);
+FTUNE_API const ft_tensor *ft_weights_find(const ft_weights *w, const char *name);       /* NULL: not there */
+/* Copy to f32 (from F32, BF16, F16), any alignment. out [count]. */
+FTUNE_API ft_status        ft_tensor_to_f32(const ft_tensor *t, float *out, ft_error *err);
+/* One file, tensors in the given order sorted as the reference writer sorts them, {"format": "pt"}; atomic. data are host pointers. */
+FTUNE_API ft_status        ft_weights_save(const char *path, const ft_tensor *tensors, int n, ft_error *err);
+
+/* config.json. Fields keep its spelling. */
+typedef struct ft_config {
+    char  model_type[24];               /* "qwen2", "llama", "mistral" */
+    int   vocab_size, hidden_size, intermediate_size, num_hidden_layers;
+    int   num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings;
+    float rms_norm_eps;  double rope_theta;
+    int   tie_word_embeddings;          /* 1: lm_head is embed_tokens */
+    int   qkv_bias, o_bias, mlp_bias;   /* qwen2 always has the first; llama's attention_bias has both first */
+    int   rope_type;                    /* ft_rope_type */
+    float rope_factor, rope_low_freq_factor, rope_high_freq_factor; int rope_original_max_position_embeddings;
+    int32_t bos_token_id, eos_token_id[8], pad_token_id; int n_eos;      /* -1: none */
+    ft_dtype dtype;                     /* of the file, information only */
+} ft_config;
+typedef enum ft_rope_type { FTUNE_ROPE_DEFAULT, FTUNE_ROPE_LINEAR, FTUNE_ROPE_LLAMA3 } ft_rope_type;
+/* path: config.json or its directory. Keys that would change the numbers and are not implemented are named errors. */
+FTUNE_API ft_status ft_config_load(ft_config *c, const char *path, ft_error *err);
+FTUNE_API ft_status ft_config_save(const ft_config *c, const char *path, ft_error *err);  /* Transformers loads it */
+FTUNE_API int64_t   ft_config_parameters(const ft_config *c);                             /* how many the model has */
+
+/* >>5 backend: memory and the op table, the seam between model and machine --------------------------------------- */
+
+typedef struct ft_backend ft_backend;
+
+/* One nn.Linear with its adapter:  y = x W^T + bias + scaling * (dropout(x) A^T) B^T.  Gradients NULL: frozen. */
+typedef struct ft_proj {
+    const char *name;                   /* "model.layers.0.self_attn.q_proj" */
+    int       in, out;
+    ft_tensor weight, bias;             /* [out, in], [out]; bias.data NULL: none; backend memory, any float dtype */
+    float    *dweight, *dbias;          /* full fine-tuning */
+    int       R;                        /* 0: no adapter */
+    float     scaling, dropout;
+    float    *lora_A, *lora_B;          /* [R, in], [out, R], f32 in backend memory */
+    float    *dlora_A, *dlora_B;
+} ft_proj;
+
+/* Projections that read the same x, run as one: q|k|v, gate|up. Outputs lie side by side: y [N, out]. */
+typedef struct ft_linear {
+    ft_proj part[3]; int n_parts, in, out;
+    void   *packed;                     /* what the backend keeps to be fast: prepare_linear .. release_linear */
+} ft_linear;
+
+/* Attention over rows laid end to end: query i (key position q0 + i) sees keys row_start[i] .. q0 + i. */
+typedef struct ft_attention {
+    int N, n_keys, q0, H, K, D;
+    int q_stride, kv_stride, o_stride;  /* floats from one token to the next in q, in k and v, in o */
+    float scale;                        /* D^-0.5 */
+    const int32_t *row_start;           /* [N] backend memory; key index */
+    const int32_t *key_end;             /* [N] one past the last key of each query; NULL: q0 + i + 1. So one call can
+                                           decode a token for each of N sequences whose caches lie in one buffer */
+} ft_attention;
+
+typedef struct ft_adamw { float lr, beta1, beta2, eps, weight_decay; int64_t step; /* 1 for the first */ } ft_adamw;
+
+/* Activations and their gradients: elements of be->activation (f32 on the CPU, perhaps bf16 elsewhere) in backend
+ * memory; a float * converts by itself. What is written float * below is f32 on every backend. */
+typedef void ft_act;
+
+/* The op table: forward beside backward. All pointers are backend memory unless said otherwise. Ops return nothing: the
+ * first failure is latched in error and later ops do nothing, so the model reports once per pass.
+ * Gradients add (+=) unless said otherwise. dropout_seed 0: no dropout; each linear of each pass has its own seed, and
+ * its backward the same one. */
+struct ft_backend {
+    const char *name; void *state;
+    ft_error    error;
+    int         threads;
+    ft_dtype    activation;             /* FTUNE_F32 */
+    void  (*destroy)(ft_backend *be);                                   /* what ft_backend_free calls */
+    void *(*alloc)(ft_backend *be, size_t bytes);                       /* zeroed; NULL latches */
+    void  (*release)(ft_backend *be, void *p);
+    void  (*upload)(ft_backend *be, void *dst, const void *host, size_t bytes);
+    void  (*download)(ft_backend *be, void *host, const void *src, size_t bytes);
+    void  (*copy)(ft_backend *be, void *dst, const void *src, size_t bytes);
+    void  (*zero)(ft_backend *be, void *p, size_t bytes);
+    void  (*sync)(ft_backend *be);
+    /* Make ready / give back what linear_* keeps (l->packed). frozen: the weights will not change until release. Checks
+     * shapes and dtypes, so that a message can name the projection. Without it a linear works too, only slower. */
+    void  (*prepare_linear)(ft_backend *be, ft_linear *l, int frozen);
+    void  (*release_linear)(ft_backend *be, ft_linear *l);
+
+    /* y[N,C] = w[ids[n], :]                                 dw[ids[n], :] += dy[n, :] */
+    void (*embedding_forward) (ft_backend *be, ft_act *y, const int32_t *ids, const ft_tensor *w, int N, int C);
+    void (*embedding_backward)(ft_backend *be, float *dw, const int32_t *ids, const ft_act *dy, int N, int C, int V);
+    /* y[N,out] = parts(x[N,in]);  xa[N, sum R] out: dropout(x) A^T of each part, kept for backward (NULL: no adapter) */
+    void (*linear_forward) (ft_backend *be, ft_act *y, ft_act *xa, const ft_act *x, const ft_linear *l, int N,
+                            uint64_t dropout_seed);
+    /* dx += (NULL: not wanted); adapter and weight gradients as each part asks */
+    void (*linear_backward)(ft_backend *be, ft_act *dx, const ft_act *dy, const ft_act *x, const ft_act *xa,
+                            const ft_linear *l, int N, uint64_t dropout_seed);
+    /* y = x * rstd * w, rstd[N] = 1/sqrt(mean(x^2) + eps).  backward: dx +=, dw += (NULL: frozen) */
+    void (*rmsnorm_forward) (ft_backend *be, ft_act *y, float *rstd, const ft_act *x, const ft_tensor *w, float eps,
+                             int N, int C);
+    void (*rmsnorm_backward)(ft_backend *be, ft_act *dx, float *dw, const ft_act *dy, const ft_act *x, const float *rstd,
+                             const ft_tensor *w, int N, int C);
+    /* rotate n_heads heads of size D in place; token n's heads begin at x + n*stride. cos_sin[position, D] = D/2
+     * cosines, D/2 sines. inverse 1 rotates back: that is the gradient. */
+    void (*rope)(ft_backend *be, ft_act *x, const int32_t *position_ids, const float *cos_sin, int N, int n_heads, int D,
+                 int stride, int inverse);
+    /* o[N,H,D], lse[N,H] out: log-sum-exp of the scores, kept for backward (NULL: not wanted) */
+    void (*attention_forward) (ft_backend *be, ft_act *o, float *lse, const ft_act *q, const ft_act *k, const ft_act *v,
+                               const ft_attention *a);
+    /* dq, dk, dv are overwritten (=), with the strides of q and of k, v. Only for q0 0, n_keys N and key_end NULL. */
+    void (*attention_backward)(ft_backend *be, ft_act *dq, ft_act *dk, ft_act *dv, const ft_act *d_o, const ft_act *o,
+                               const float *lse, const ft_act *q, const ft_act *k, const ft_act *v,
+                               const ft_attention *a);
+    /* gu[N,2F] = gate|up:  y = silu(gate) * up;             dgu is overwritten and may be gu itself */
+    void (*silu_mul_forward) (ft_backend *be, ft_act *y, const ft_act *gu, int N, int F);
+    void (*silu_mul_backward)(ft_backend *be, ft_act *dgu, const ft_act *dy, const ft_act *gu, int N, int F);
+    void (*add)(ft_backend *be, ft_act *x, const ft_act *y, size_t n);                   /* x += y: the residual */
+    /* y[m] = x[rows[m]]                                     dx[rows[m]] += dy[m], the rows being different ones */
+    void (*gather_rows) (ft_backend *be, ft_act *y, const ft_act *x, const int32_t *rows, int M, int C);
+    void (*scatter_rows)(ft_backend *be, ft_act *dx, const ft_act *dy, const int32_t *rows, int M, int C);
+    /* lm_head and cross-entropy of M rows in chunks; logits [M, V] never exist whole.
+     *   logprob [M] out: log p(target); correct [M] out: argmax == target (each NULL: not wanted)
+     *   dh [M,C] += dloss * weight[m] * dlogits W (NULL: no backward); head dweight and adapter gradients as they ask
+     *   weight [M] or NULL: 1. A row whose target is FTUNE_IGNORE_INDEX gives logprob 0, correct 0 and no gradient. */
+    void (*lm_head_loss)(ft_backend *be, float *logprob, uint8_t *correct, ft_act *dh, const ft_act *h,
+                         const int32_t *targets, const float *weight, float dloss, const ft_linear *head, int M);
+    /* p -= AdamW(g); m, v moments. All [n], f32. */
+    void   (*adamw)(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o);
+    double (*sum_squares)(ft_backend *be, const float *x, size_t n);                     /* fixed order: same bits always */
+    void   (*scale)(ft_backend *be, float *x, float s, size_t n);
+};
+
+/* The CPU table. threads 0: all cores. */
+FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err);
+FTUNE_API void      ft_backend_free(ft_backend *be);
+/* Name the first missing entry of a table. */
+FTUNE_API ft_status ft_backend_check(const ft_backend *be, ft_error *err);
+#ifdef FTUNE_CUDA
+FTUNE_API ft_status ft_backend_cuda(ft_backend **out, int device, ft_error *err);   /* ftune_cuda.cu */
+#endif
+
+/* >>6 ops -------------------------------------------------------------------------------------------------------- */
+
+/* C[M,N] = alpha * op(A) op(B) + beta * C, row-major, f32: the one tuned loop of the CPU backend. transA: A is stored
+ * [K,M]; transB: B is stored [N,K]. ld: floats from one stored row to the next. */
+FTUNE_API ft_status ft_matmul(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha,
+                              const float *A, int lda, const float *B, int ldb, float beta, float *C, int ldc, ft_error *err);
+
+/* >>7 lora: lora_A, lora_B, scaling ------------------------------------------------------------------------------ */
+
+/* Fields of adapter_config.json. */
+typedef struct ft_lora_config {
+    int   r;                            /* 8 */
+    float lora_alpha;                   /* 16: scaling = lora_alpha / r, or / sqrt(r) with use_rslora */
+    float lora_dropout;                 /* 0 */
+    int   use_rslora;                   /* 0 */
+    char  target_modules[512];          /* comma-separated names: "q_proj,v_proj"; "all-linear": all but lm_head */
+    char  base_model_name_or_path[512];
+} ft_lora_config;
+FTUNE_API ft_lora_config ft_lora_config_default(void);
+/* Does a target list name this module? "q_proj" matches "model.layers.0.self_attn.q_proj". */
+FTUNE_API int ft_lora_matches(const ft_lora_config *c, const char *module);
+FTUNE_API ft_status ft_lora_config_load(ft_lora_config *c, const char *dir, ft_error *err);
+FTUNE_API ft_status ft_lora_config_save(const ft_lora_config *c, const char *dir, ft_error *err);
+
+/* >>8 model: the forward pass, then the backward pass in reverse order ------------------------------------------- */
+
+typedef struct ft_layer {
+    ft_tensor input_layernorm, post_attention_layernorm;     /* [C] */
+    float    *dinput_layernorm, *dpost_attention_layernorm;  /* full fine-tuning; NULL: frozen */
+    ft_linear qkv, o, gate_up, down;
+} ft_layer;
+
+typedef struct ft_model {
+    ft_config  config;
+    ft_backend *be;                     /* not owned */
+    ft_weights *weights;                /* owned; NULL for a model made by ft_model_init */
+    ft_tensor  embed_tokens, norm;      /* [V, C], [C] */
+    float     *dembed_tokens, *dnorm;
+    ft_layer  *layers;
+    ft_linear  lm_head;                 /* weight is embed_tokens when tied */
+    ft_lora_config lora; int has_lora;
+    struct fti_model *priv;             /* activations, rope table, what is allocated */
+} ft_model;
+
+/* dir: config.json and safetensors. */
+FTUNE_API ft_status ft_model_load(ft_model **out, const char *dir, ft_backend *be, ft_error *err);
+/* Random weights as Transformers initialises them: normal with standard deviation 0.02, norms 1, biases 0. */
+FTUNE_API ft_status ft_model_init(ft_model **out, const ft_config *c, uint64_t seed, ft_backend *be, ft_error *err);
+FTUNE_API void      ft_model_free(ft_model *m);
+/* config.json + model.safetensors of the weights as they are now (adapters are not included; merge first). */
+FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype dtype, ft_error *err);
+
+/* Every trainable tensor by its name in a file: PEFT's key for adapters, the checkpoint's for full training. */
+typedef struct ft_param { const char *name; float *value, *grad; int rank, shape[4]; int decay; /* weight decay applies */ } ft_param;
+FTUNE_API int       ft_model_params(const ft_model *m, const ft_param **params);     /* owned by the model */
+
+/* Attach fresh adapters: A uniform in +-1/sqrt(in), B zero, so the first forward is the base's, bit for bit.
+ * No module matches: FTUNE_ERR_NOT_FOUND. */
+FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_t seed, ft_error *err);
+FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err);       /* PEFT directory; missing or unmatched keys are listed errors */
+FTUNE_API ft_status ft_lora_save(const ft_model *m, const char *dir, ft_error *err); /* adapter_config.json + adapter_model.safetensors */
+FTUNE_API ft_status ft_lora_merge(ft_model *m, ft_error *err);                       /* W += scaling * B A; adapters stay, switched off */
+FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err);                     /* the original W, bit for bit */
+/* Make every weight trainable (copied to f32). */
+FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err);
+
+typedef struct ft_loss {
+    double sum;                         /* of weight * -log p over the targets */
+    int    n, correct;                  /* targets; those whose argmax was right */
+    float *logprobs;                    /* caller's [n_targets] or NULL: log p of each target in order */
+} ft_loss;
+/* Forward, and with dloss != 0 also backward of dloss * sum: gradients of everything trainable grow.
+ * The mean over a window of n targets has dloss = 1/n. seed: of dropout; 0 means none (evaluation). */
+FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err);
+/* Logits [N, V] of a small batch, host memory: for lessons and tests. */
+FTUNE_API ft_status ft_model_logits(ft_model *m, const ft_batch *b, float *logits, ft_error *err);
+FTUNE_API void      ft_model_zero_grad(ft_model *m);
+
+/* What a run will take, before anything is taken. Bytes. */
+typedef struct ft_plan {
+    int64_t parameters, trainable;
+    int64_t weights, packed, adapters, gradients, moments, activations, logits, kv_cache, peak;
+    double  flop_per_token_forward, flop_per_token_backward;
+} ft_plan;
+FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights, const ft_lora_config *lora /* NULL: full */,
+                                  int tokens_per_batch, ft_error *err);
+
+/* >>9 training: AdamW, schedule, clipping, step, checkpoint ------------------------------------------------------ */
+
+typedef enum ft_schedule { FTUNE_SCHEDULE_LINEAR, FTUNE_SCHEDULE_COSINE, FTUNE_SCHEDULE_CONSTANT } ft_schedule;
+typedef struct ft_train_options {
+    float lr;                           /* 1e-4 */
+    float beta1, beta2, eps;            /* 0.9, 0.999, 1e-8 */
+    float weight_decay;                 /* 0.0; skips biases and norms */
+    float max_grad_norm;                /* 1.0; 0: no clipping */
+    ft_schedule schedule;               /* cosine */
+    float warmup;                       /* below 1: share of all steps, else a number of steps; 0 */
+    int   batch;                        /* rows of one forward pass; 8 */
+    int   accumulate;                   /* forward passes of one update; 1 */
+    int   epochs;  int64_t steps;       /* 3; steps > 0 wins over epochs */
+    int   packing_length;               /* > 0: batch counts packed rows of this many tokens; 0: rows end to end */
+    int   shuffle; uint64_t seed;       /* 1, 42 */
+    int   save_every;                   /* checkpoint each so many steps; 0: only at the end */
+    const char *out_dir;                /* NULL: no files; else log.jsonl, loss.svg, checkpoint-N/, and the result */
+    ft_log_fn log; void *log_user;      /* progress lines */
+    int   log_every;                    /* 10 */
+} ft_train_options;
+FTUNE_API ft_train_options ft_train_options_default(void);
+
+/* The learning rate of update s (0 for the first) of total. */
+FTUNE_API float ft_learning_rate(const ft_train_options *o, int64_t s, int64_t total);
+
+typedef struct ft_trainer ft_trainer;
+typedef struct ft_progress {            /* after one update */
+    int64_t step, total; double epoch, loss, grad_norm, lr, tokens_per_second, seconds_left, accuracy;
+    int64_t tokens, targets; size_t memory_bytes;
+} ft_progress;
+/* train and eval (may be NULL) stay the caller's and must outlive the trainer. */
+FTUNE_API ft_status ft_trainer_new(ft_trainer **out, ft_model *m, const ft_dataset *train, const ft_dataset *eval,
+                                   const ft_train_options *o, ft_error *err);
+FTUNE_API void      ft_trainer_free(ft_trainer *t);
+FTUNE_API ft_status ft_trainer_step(ft_trainer *t, ft_progress *p, ft_error *err);  /* one update */
+FTUNE_API int       ft_trainer_done(const ft_trainer *t);
+FTUNE_API ft_status ft_trainer_run(ft_trainer *t, ft_error *err);                   /* steps until done; logs, checkpoints, curve */
+FTUNE_API ft_status ft_trainer_save(ft_trainer *t, const char *dir, ft_error *err); /* a checkpoint: adapter + optimizer + state */
+FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *err); /* dir: a checkpoint, or a run directory: its newest */
+typedef struct ft_evaluation { double loss, perplexity, accuracy; int64_t targets; } ft_evaluation;
+FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_evaluation *e, ft_error *err);
+
+/* >>10 generate, save: hearing what was learnt ------------------------------------------------------------------- */
+
+typedef struct ft_generate_options {
+    int   max_new_tokens;               /* 128 */
+    float temperature;                  /* 0: greedy */
+    int   top_k;                        /* 0: all */
+    float top_p;                        /* 1 */
+    float repetition_penalty;           /* 1 */
+    uint64_t seed;                      /* 42 */
+    const int32_t *stop_ids; int n_stop;/* generation ends at, and does not include, any of these */
+    /* called with each id as it is chosen; return nonzero to stop. NULL: no streaming */
+    int (*on_token)(void *user, int32_t id); void *user;
+} ft_generate_options;
+FTUNE_API ft_generate_options ft_generate_options_default(void);
+/* ids [n] prompt; out [cap] new ids, *n_out how many. The KV cache lives for this call. */
+FTUNE_API ft_status ft_generate(ft_model *m, const int32_t *ids, int n, const ft_generate_options *o,
+                                int32_t *out, int cap, int *n_out, ft_error *err);
+/* The same for many prompts at once, greedy or sampled; used to score a held-out set quickly. prompt p's answer is
+ * at out + p*cap, its length n_out[p]. */
+FTUNE_API ft_status ft_generate_batch(ft_model *m, const int32_t *const *ids, const int *n, int n_prompts,
+                                      const ft_generate_options *o, int32_t *out, int cap, int *n_out, ft_error *err);
+/* Prompt text in, answer text out, through a template: the shortest way to hear a model. out is 0-terminated. */
+FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const ft_message *messages,
+                              int n_messages, const ft_generate_options *o, char *out, size_t cap, ft_error *err);
+
+/* Reading JSON, for programs that use ftune: rows, settings, logs ------------------------------------------------- */
+
+/* A parsed text: a tree of numbered nodes, 0 is the root, -1 is "not there" and may be passed everywhere. */
+typedef struct ft_json ft_json;
+typedef enum ft_json_type { FTUNE_JSON_NULL, FTUNE_JSON_FALSE, FTUNE_JSON_TRUE, FTUNE_JSON_NUMBER, FTUNE_JSON_STRING,
+                            FTUNE_JSON_ARRAY, FTUNE_JSON_OBJECT, FTUNE_JSON_MISSING } ft_json_type;
+/* text [n] is not copied and must outlive the tree; name begins every message. */
+FTUNE_API ft_status    ft_json_parse(ft_json **out, const char *text, size_t n, const char *name, ft_error *err);
+FTUNE_API void         ft_json_free(ft_json *j);
+FTUNE_API ft_json_type ft_json_type_of(const ft_json *j, int node);                 /* FTUNE_JSON_MISSING for -1 */
+FTUNE_API int          ft_json_get(const ft_json *j, int object, const char *key);  /* member, or -1 */
+FTUNE_API int          ft_json_child(const ft_json *j, int node);                   /* first member or element, or -1 */
+FTUNE_API int          ft_json_next(const ft_json *j, int node);                    /* the one after it, or -1 */
+FTUNE_API int          ft_json_count(const ft_json *j, int node);                   /* members or elements */
+FTUNE_API double       ft_json_number(const ft_json *j, int node, double otherwise);
+FTUNE_API ft_text      ft_json_text(ft_json *j, int node);     /* 0-terminated, owned by j; p NULL: not a string */
+FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as it is written */
+FTUNE_API int          ft_json_line(const ft_json *j, int node);                    /* 1-based, for messages */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* FTUNE_H */
+
+/* ================================================================================================================
+ *  IMPLEMENTATION (CPU). The chapters come again, in the same order, under the same numbers.
+ * ============================================================================================================== */
+#if defined(FTUNE_IMPLEMENTATION) && !defined(FTUNE_IMPLEMENTED)
+#define FTUNE_IMPLEMENTED
+
+#include <errno.h>
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <string.h>
+#include <stdlib.h>
+#include <stdio.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if !defined(_WIN32)
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+#if !defined(FTUNE_MALLOC) && !defined(FTUNE_REALLOC) && !defined(FTUNE_FREE)
+#define FTUNE_MALLOC(n)     malloc(n)
+#define FTUNE_REALLOC(p, n) realloc(p, n)
+#define FTUNE_FREE(p)       free(p)
+#elif !defined(FTUNE_MALLOC) || !defined(FTUNE_REALLOC) || !defined(FTUNE_FREE)
+#error "define all three of FTUNE_MALLOC, FTUNE_REALLOC, FTUNE_FREE, or none"
+#endif
+#ifndef FTUNE_ASSERT
+#include <assert.h>
+#define FTUNE_ASSERT(x) assert(x)
+#endif
+
+/* stb_ds: growable arrays. A program that already compiles it elsewhere defines FTUNE_NO_STB_DS_IMPLEMENTATION. */
+#ifndef INCLUDE_STB_DS_H
+#ifndef FTUNE_NO_STB_DS_IMPLEMENTATION
+#define STB_DS_IMPLEMENTATION
+#define STBDS_REALLOC(context, p, n) FTUNE_REALLOC(p, n)
+#define STBDS_FREE(context, p)       FTUNE_FREE(p)
+#endif
+#if defined(__has_include)
+#if __has_include(<stb/stb_ds.h>)
+#include <stb/stb_ds.h>
+#else
+#include "stb_ds.h"
+#endif
+#else
+#include <stb/stb_ds.h>
+#endif
+#endif
+
+#if defined(__GNUC__)
+#define FTI_PRINTF(a, b) __attribute__((format(printf, a, b), unused))
+#define FTI_UNUSED       __attribute__((unused))
+#define FTI_INLINE       static inline __attribute__((always_inline, unused))
+#else
+#define FTI_PRINTF(a, b)
+#define FTI_UNUSED
+#define FTI_INLINE static inline
+#endif
+
+/* A loop whose iterations write different outputs. Static partition: the same bits for any number of threads. */
+#ifdef _OPENMP
+#define FTI_PRAGMA(x) _Pragma(#x)
+#define FTI_PARALLEL_FOR(threads) FTI_PRAGMA(omp parallel for schedule(static) num_threads(threads))
+#else
+#define FTI_PARALLEL_FOR(threads)
+#endif
+/* What the chapters share ---------------------------------------------------------------------------------------
+ * Prototypes of the appendix, so that the chapters can stand in the order data flows. */
+
+/* Set *err (if any) and return its code: return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected ...", path); */
+static ft_status fti_fail(ft_error *err, ft_status code, const char *format, ...) FTI_PRINTF(3, 4);
+static ft_status fti_no_memory(ft_error *err, size_t bytes);
+
+/* Allocation with overflow-checked products; NULL when it fails. */
+static void *fti_alloc(size_t count, size_t size);
+static void *fti_calloc(size_t count, size_t size);
+
+/* stb_ds arrays, but a failed allocation is reported instead of dereferenced (stb_ds itself never checks).
+ *   fti_fit(a, n)   room for n more elements; false when memory is out
+ *   fti_push(a, v)  append; false when memory is out
+ * Read them with arrlen, arrlast, arrpop; release with arrfree. Hash tables are fti_map: those of stb_ds keep a
+ * seed in a global variable and cannot report a failed allocation. */
+static int fti_fit_bytes(void *array, size_t element, size_t n);
+#define fti_fit(a, n)  fti_fit_bytes(&(a), sizeof *(a), (n))
+#define fti_push(a, v) (fti_fit(a, 1) && (arrput(a, v), 1))
+
+/* Arena: many small allocations, one release. Blocks never move. */
+typedef struct fti_arena { struct fti_block *top; } fti_arena;
+static void *fti_arena_alloc(fti_arena *a, size_t bytes);                 /* 16-byte aligned, zeroed; NULL: no memory */
+static char *fti_arena_copy(fti_arena *a, const char *p, size_t n);       /* adds a terminating 0 */
+static void  fti_arena_free(fti_arena *a);
+
+/* Growing text. ok turns 0 when memory runs out and stays 0, so a writer checks once at the end. */
+typedef struct fti_buf { char *p; size_t n, cap; int failed; } fti_buf;
+static void fti_buf_add(fti_buf *b, const char *p, size_t n);
+static void fti_buf_str(fti_buf *b, const char *s);
+static void fti_buf_fmt(fti_buf *b, const char *format, ...) FTI_PRINTF(2, 3);
+static void fti_buf_json(fti_buf *b, const char *p, size_t n);            /* "quoted and escaped", UTF-8 kept */
+static void fti_buf_free(fti_buf *b);
+
+/* Bytes -> int32: open addressing over a caller-owned key store (keys are not copied). Missing: -1. */
+typedef struct fti_map_slot { const char *key; uint32_t len, hash; int32_t value; } fti_map_slot;
+typedef struct fti_map { fti_map_slot *slot; size_t cap, n; } fti_map;
+static int     fti_map_put(fti_map *m, const char *key, size_t len, int32_t value);   /* replaces; false: no memory */
+static int32_t fti_map_get(const fti_map *m, const char *key, size_t len);
+static void    fti_map_free(fti_map *m);
+static uint64_t fti_hash(const char *p, size_t n);
+
+/* A whole file, mapped read-only when the system can, else read. Empty files are fine. */
+typedef struct fti_file { const char *data; size_t size; int mapped; } fti_file;
+static ft_status fti_file_open(fti_file *f, const char *path, ft_error *err);
+static void      fti_file_close(fti_file *f);
+static int       fti_file_exists(const char *path);
+static int       fti_is_directory(const char *path);
+static ft_status fti_make_directory(const char *path, ft_error *err);     /* with parents; existing is fine */
+/* Write-temporary, fsync, rename: the target is the old file or the new one, never half of either. */
+static ft_status fti_file_write(const char *path, const char *data, size_t n, ft_error *err);
+/* dir + "/" + name in the arena; NULL: no memory */
+static char *fti_path_join(fti_arena *a, const char *dir, const char *name);
+
+/* JSON: the text is parsed once, without recursion, into a flat array of nodes; node 0 is the root. Strings stay in
+ * the text until asked for. The file outlives the nodes. Depth is limited to FTI_JSON_DEPTH. */
+typedef enum fti_json_type { FTI_NULL, FTI_FALSE, FTI_TRUE, FTI_NUMBER, FTI_STRING, FTI_ARRAY, FTI_OBJECT } fti_json_type;
+typedef struct fti_json_node {
+    uint32_t start, len;          /* bytes of the value in the text; strings without their quotes */
+    uint32_t key, key_len;        /* inside an object: its key, raw, without quotes */
+    uint32_t next, count;         /* next sibling (0: last); members of an array or object; first child is node + 1 */
+    uint8_t  type, escaped, key_escaped;
+} fti_json_node;
+typedef struct fti_json { const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes; } fti_json;
+static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
+static void      fti_json_free(fti_json *j);
+static int       fti_json_child(const fti_json *j, int parent);           /* first member, or -1 */
+static int       fti_json_next(const fti_json *j, int node);              /* next member, or -1 */
+static int       fti_json_get(const fti_json *j, int object, const char *key);        /* last one of that key, or -1 */
+static int       fti_json_is(const fti_json *j, int node, fti_json_type type);        /* false for node -1 */
+static double    fti_json_number(const fti_json *j, int node, double otherwise);
+static int64_t   fti_json_int(const fti_json *j, int node, int64_t otherwise);        /* clamps, never overflows */
+static int       fti_json_bool(const fti_json *j, int node, int otherwise);
+/* The string with its escapes undone: p points into the text when there are none, else into the arena (p is then
+ * 0-terminated). Lone surrogates become U+FFFD. p NULL: not a string, or no memory. */
+static ft_text   fti_json_text(const fti_json *j, int node, fti_arena *a);
+static ft_text   fti_json_key(const fti_json *j, int node, fti_arena *a);
+static int       fti_json_equals(const fti_json *j, int node, const char *s); /* the string spells s (escapes undone) */
+static int       fti_json_line(const fti_json *j, int node);              /* 1-based line, for messages */
+
+/* UTF-8. Decode one code point at p (end exclusive): its length in bytes, or 0 when the bytes are not UTF-8
+ * (overlong forms, surrogates, above U+10FFFF, cut off). */
+static int    fti_utf8_decode(const char *p, const char *end, uint32_t *cp);
+static int    fti_utf8_encode(uint32_t cp, char out[4]);                  /* bytes written, 1..4 */
+static size_t fti_utf8_valid(const char *p, size_t n);                    /* length of the valid beginning */
+
+/* bf16 and f16 <-> f32, round to nearest even. */
+static float    fti_bf16_to_f32(uint16_t h);
+static uint16_t fti_f32_to_bf16(float f);
+static float    fti_f16_to_f32(uint16_t h);
+static uint16_t fti_f32_to_f16(float f);
+static uint16_t fti_le16(const void *p);
+static uint32_t fti_le32(const void *p);
+static uint64_t fti_le64(const void *p);
+static uint64_t fti_crc64(uint64_t crc, const void *p, size_t n);         /* fingerprints of files in checkpoints */
+static double   fti_now(void);                                            /* seconds of a steady clock */
+
+/* Unicode 16 properties of a code point, as bits; tables in the appendix (two-stage, made by tests/make_unicode.py). */
+enum {
+    FTI_CP_UPPER = 1,       /* Lu, Lt */
+    FTI_CP_LOWER = 2,       /* Ll */
+    FTI_CP_MODIFIER = 4,    /* Lm */
+    FTI_CP_CASELESS = 8,    /* Lo */
+    FTI_CP_LETTER = 15,     /* L: any of the four */
+    FTI_CP_MARK = 16,       /* M */
+    FTI_CP_NUMBER = 32,     /* N */
+    FTI_CP_SPACE = 64,      /* property White_Space */
+    FTI_CP_HAN = 128,       /* Script=Han */
+    FTI_CP_PUNCT = 256,     /* P */
+    FTI_CP_CONTROL = 512,   /* Cc */
+    FTI_CP_FORMAT = 1024,   /* Cf */
+    FTI_CP_UNASSIGNED = 2048, /* Cn, Co, Cs */
+    FTI_CP_NONSPACING = 4096  /* Mn */
+};
+static unsigned fti_cp_class(uint32_t cp);
+/* Canonical normal forms. out gets the result; origin (may be NULL) gets, for each byte written, the byte offset in text
+ * of the character it came from, as an stb_ds array. False: no memory. fti_is_nfc: quick check, true only when the text is certainly NFC. */
+typedef enum fti_form { FTI_NFC, FTI_NFD, FTI_NFKC, FTI_NFKD } fti_form;
+static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out, uint32_t **origin);
+static int fti_is_nfc(const char *text, size_t n);
+static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower case; extra[] the further code points or 0 */
+
+#include <inttypes.h>
+/* The shortest decimal that reads back the same with this many digits at most (9: a float, 17: a double), as Python
+ * writes it: 1e-06, 0.02, 16.0. The same in every locale; null when not finite. */
+static void fti_buf_number(fti_buf *b, double x, int digits);
+/* A raw JSON string with its escapes undone into out [len]; bytes written. */
+static size_t fti_json_undo_to(char *out, const char *p, size_t len);
+
+/* A file written piece by piece under a temporary name; commit syncs it and renames it to path. A failed add is
+ * remembered and reported by commit. Every opened writer ends with commit or abandon. */
+typedef struct fti_writer { FILE *file; char *temp; const char *path; int error; } fti_writer;
+static ft_status fti_writer_open(fti_writer *w, const char *path, ft_error *err);
+static void      fti_writer_add(fti_writer *w, const void *p, size_t n);
+static ft_status fti_writer_commit(fti_writer *w, ft_error *err);
+static void      fti_writer_abandon(fti_writer *w);
+
+/* >>1 tokenizer: text -> ids -------------------------------------------------------------------------------------
+ *
+ * A model reads numbers. Words would need an endless dictionary and letters make sequences long, so since 2016 models
+ * read something between: byte pair encoding (Sennrich et al., arXiv:1508.07909). Training joins the most frequent
+ * pair of neighbours into a new token, again and again; the order in which tokens were learnt is their rank. To encode,
+ * replay that order: of all neighbours, join the pair that was learnt first, until no pair is a token.
+ *
+ *     h u g s          ranks: "ug" 256, "hug" 257, "gs" 300
+ *     h [ug] s         "ug" 256 beats "gs" 300
+ *     [hug] s          "hug" 257; "hugs" was never learnt, so this is the answer
+ *
+ * Since GPT-2 (2019) the alphabet is the 256 bytes, so every text has an encoding and nothing is ever "unknown". A
+ * character of three bytes that is no token of its own becomes three ids, which is why decoding one id at a time must
+ * hold bytes back (ft_stream). Before joining, text is cut into pieces, roughly words with their leading space, and no
+ * token crosses a cut. Cutting differs per model family; the rules are regular expressions in their papers and
+ * hand-written scanners here.
+ *
+ * Here is all of it in a few lines, for vocabularies whose ids are ranks. It is slow: each round looks at all
+ * neighbours again, so a piece of n bytes costs n * n look-ups. The tests hold the fast one further down against it.
+ *
+ * Usual mistake: encoding a rendered chat with control tokens recognised everywhere, so that a user who types
+ * "<|im_end|>" ends the turn. Here control tokens are text unless the caller says otherwise. See examples/01_tokenize.c. */
+
+struct fti_vocab;
+static int32_t fti_vocab_find(const struct fti_vocab *v, const char *p, size_t n);
+
+FTI_UNUSED static size_t fti_bpe_simple(const struct fti_vocab *v, const char *piece, size_t n, int32_t *ids)
+{
+    size_t parts = n, i, best;                                /* ids[i] is a part of the piece; first one byte each */
+    const char *p;
+    for (i = 0; i < n; i++) ids[i] = 1;                       /* lengths, until the end */
+    for (;;) {
+        int32_t rank, best_rank = INT32_MAX;
+        for (i = 0, p = piece, best = 0; i + 1 < parts; p += ids[i++])
+            if ((rank = fti_vocab_find(v, p, (size_t)(ids[i] + ids[i + 1]))) >= 0 && rank < best_rank) {
+                best_rank = rank;
+                best = i;
+            }
+        if (best_rank == INT32_MAX) break;
+        ids[best] += ids[best + 1];
+        for (i = best + 1; i + 1 < parts; i++) ids[i] = ids[i + 1];
+        parts--;
+    }
+    for (i = 0, p = piece; i < parts; p += n, i++) {
+        n = (size_t)ids[i];
+        ids[i] = fti_vocab_find(v, p, n);
+    }
+    return parts;
+}
+
+/* ---- what all families share ----------------------------------------------------------------------------------- *
+ * Text goes this way, the same for BPE, WordPiece and SentencePiece:
+ *
+ *     text --(1) cut out added tokens--> sections --(2) normalize--> --(3) cut out added tokens that are looked for
+ *     in normalised text--> --(4) encode--> ids with byte ranges, put into an fti_sink that knows how to get back from
+ *     normalised bytes to the caller's bytes
+ *
+ * A family fills an fti_family, sets tok->family, keeps its own data in tok->model, and puts its tokens in with
+ * fti_vocab_add; the loader at the end of this chapter finds out which family a file is and calls its _load. */
+
+typedef struct fti_sink {
+    int32_t *ids; ft_span *offsets;     /* out, may be NULL */
+    size_t   cap, n;                    /* n counts on past cap */
+    size_t   begin, end;                /* the section: bytes of the caller's text */
+    const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
+    size_t   n_origin;
+    size_t   at;                        /* where the text given to encode begins in the normalised section */
+} fti_sink;
+
+typedef struct fti_family {
+    const char *name;
+    int utf8;                           /* text must be UTF-8 */
+    /* Bytes the model will see. 0: unchanged; 1: written to out; -1: no memory. origin as for fti_normalize, or NULL when
+     * offsets are not wanted. first: the section stands at the very beginning of the text. May be NULL. */
+    int (*normalize)(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin);
+    /* fti_put(out, id, begin, end) for each token of text[0, n), begin and end being bytes of that text. */
+    ft_status (*encode)(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err);
+    /* What an id adds to the decoded text; first: nothing was decoded before it. NULL: its bytes. */
+    void (*decode)(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out);
+    void (*free_model)(void *model);    /* may be NULL */
+} fti_family;
+
+typedef struct fti_token { const char *p; int32_t id; uint32_t len; } fti_token;
+typedef struct fti_bucket { uint64_t key; int32_t id; uint32_t len; } fti_bucket;  /* len 0: empty; FTI_HIDDEN: see below */
+typedef struct fti_vocab {
+    fti_token *token; size_t n;         /* ascending ids; in most files token[i].id == i */
+    fti_bucket  *slot;  size_t cap;       /* bytes -> id */
+} fti_vocab;
+#define FTI_HIDDEN 0x80000000u          /* no piece of text becomes this token as a whole: merging never makes it */
+
+/* A token that is cut out of the text before anything else, with the flags of tokenizer.json. */
+typedef struct fti_added {
+    const char *p; uint32_t n; int32_t id;
+    uint8_t special, single_word, lstrip, rstrip, normalized;
+} fti_added;
+typedef struct fti_added_set {
+    fti_added *at;                      /* stb array, sorted by content */
+    int first[257];                     /* at[first[b]] is the first that begins with byte b */
+    int only;                           /* all begin with this byte, or -1 */
+    int n_ordinary;                     /* not special: looked for even when control tokens are text */
+} fti_added_set;
+
+typedef struct fti_attribute { char name[32]; int32_t id; } fti_attribute;
+
+#define FTI_MAX_AROUND 8
+struct ft_tokenizer {
+    const fti_family *family;
+    void         *model;                /* the family's own: fti_bpe, ... */
+    fti_vocab     vocab;                /* every token, added ones too */
+    fti_added_set raw, normal;          /* looked for in the text; in the normalised text */
+    int32_t      *special;              /* stb array: ids of control tokens, ascending */
+    int32_t       before[FTI_MAX_AROUND], after[FTI_MAX_AROUND];     /* what FTUNE_ADD_SPECIAL adds */
+    int           n_before, n_after;
+    fti_attribute attribute[16];
+    int           n_attributes;
+    fti_arena     arena;                /* bytes of tokens */
+};
+
+FTI_INLINE void fti_put(fti_sink *s, int32_t id, size_t begin, size_t end)
+{
+    if (s->n < s->cap) {
+        s->ids[s->n] = id;
+        if (s->offsets) {
+            size_t b = begin + s->at, e = end + s->at;
+            if (s->origin) {                                  /* all of the characters the token has a byte of */
+                size_t last = e > b ? e - 1 : b;
+                while (e < s->n_origin && e > b && s->origin[e] == s->origin[last]) e++;
+                b = b < s->n_origin ? s->origin[b] : s->end - s->begin;
+                e = e < s->n_origin ? s->origin[e] : s->end - s->begin;
+            }
+            s->offsets[s->n].begin = s->begin + b;
+            s->offsets[s->n].end = s->begin + (e > b ? e : b);
+        }
+    }
+    s->n++;
+}
+
+/* ---- vocabulary: id <-> bytes ---------------------------------------------------------------------------------- */
+
+FTI_INLINE uint64_t fti_read64(const char *p) { uint64_t x; memcpy(&x, p, 8); return x; }
+FTI_INLINE uint32_t fti_read32(const char *p) { uint32_t x; memcpy(&x, p, 4); return x; }
+
+/* Up to 8 bytes the key, with the length, is the text itself: equal keys need no second look. Longer: a hash. */
+FTI_INLINE uint64_t fti_vocab_key(const char *p, size_t n)
+{
+    uint64_t h;
+    size_t i;
+    if (n >= 4 && n <= 8) return fti_read32(p) | (uint64_t)fti_read32(p + n - 4) << 32;
+    if (n < 4) return n ? (uint8_t)p[0] | (uint64_t)(uint8_t)p[n / 2] << 8 | (uint64_t)(uint8_t)p[n - 1] << 16 : 0;
+    for (i = 8, h = fti_read64(p); i + 8 < n; i += 8)
+        h = (h ^ h >> 32) * UINT64_C(0x9E3779B97F4A7C15) + fti_read64(p + i);
+    return (h ^ h >> 29) * UINT64_C(0xBF58476D1CE4E5B9) + fti_read64(p + n - 8);
+}
+
+FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t key, size_t n)
+{
+    uint64_t h = (key + n) * UINT64_C(0x9E3779B97F4A7C15);
+    h = (h ^ h >> 32) * UINT64_C(0xD6E8FEB86659FD93);
+    return (size_t)((h >> 32) * v->cap >> 32);
+}
+
+static const fti_token *fti_vocab_at(const fti_vocab *v, int32_t id)
+{
+    size_t lo = 0, hi = v->n;
+    if (id >= 0 && (size_t)id < v->n && v->token[id].id == id) return &v->token[id];
+    while (lo < hi) {                                         /* ids with gaps */
+        size_t mid = lo + (hi - lo) / 2;
+        if (v->token[mid].id < id) lo = mid + 1; else hi = mid;
+    }
+    return lo < v->n && v->token[lo].id == id ? &v->token[lo] : NULL;
+}
+
+FTI_INLINE const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
+{
+    uint64_t key = fti_vocab_key(p, n);
+    size_t i;
+    if (!v->cap) return NULL;
+    for (i = fti_vocab_start(v, key, n); v->slot[i].len; i = i + 1 < v->cap ? i + 1 : 0)
+        if (v->slot[i].key == key && (v->slot[i].len & mask) == n
+            && (n <= 8 || !memcmp(fti_vocab_at(v, v->slot[i].id)->p, p, n)))
+            return &v->slot[i];
+    return NULL;
+}
+
+/* The id of a token, or -1. */
+static int32_t fti_vocab_find(const struct fti_vocab *v, const char *p, size_t n)
+{
+    const fti_bucket *s = n && n < FTI_HIDDEN ? fti_vocab_bucket(v, p, n, ~FTI_HIDDEN) : NULL;
+    return s ? s->id : -1;
+}
+
+/* The same for tokens that a piece of text may become as a whole. */
+FTI_INLINE int32_t fti_vocab_whole(const fti_vocab *v, const char *p, size_t n)
+{
+    const fti_bucket *s = fti_vocab_bucket(v, p, n, UINT32_MAX);
+    return s ? s->id : -1;
+}
+
+/* Before fti_vocab_finish. p is not copied: it lives as long as the tokenizer. */
+static int fti_vocab_add(fti_vocab *v, int32_t id, const char *p, size_t n)
+{
+    fti_token t = { p, id, (uint32_t)n };
+    return fti_push(v->token, t);
+}
+
+static int fti_by_id(const void *a, const void *b)
+{
+    int32_t x = ((const fti_token *)a)->id, y = ((const fti_token *)b)->id;
+    return (x > y) - (x < y);
+}
+
+/* Sort, refuse ids given twice, build the table. A text with two ids keeps the last (same_text 1) or is an error. */
+static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
+{
+    size_t i, k, n = v->n = (size_t)arrlen(v->token);
+    for (i = 1; i < n && v->token[i - 1].id < v->token[i].id; i++) ;
+    if (i < n) qsort(v->token, n, sizeof *v->token, fti_by_id);
+    for (i = k = 0; i < n; i++) {                             /* an added token may also stand in the vocabulary */
+        const fti_token *t = &v->token[i], *last = k ? &v->token[k - 1] : NULL;
+        if (!last || last->id != t->id) v->token[k++] = *t;
+        else if (last->len != t->len || memcmp(last->p, t->p, t->len))
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one token for each id, found \"%.*s\" and \"%.*s\" for %d", name,
+                            last->len < 60 ? (int)last->len : 60, last->p, t->len < 60 ? (int)t->len : 60, t->p, (int)t->id);
+    }
+    if (n) arrsetlen(v->token, k);
+    n = v->n = k;
+    FTUNE_FREE(v->slot);
+    v->cap = n + n / 2 + 8;
+    if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot))) return fti_no_memory(err, v->cap * sizeof *v->slot);
+    for (i = 0; i < n; i++) {
+        const fti_token *t = &v->token[i];
+        uint64_t key = fti_vocab_key(t->p, t->len);
+        fti_bucket *s;
+        if (!t->len) continue;
+        if ((s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN)) != NULL) {
+            if (!same_text)
+                return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
+                                t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
+            s->id = t->id;
+            continue;
+        }
+        for (k = fti_vocab_start(v, key, t->len); v->slot[k].len; k = k + 1 < v->cap ? k + 1 : 0) ;
+        v->slot[k].key = key;
+        v->slot[k].id = t->id;
+        v->slot[k].len = t->len;
+    }
+    return FTUNE_OK;
+}
+
+static void fti_vocab_free(fti_vocab *v)
+{
+    arrfree(v->token);
+    FTUNE_FREE(v->slot);
+    v->slot = NULL;
+    v->n = v->cap = 0;
+}
+
+/* ---- cutting text into pieces ---------------------------------------------------------------------------------- *
+ * Each family publishes a regular expression. With L letters, N numbers, M marks, S white space:
+ *
+ *   gpt2     's|'t|'re|'ve|'m|'ll|'d| ?L+| ?N+| ?[^S L N]+|S+(?!not S)|S+
+ *   cl100k   (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n L N]?L+|N{1,3}| ?[^S L N]+[\r\n]*|S*[\r\n]+|S+(?!not S)|S+
+ *   qwen     the same with N for N{1,3}
+ *   o200k    [^\r\n L N]? U* W+ c?|[^\r\n L N]? U+ W* c?|N{1,3}| ?[^S L N]+[\r\n/]*|...   c the contractions,
+ *            U capital, title, modifier, caseless letters and marks; W small, modifier, caseless letters and marks
+ *   kimi     Han+| the two word branches of o200k with U and W without Han |N{1,3}| ?[^S L N]+[\r\n]*|...
+ *
+ * An engine for such expressions is where other tokenizers lose their time. Each scanner below is given the beginning
+ * of a piece and returns its end; it looks at each character a bounded number of times. */
+
+/* The class of ASCII bytes at a glance; 0 for the bytes of longer characters and for punctuation and controls. */
+#define FTI_U8(x) x, x, x, x, x, x, x, x
+static const uint8_t fti_byte_class[256] = {
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 64, 64, 64, 64, 0, 0, FTI_U8(0), FTI_U8(0),
+    64, 0, 0, 0, 0, 0, 0, 0, FTI_U8(0), FTI_U8(32), 32, 32, 0, 0, 0, 0, 0, 0,
+    0, 1, 1, 1, 1, 1, 1, 1, FTI_U8(1), FTI_U8(1), 1, 1, 1, 0, 0, 0, 0, 0,
+    0, 2, 2, 2, 2, 2, 2, 2, FTI_U8(2), FTI_U8(2), 2, 2, 2, 0, 0, 0, 0, 0
+};
+#undef FTI_U8
+#define FTI_CP_WORDS (FTI_CP_LETTER | FTI_CP_NUMBER | FTI_CP_SPACE)
+
+/* The class of the character at p < end and its length. Only for text already found to be UTF-8. */
+FTI_INLINE unsigned fti_class_at(const char *p, int *len)
+{
+    const uint8_t *s = (const uint8_t *)p;
+    if (s[0] < 0x80) { *len = 1; return fti_byte_class[s[0]]; }
+    if (s[0] < 0xE0) { *len = 2; return fti_cp_class((s[0] & 31u) << 6 | (s[1] & 63u)); }
+    if (s[0] < 0xF0) { *len = 3; return fti_cp_class((s[0] & 15u) << 12 | (s[1] & 63u) << 6 | (s[2] & 63u)); }
+    *len = 4;
+    return fti_cp_class((s[0] & 7u) << 18 | (s[1] & 63u) << 12 | (s[2] & 63u) << 6 | (s[3] & 63u));
+}
+
+/* Past the characters that have one of these classes. */
+FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
+{
+    int len;
+    for (;;) {
+        while (p < end && (fti_byte_class[(uint8_t)*p] & classes)) p++;
+        if (p == end || !((uint8_t)*p & 0x80) || !(fti_class_at(p, &len) & classes)) return p;
+        p += len;
+    }
+}
+
+/* Past what is neither letter nor number nor white space, and then past these bytes. */
+static const char *fti_run_other(const char *p, const char *end, const char *after)
+{
+    int len;
+    while (p < end && !(fti_class_at(p, &len) & FTI_CP_WORDS)) p += len;
+    while (p < end && *p && strchr(after, *p)) p++;
+    return p;
+}
+
+/* 's 't 'm 'd 're 've 'll after the apostrophe at p: past it, or NULL. Folding case, U+017F is an s too. */
+static const char *fti_contraction(const char *p, const char *end, int fold)
+{
+    int a, b;
+    if (end - p < 2 || *p != '\'') return NULL;
+    a = fold && p[1] >= 'A' && p[1] <= 'Z' ? p[1] + 32 : p[1];
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return p + 2;
+    if (end - p < 3) return NULL;
+    if (fold && !memcmp(p + 1, "\xC5\xBF", 2)) return p + 3;
+    b = fold && p[2] >= 'A' && p[2] <= 'Z' ? p[2] + 32 : p[2];
+    return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l') ? p + 3 : NULL;
+}
+
+/* White space at p. A run leaves its last character to the word that follows, unless the text ends there; with
+ * newlines, a run is first cut behind its last line break. */
+static const char *fti_split_space(const char *p, const char *end, int newlines)
+{
+    const char *q = p, *last = p, *line = NULL;
+    int len;
+    for (; q < end && (fti_class_at(q, &len) & FTI_CP_SPACE); q += len) {
+        last = q;
+        if (*q == '\n' || *q == '\r') line = q + 1;
+    }
+    if (newlines && line) return line;
+    return q < end && last > p ? last : q;
+}
+
+static const char *fti_split_gpt2(const char *p, const char *end)
+{
+    const char *q = p;
+    unsigned c;
+    int len;
+    if (*p == '\'' && (q = fti_contraction(p, end, 0)) != NULL) return q;
+    q = *p == ' ' && end - p > 1 ? p + 1 : p;
+    c = fti_class_at(q, &len);
+    if (c & FTI_CP_LETTER) return fti_run(q + len, end, FTI_CP_LETTER);
+    if (c & FTI_CP_NUMBER) return fti_run(q + len, end, FTI_CP_NUMBER);
+    if (!(c & FTI_CP_SPACE)) return fti_run_other(q + len, end, "");
+    return fti_split_space(p, end, 0);
+}
+
+/* What the newer families do when no word begins at p, whose class is c: numbers, punctuation, white space. */
+static const char *fti_split_rest(const char *p, const char *end, unsigned c, int len, int digits, const char *after)
+{
+    const char *q = p + len;
+    if (c & FTI_CP_NUMBER) {
+        while (--digits > 0 && q < end && (fti_class_at(q, &len) & FTI_CP_NUMBER)) q += len;
+        return q;
+    }
+    if (!(c & FTI_CP_SPACE)) return fti_run_other(q, end, after);
+    if (*p == ' ' && q < end && !(fti_class_at(q, &len) & FTI_CP_WORDS)) return fti_run_other(q, end, after);
+    return fti_split_space(p, end, 1);
+}
+
+FTI_INLINE const char *fti_split_words(const char *p, const char *end, int digits)
+{
+    const char *q;
+    int len, next;
+    unsigned c = fti_class_at(p, &len);
+    if (c & FTI_CP_LETTER) return fti_run(p + len, end, FTI_CP_LETTER);
+    if (*p == '\'' && (q = fti_contraction(p, end, 1)) != NULL) return q;
+    q = p + len;                                              /* may be the one character before a word */
+    if (!(c & FTI_CP_NUMBER) && *p != '\r' && *p != '\n' && q < end && (fti_class_at(q, &next) & FTI_CP_LETTER))
+        return fti_run(q + next, end, FTI_CP_LETTER);
+    return fti_split_rest(p, end, c, len, digits, "\r\n");
+}
+static const char *fti_split_cl100k(const char *p, const char *end) { return fti_split_words(p, end, 3); }
+static const char *fti_split_qwen(const char *p, const char *end)   { return fti_split_words(p, end, 1); }
+
+#define FTI_CP_U (FTI_CP_UPPER | FTI_CP_MODIFIER | FTI_CP_CASELESS | FTI_CP_MARK)
+#define FTI_CP_W (FTI_CP_LOWER | FTI_CP_MODIFIER | FTI_CP_CASELESS | FTI_CP_MARK)
+
+/* U*W+ at p, or NULL. U* is greedy and gives back what W+ needs: if the run of U is not followed by a W, the match ends
+ * behind the last character of the run that is both. *upper: the end of U+, or p. */
+static const char *fti_cased_word(const char *p, const char *end, unsigned stop, const char **upper)
+{
+    const char *both = NULL;
+    unsigned c = 0;
+    int len;
+    for (; p < end; p += len) {
+        c = fti_class_at(p, &len);
+        if ((c & stop) || !(c & FTI_CP_U)) break;
+        if (c & FTI_CP_W) both = p + len;
+    }
+    *upper = p;
+    if (p == end || (c & stop) || !(c & FTI_CP_W)) return both;
+    while (p < end && ((c = fti_class_at(p, &len)) & FTI_CP_W) && !(c & stop)) p += len;
+    return p;
+}
+
+/* stop: FTI_CP_HAN for kimi, where words hold no Han; else 0. */
+FTI_INLINE const char *fti_split_cased(const char *p, const char *end, unsigned stop, const char *after)
+{
+    const char *word = NULL, *upper, *q;
+    int len;
+    unsigned c = fti_class_at(p, &len);
+    if (c & stop) return fti_run(p + len, end, stop);
+    if (c & FTI_CP_LETTER) {
+        if (!(word = fti_cased_word(p, end, stop, &upper))) word = upper;
+    } else if (!(c & FTI_CP_NUMBER) && *p != '\r' && *p != '\n') {
+        word = fti_cased_word(p + len, end, stop, &upper);
+        if (!word && (c & FTI_CP_MARK)) word = p + len;       /* the mark is no prefix then, but a W of its own */
+        if (!word && upper > p + len) word = upper;
+    }
+    if (!word) return fti_split_rest(p, end, c, len, 3, after);
+    q = fti_contraction(word, end, 1);
+    return q ? q : word;
+}
+static const char *fti_split_o200k(const char *p, const char *end) { return fti_split_cased(p, end, 0, "\r\n/"); }
+static const char *fti_split_kimi(const char *p, const char *end)  { return fti_split_cased(p, end, FTI_CP_HAN, "\r\n"); }
+
+/* No cutting: tokenizer.json without a pattern. */
+static const char *fti_split_none(const char *p, const char *end) { (void)p; return end; }
+
+/* The scanners by name, and by the expression that tokenizer.json spells out. */
+typedef struct fti_splitter { const char *name; const char *(*split)(const char *p, const char *end); int nfc; const char *regex; } fti_splitter;
+#define FTI_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+#define FTI_TAIL         "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define FTI_CASED(prefix, u, w, tail) prefix \
+    "[^\\r\\n\\p{L}\\p{N}]?" u "*" w "+" FTI_CONTRACTIONS "?|[^\\r\\n\\p{L}\\p{N}]?" u "+" w "*" FTI_CONTRACTIONS "?" \
+    "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+" tail FTI_TAIL
+static const fti_splitter fti_splitters[] = {
+    { "gpt2", fti_split_gpt2, 0, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" },
+    { "cl100k", fti_split_cl100k, 0, FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
+    { "qwen", fti_split_qwen, 1, FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
+    { "o200k", fti_split_o200k, 0, FTI_CASED("", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]", "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]", "[\\r\\n/]*") },
+    { "kimi", fti_split_kimi, 0, FTI_CASED("[\\p{Han}]+|", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
+                                           "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]", "[\\r\\n]*") },
+    { "llama3", fti_split_cl100k, 0, NULL },                  /* the expression of cl100k */
+    { "none", fti_split_none, 0, NULL }
+};
+#define FTI_N_SPLITTERS ((int)(sizeof fti_splitters / sizeof *fti_splitters))
+
+static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
+{
+    int i;
+    for (i = 0; i < FTI_N_SPLITTERS; i++) if (!strcmp(name, fti_splitters[i].name)) return &fti_splitters[i];
+    fti_fail(err, FTUNE_ERR_ARGUMENT, "splitter: expected gpt2, cl100k, qwen, o200k, llama3 or kimi, found \"%.60s\"", name);
+    return NULL;
+}
+
+/* ---- joining: the fast one ------------------------------------------------------------------------------------- *
+ * fti_bpe_simple is slow three times over. What the fast one does instead:
+ *   1. Most pieces are one token: the piece is looked up whole before anything is joined. That is the same result for
+ *      every token that joining can make; the others are found out when the file is loaded (Llama 3 has 588) and hidden
+ *      from this look-up, unless the family wants them (tiktoken; ignore_merges in tokenizer.json).
+ *   2. Neighbours are looked up as a pair of numbers, not as bytes: symbols are 0..255 for bytes, then one for each merge
+ *      in the order learnt, and a table says which merge joins two of them. Two bytes have a table of their own.
+ *      A token can be made in one way only (what happens inside its bytes does not depend on what stands around), so a
+ *      rank file gives one pair for each token: the last two parts when its own bytes are encoded.
+ *   3. After a join only two pairs are new. Pieces up to FTI_SHORT symbols keep the merge number of each pair in an
+ *      array and search it for the least one; longer ones keep a list of places for each merge number and a bitmap of the
+ *      numbers in use, so that a piece of a million letters takes time in proportion to its length. */
+
+#define FTI_NONE    UINT32_MAX
+#define FTI_SHORT   512
+#define FTI_PAIR_SYMBOLS (1u << 21)
+#define FTI_PAIR_MERGES  ((1u << 22) - 2)
+
+typedef struct fti_bpe {
+    const fti_splitter *splitter;
+    int       nfc, prefix_space, digits;   /* NFC first; a space in front; numbers cut out first: 1 each digit, 2 each run */
+    uint32_t  n_symbols, n_merges;
+    uint32_t *byte_pair;                   /* [65536] merge of two bytes, or FTI_NONE */
+    uint64_t *pair; size_t pair_cap;       /* left 21 bits | right 21 bits | merge + 1, open addressing */
+    uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
+    int32_t  *id;                          /* [n_symbols] id; -1: none */
+} fti_bpe;
+
+FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t key)
+{
+    return (size_t)(((key >> 22) * UINT64_C(0x9E3779B97F4A7C15) >> 32) * b->pair_cap >> 32);
+}
+
+/* The merge that joins two symbols of which at least one is no byte. */
+FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
+{
+    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, s;
+    size_t i;
+    for (i = fti_pair_start(b, key); (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
+        if ((s ^ key) >> 22 == 0) return (uint32_t)(s & 0x3FFFFF) - 1;
+    return FTI_NONE;
+}
+
+/* The first merge of a pair counts. */
+static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge)
+{
+    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22;
+    size_t i;
+    if (left < 256 && right < 256) {
+        uint32_t *m = &b->byte_pair[left << 8 | right];
+        if (merge < *m) *m = merge;
+        return;
+    }
+    for (i = fti_pair_start(b, key); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
+        if ((b->pair[i] ^ key) >> 22 == 0) return;
+    b->pair[i] = key | (merge + 1);
+}
+
+FTI_INLINE uint32_t fti_joined(const fti_bpe *b, uint32_t merge) { return b->join ? b->join[merge] : 256 + merge; }
+
+/* Join sym[n] (bytes at first) in place; returns how many are left. merge[n] is scratch. */
+static size_t fti_merge_short(const fti_bpe *b, uint32_t *sym, uint32_t *merge, size_t n)
+{
+    size_t i;
+    for (i = 0; i + 1 < n; i++) merge[i] = b->byte_pair[sym[i] << 8 | sym[i + 1]];
+    while (n > 1) {
+        uint32_t least = FTI_NONE;
+        for (i = 0; i + 1 < n; i++) least = merge[i] < least ? merge[i] : least;
+        if (least == FTI_NONE) break;
+        for (i = 0; merge[i] != least; i++) ;
+        sym[i] = fti_joined(b, least);
+        n--;
+        memmove(sym + i + 1, sym + i + 2, (n - i - 1) * sizeof *sym);
+        memmove(merge + i, merge + i + 1, (n - i - 1) * sizeof *merge);
+        if (i + 1 < n) merge[i] = fti_pair_find(b, sym[i], sym[i + 1]);
+        if (i) merge[i - 1] = fti_pair_find(b, sym[i - 1], sym[i]);
+    }
+    return n;
+}
+
+/* A place in a long piece: its symbol, its neighbours, and its neighbours in the list of places with the same merge. */
+typedef struct fti_place { uint32_t sym, left, right, merge, before, after; } fti_place;
+typedef struct fti_calendar { fti_place *at; uint32_t *head; uint64_t *used; size_t word; } fti_calendar;
+
+static void fti_place_list(fti_calendar *c, uint32_t i, uint32_t merge)
+{
+    fti_place *p = &c->at[i];
+    if (p->merge != FTI_NONE) {
+        if (p->after != FTI_NONE) c->at[p->after].before = p->before;
+        if (p->before != FTI_NONE) c->at[p->before].after = p->after; else c->head[p->merge] = p->after;
+    }
+    p->merge = merge;
+    if (merge == FTI_NONE) return;
+    p->before = FTI_NONE;
+    p->after = c->head[merge];
+    if (p->after != FTI_NONE) c->at[p->after].before = i;
+    c->head[merge] = i;
+    c->used[merge / 64] |= UINT64_C(1) << (merge & 63);
+    if (merge / 64 < c->word) c->word = merge / 64;           /* only vocabularies no training makes go back */
+}
+
+static void fti_place_join(const fti_bpe *b, fti_calendar *c, uint32_t i, uint32_t sym)
+{
+    fti_place *p = &c->at[i];
+    uint32_t gone = p->right;
+    fti_place_list(c, gone, FTI_NONE);
+    p->right = c->at[gone].right;
+    p->sym = sym;
+    if (p->right != FTI_NONE) c->at[p->right].left = i;
+    fti_place_list(c, i, p->right == FTI_NONE ? FTI_NONE : fti_pair_find(b, sym, c->at[p->right].sym));
+    if (p->left != FTI_NONE) fti_place_list(c, p->left, fti_pair_find(b, c->at[p->left].sym, sym));
+}
+
+/* The same for any length. Returns the places (to be freed), to be followed by right from place 0; NULL: no memory. */
+static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
+{
+    fti_calendar c;
+    size_t words = b->n_merges / 64 + 1, i;
+    c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
+    c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
+    c.used = (uint64_t *)fti_calloc(words, sizeof *c.used);
+    c.word = 0;
+    if (!c.at || !c.head || !c.used) { FTUNE_FREE(c.at); c.at = NULL; goto done; }
+    memset(c.head, 0xFF, (b->n_merges + 1) * sizeof *c.head);
+    for (i = 0; i < n; i++) {
+        fti_place p = { (uint8_t)text[i], (uint32_t)i - 1, i + 1 < n ? (uint32_t)i + 1 : FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE };
+        c.at[i] = p;
+    }
+    for (i = 0; i + 1 < n; i++)
+        fti_place_list(&c, (uint32_t)i, b->byte_pair[c.at[i].sym << 8 | c.at[i + 1].sym]);
+    while (c.word < words) {
+        uint64_t bits = c.used[c.word];
+        uint32_t merge, k, sym;
+        int bit = 0;
+        if (!bits) { c.word++; continue; }
+        while (!(bits >> bit & 1)) bit++;
+        merge = (uint32_t)(c.word * 64) + (uint32_t)bit;
+        k = c.head[merge];
+        if (k == FTI_NONE) { c.used[c.word] &= ~(UINT64_C(1) << bit); continue; }
+        sym = fti_joined(b, merge);
+        /* Equal neighbours, as in "aaaa": pairs overlap, and the leftmost is joined first. Go to where the run begins. */
+        if (c.at[k].sym == c.at[c.at[k].right].sym)
+            while (c.at[k].left != FTI_NONE && c.at[c.at[k].left].merge == merge) k = c.at[k].left;
+        while (k != FTI_NONE && c.at[k].merge == merge) {
+            fti_place_join(b, &c, k, sym);
+            k = c.at[k].right;
+        }
+    }
+done:
+    FTUNE_FREE(c.head);
+    FTUNE_FREE(c.used);
+    return c.at;
+}
+
+FTI_INLINE void fti_put_symbol(const ft_tokenizer *tok, const fti_bpe *b, uint32_t sym, size_t *at, fti_sink *out)
+{
+    int32_t id = b->id[sym];
+    size_t from = *at;
+    if (out->offsets) *at += sym < 256 ? 1 : fti_vocab_at(&tok->vocab, id)->len;
+    if (id >= 0) fti_put(out, id, from, *at);
+}
+
+static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const char *text, size_t at, size_t end,
+                               fti_sink *out, ft_error *err)
+{
+    const char *p = text + at;
+    size_t n = end - at, i;
+    int32_t whole = fti_vocab_whole(&tok->vocab, p, n);
+    if (whole >= 0) { fti_put(out, whole, at, end); return FTUNE_OK; }
+    if (n <= FTI_SHORT) {
+        uint32_t sym[FTI_SHORT], merge[FTI_SHORT];
+        for (i = 0; i < n; i++) sym[i] = (uint8_t)p[i];
+        n = fti_merge_short(b, sym, merge, n);
+        for (i = 0; i < n; i++) fti_put_symbol(tok, b, sym[i], &at, out);
+    } else {
+        fti_place *place = fti_merge_long(b, p, n);
+        uint32_t k;
+        if (!place) return fti_no_memory(err, n * sizeof *place);
+        for (k = 0; k != FTI_NONE; k = place[k].right) fti_put_symbol(tok, b, place[k].sym, &at, out);
+        FTUNE_FREE(place);
+    }
+    return FTUNE_OK;
+}
+
+static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    const char *(*split)(const char *, const char *) = b->splitter->split;
+    ft_status status = FTUNE_OK;
+    while (at < n && !status) {
+        size_t end = (size_t)(split(text + at, text + n) - text);
+        status = fti_bpe_piece(tok, b, text, at, end, out, err);
+        at = end;
+    }
+    return status;
+}
+
+/* Numbers cut out before the expression sees the text (pre-tokenizer Digits). */
+static ft_status fti_bpe_digits(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    const char *p = text, *end = text + n, *q;
+    ft_status status = FTUNE_OK;
+    int len;
+    for (; p < end && !status; p = q) {
+        int number = (fti_class_at(p, &len) & FTI_CP_NUMBER) != 0;
+        for (q = p + len; q < end; q += len)
+            if (((fti_class_at(q, &len) & FTI_CP_NUMBER) != 0) != number || (number && b->digits == 1)) break;
+        status = fti_bpe_pieces(tok, text, (size_t)(p - text), (size_t)(q - text), out, err);
+    }
+    return status;
+}
+
+static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    ft_status status;
+    fti_buf spaced = { 0 };
+    if (b->prefix_space && n && *text != ' ') {               /* begins as if a space stood in front */
+        fti_sink inner = *out;
+        uint32_t *origin = NULL;
+        size_t i;
+        fti_buf_add(&spaced, " ", 1);
+        fti_buf_add(&spaced, text, n);
+        if (spaced.failed || !fti_fit(origin, n + 1)) { fti_buf_free(&spaced); return fti_no_memory(err, n); }
+        for (i = 0; i <= n; i++) {
+            size_t k = out->at + (i ? i - 1 : 0);
+            arrput(origin, out->origin ? out->origin[k < out->n_origin ? k : out->n_origin - 1] : (uint32_t)k);
+        }
+        inner.origin = origin;
+        inner.n_origin = n + 1;
+        inner.at = 0;
+        inner.end = out->end;
+        status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0, spaced.n, &inner, err);
+        out->n = inner.n;
+        arrfree(origin);
+        fti_buf_free(&spaced);
+        return status;
+    }
+    return b->digits ? fti_bpe_digits(tok, text, n, out, err) : fti_bpe_pieces(tok, text, 0, n, out, err);
+}
+
+static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin)
+{
+    (void)first;
+    if (!((const fti_bpe *)tok->model)->nfc || fti_is_nfc(text, n)) return 0;
+    return fti_normalize(FTI_NFC, text, n, out, origin) ? 1 : -1;
+}
+
+static void fti_bpe_free(void *model)
+{
+    fti_bpe *b = (fti_bpe *)model;
+    FTUNE_FREE(b->byte_pair);
+    FTUNE_FREE(b->pair);
+    FTUNE_FREE(b->join);
+    FTUNE_FREE(b->id);
+    FTUNE_FREE(b);
+}
+
+static const fti_family fti_family_bpe = { "BPE", 1, fti_bpe_normalize, fti_bpe_encode, NULL, fti_bpe_free };
+
+/* The byte tokenizer: no vocabulary to learn or load, so tests and first lessons need no file. It takes any bytes. */
+#define FTI_BYTE_OFFSET 16
+static ft_status fti_bytes_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    size_t i;
+    (void)tok;
+    (void)err;
+    for (i = 0; i < n; i++) fti_put(out, (uint8_t)text[i] + FTI_BYTE_OFFSET, i, i + 1);
+    return FTUNE_OK;
+}
+static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL };
+
+/* ---- added tokens in text -------------------------------------------------------------------------------------- */
+
+/* The longest token of the set that text begins with at p. The set is sorted; each further byte narrows the range. */
+static const fti_added *fti_added_at(const fti_added_set *set, const char *p, const char *end)
+{
+    int lo = set->first[(uint8_t)*p], hi = set->first[(uint8_t)*p + 1];
+    const fti_added *best = NULL;
+    size_t depth;
+    for (depth = 1; lo < hi; depth++) {
+        int a, b, stop = hi;
+        if (set->at[lo].n == depth) best = &set->at[lo++];
+        if (p + depth == end) break;
+        for (a = lo, b = hi; a < b; ) {                       /* first whose next byte is not less */
+            int mid = (a + b) / 2;
+            if ((uint8_t)set->at[mid].p[depth] < (uint8_t)p[depth]) a = mid + 1; else b = mid;
+        }
+        for (lo = a, b = stop; a < b; ) {                     /* first whose next byte is greater */
+            int mid = (a + b) / 2;
+            if ((uint8_t)set->at[mid].p[depth] <= (uint8_t)p[depth]) a = mid + 1; else b = mid;
+        }
+        hi = a;
+    }
+    return best;
+}
+
+static int fti_is_word_char(const char *p)                    /* \w of a regular expression */
+{
+    int len;
+    unsigned c = fti_class_at(p, &len);
+    return *p == '_' || (c & (FTI_CP_LETTER | FTI_CP_MARK | FTI_CP_NUMBER)) != 0;
+}
+
+static const char *fti_char_before(const char *p)
+{
+    do p--; while (((uint8_t)*p & 0xC0) == 0x80);
+    return p;
+}
+
+/* What one call looks for: the text as the caller sees it. */
+typedef struct fti_encoding {
+    const ft_tokenizer *tok;
+    const char *text; size_t n;
+    ft_special  special;
+    const ft_span *plain; size_t n_plain;
+    fti_sink    sink;
+    ft_error   *err;
+} fti_encoding;
+
+/* Does [begin, end) of the section at hand touch a range that has to stay text? */
+static int fti_touches_plain(const fti_encoding *e, size_t begin, size_t end)
+{
+    size_t lo = 0, hi = e->n_plain;
+    if (e->sink.origin) {
+        begin = e->sink.origin[begin];
+        end = e->sink.origin[end - 1] + 1;
+    }
+    begin += e->sink.begin;
+    end += e->sink.begin;
+    while (lo < hi) {                                         /* the first range that does not end before */
+        size_t mid = lo + (hi - lo) / 2;
+        if (e->plain[mid].end <= begin) lo = mid + 1; else hi = mid;
+    }
+    return lo < e->n_plain && e->plain[lo].begin < end;
+}
+
+/* The next added token in text[from, n): *begin, *end with the white space it swallows; NULL: none. Rules of Hugging
+ * Face tokenizers: leftmost, then longest; a match that single_word refuses hides what overlaps it. */
+static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_set *set, const char *text, size_t from,
+                                       size_t n, size_t *begin, size_t *end)
+{
+    const char *p = text + from, *stop = text + n, *q;
+    int as_text = (e->special & 3) == FTUNE_SPECIAL_AS_TEXT, len;
+    if (!arrlen(set->at) || (as_text && !set->n_ordinary)) return NULL;
+    while (p < stop) {
+        const fti_added *a;
+        if (set->only >= 0) { if (!(p = (const char *)memchr(p, set->only, (size_t)(stop - p)))) return NULL; }
+        else if (set->first[(uint8_t)*p] == set->first[(uint8_t)*p + 1]) { p++; continue; }
+        if (!(a = fti_added_at(set, p, stop))) { p++; continue; }
+        q = p + a->n;
+        if (a->special && e->n_plain && fti_touches_plain(e, (size_t)(p - text), (size_t)(q - text))) { p++; continue; }
+        if ((a->special && as_text)
+            || (a->single_word && ((p > text && fti_is_word_char(fti_char_before(p))) || (q < stop && fti_is_word_char(q))))) {
+            p = q;
+            continue;
+        }
+        if (a->lstrip)
+            while (p > text + from && (fti_class_at(fti_char_before(p), &len) & FTI_CP_SPACE)) p = fti_char_before(p);
+        if (a->rstrip)
+            while (q < stop && (fti_class_at(q, &len) & FTI_CP_SPACE)) q += len;
+        *begin = (size_t)(p - text);
+        *end = (size_t)(q - text);
+        return a;
+    }
+    return NULL;
+}
+
+static ft_status fti_refused(const fti_encoding *e, const fti_added *a, size_t at)
+{
+    return fti_fail(e->err, FTUNE_ERR_SPECIAL, "text: byte %lu: expected no control token, found \"%.*s\"; take it out, or encode with "
+                    "FTUNE_SPECIAL_AS_TEXT or FTUNE_SPECIAL_PARSE", (unsigned long)at, a->n < 100 ? (int)a->n : 100, a->p);
+}
+
+/* The caller's text [begin, end), free of tokens of tok->raw: normalize, cut again, encode. */
+static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
+{
+    const ft_tokenizer *tok = e->tok;
+    const char *text = e->text + begin;
+    size_t n = end - begin, from = 0, b, stop;
+    fti_buf buf = { 0 };
+    uint32_t *origin = NULL;
+    const fti_added *a;
+    ft_status status = FTUNE_OK;
+    int changed = 0;
+    if (begin == end) return FTUNE_OK;
+    if (tok->family->normalize)
+        changed = tok->family->normalize(tok, text, n, begin == 0, &buf, e->sink.offsets || e->n_plain ? &origin : NULL);
+    if (changed < 0) { status = fti_no_memory(e->err, n); goto done; }
+    if (changed) { text = buf.p; n = buf.n; }
+    e->sink.begin = begin;
+    e->sink.end = end;
+    e->sink.origin = origin;
+    e->sink.n_origin = n;
+    do {
+        a = fti_added_next(e, &tok->normal, text, from, n, &b, &stop);
+        if (!a) b = n;
+        e->sink.at = from;
+        if (b > from) status = tok->family->encode(tok, text + from, b - from, &e->sink, e->err);
+        if (!a || status) break;
+        if (a->special && (e->special & 3) == FTUNE_SPECIAL_REFUSE) { status = fti_refused(e, a, begin); break; }
+        e->sink.at = 0;
+        fti_put(&e->sink, a->id, b, stop);
+        from = stop;
+    } while (from < n);
+done:
+    fti_buf_free(&buf);
+    arrfree(origin);
+    return status;
+}
+
+FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                              ft_special special, const ft_span *plain, size_t n_plain,
+                                              int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
+{
+    fti_encoding e = { 0 };
+    size_t from = 0, begin, end, valid;
+    const fti_added *a;
+    ft_status status = FTUNE_OK;
+    int i, around = (special & FTUNE_ADD_SPECIAL) != 0;
+    *n_ids = 0;
+    if (text_len > INT32_MAX) return fti_fail(err, FTUNE_ERR_ARGUMENT, "text: expected less than 2 GiB in one call, found %lu bytes", (unsigned long)text_len);
+    if (tok->family->utf8 && (valid = fti_utf8_valid(text, text_len)) < text_len)
+        return fti_fail(err, FTUNE_ERR_UTF8, "text: byte %lu: expected UTF-8, found 0x%02X; convert the text first", (unsigned long)valid,
+                        (unsigned)(uint8_t)text[valid]);
+    e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
+    e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap;
+    if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
+    while (!status) {
+        a = fti_added_next(&e, &tok->raw, text, from, text_len, &begin, &end);
+        status = fti_encode_section(&e, from, a ? begin : text_len);
+        e.sink.origin = NULL;
+        e.sink.begin = e.sink.at = 0;
+        if (!a || status) break;
+        if (a->special && (special & 3) == FTUNE_SPECIAL_REFUSE) { status = fti_refused(&e, a, begin); break; }
+        fti_put(&e.sink, a->id, begin, end);
+        from = end;
+    }
+    if (around && !status) for (i = 0; i < tok->n_after; i++) fti_put(&e.sink, tok->after[i], text_len, text_len);
+    if (status) return status;
+    *n_ids = e.sink.n;
+    if (e.sink.n > cap && (ids || cap))
+        return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ids: expected room for %lu, found %lu", (unsigned long)e.sink.n, (unsigned long)cap);
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
+                                        int32_t *ids, size_t cap, size_t *n_ids, ft_error *err)
+{
+    return ft_tokenizer_encode_spans(tok, text, text_len, special, NULL, 0, ids, NULL, cap, n_ids, err);
+}
+
+/* ---- ids -> text ----------------------------------------------------------------------------------------------- */
+
+/* The bytes at p are not UTF-8: how many of them are one error? The longest beginning of a character, at least one
+ * (Unicode's recommendation, which Python and Rust follow). *cut_off: the text ends inside a character. */
+static int fti_utf8_broken(const char *p, const char *end, int *cut_off)
+{
+    const uint8_t *s = (const uint8_t *)p;
+    int need = s[0] < 0xC2 || s[0] > 0xF4 ? 0 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : 3, k;
+    unsigned low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80, high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    for (k = 1; k <= need && p + k < end && s[k] >= low && s[k] <= high; k++) { low = 0x80; high = 0xBF; }
+    *cut_off = need > 0 && k <= need && p + k == end;
+    return k;
+}
+
+/* Append text with U+FFFD for each error. hold: an unfinished character at the end is left out; returns its length. */
+static int fti_buf_lossy(fti_buf *out, const char *p, size_t n, int hold)
+{
+    const char *end = p + n;
+    int bad, cut_off;
+    for (;;) {
+        n = fti_utf8_valid(p, (size_t)(end - p));
+        fti_buf_add(out, p, n);
+        if ((p += n) == end) return 0;
+        bad = fti_utf8_broken(p, end, &cut_off);
+        if (cut_off && hold) return bad;
+        fti_buf_str(out, "\xEF\xBF\xBD");
+        p += bad;
+    }
+}
+
+FTUNE_API int ft_token_is_special(const ft_tokenizer *tok, int32_t id)
+{
+    size_t lo = 0, hi = (size_t)arrlen(tok->special);
+    if (!hi || id < tok->special[0]) return 0;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (tok->special[mid] < id) lo = mid + 1; else hi = mid;
+    }
+    return lo < (size_t)arrlen(tok->special) && tok->special[lo] == id;
+}
+
+static void fti_decode_one(const ft_tokenizer *tok, const fti_token *t, int first, fti_buf *out)
+{
+    if (tok->family->decode) tok->family->decode(tok, t->id, first, out);
+    else fti_buf_add(out, t->p, t->len);
+}
+
+FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *ids, size_t n_ids, int skip_special,
+                                        char *text, size_t cap, size_t *n_text, ft_error *err)
+{
+    fti_buf bytes = { 0 }, out = { 0 };
+    ft_status status = FTUNE_OK;
+    size_t i;
+    int first = 1;
+    *n_text = 0;
+    for (i = 0; i < n_ids; i++) {
+        const fti_token *t = fti_vocab_at(&tok->vocab, ids[i]);
+        if (!t) {
+            status = fti_fail(err, FTUNE_ERR_NOT_FOUND, "ids[%lu]: expected the id of a token, below %d, found %d", (unsigned long)i,
+                              ft_tokenizer_size(tok), (int)ids[i]);
+            goto done;
+        }
+        if (skip_special && ft_token_is_special(tok, t->id)) continue;
+        fti_decode_one(tok, t, first, &bytes);
+        first = 0;
+    }
+    fti_buf_lossy(&out, bytes.p, bytes.n, 0);
+    if (bytes.failed || out.failed) { status = fti_no_memory(err, bytes.n); goto done; }
+    *n_text = out.n;
+    if (text && cap && out.n) memcpy(text, out.p, out.n < cap ? out.n : cap);
+    if (out.n > cap && (text || cap))
+        status = fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "text: expected room for %lu bytes, found %lu", (unsigned long)out.n, (unsigned long)cap);
+done:
+    fti_buf_free(&bytes);
+    fti_buf_free(&out);
+    return status;
+}
+
+FTUNE_API void ft_stream_init(ft_stream *s, const ft_tokenizer *tok, int skip_special)
+{
+    memset(s, 0, sizeof *s);
+    s->tok = tok;
+    s->skip_special = skip_special;
+}
+
+FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap)
+{
+    const fti_token *t = fti_vocab_at(&s->tok->vocab, id);
+    fti_buf bytes = { 0 }, whole = { 0 };
+    ft_text text = { out, 0 };
+    if (!t || (s->skip_special && ft_token_is_special(s->tok, id))) return text;
+    fti_buf_add(&bytes, s->held, (size_t)s->n_held);
+    fti_decode_one(s->tok, t, !s->started, &bytes);
+    s->started = 1;
+    s->n_held = fti_buf_lossy(&whole, bytes.p, bytes.n, 1);
+    if (s->n_held) memcpy(s->held, bytes.p + bytes.n - s->n_held, (size_t)s->n_held);
+    text.n = whole.n < cap ? whole.n : fti_utf8_valid(whole.p, cap);       /* never half a character */
+    if (text.n) memcpy(out, whole.p, text.n);
+    fti_buf_free(&bytes);
+    fti_buf_free(&whole);
+    return text;
+}
+
+FTUNE_API ft_text ft_stream_finish(ft_stream *s, char *out, size_t cap)
+{
+    ft_text text = { out, 0 };
+    if (s->n_held && cap >= 3) {
+        memcpy(out, "\xEF\xBF\xBD", 3);
+        text.n = 3;
+    }
+    s->n_held = s->started = 0;
+    return text;
+}
+
+FTUNE_API int ft_tokenizer_size(const ft_tokenizer *tok)
+{
+    return tok->vocab.n ? (int)tok->vocab.token[tok->vocab.n - 1].id + 1 : 0;
+}
+
+FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id)
+{
+    const fti_token *t = fti_vocab_at(&tok->vocab, id);
+    ft_text text = { NULL, 0 };
+    if (t) { text.p = t->p; text.n = t->len; }
+    return text;
+}
+
+FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n) { return fti_vocab_find(&tok->vocab, text, n); }
+
+FTUNE_API int32_t ft_tokenizer_attribute(const ft_tokenizer *tok, const char *name)
+{
+    int i;
+    for (i = 0; i < tok->n_attributes; i++) if (!strcmp(tok->attribute[i].name, name)) return tok->attribute[i].id;
+    return -1;
+}
+
+FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *name, int32_t id, ft_error *err)
+{
+    int i, most = (int)(sizeof tok->attribute / sizeof *tok->attribute);
+    for (i = 0; i < tok->n_attributes && strcmp(tok->attribute[i].name, name); i++) ;
+    if (i == most || strlen(name) >= sizeof tok->attribute->name)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "attribute: expected at most %d, with short names, found \"%.60s\"", most, name);
+    strcpy(tok->attribute[i].name, name);
+    tok->attribute[i].id = id;
+    if (i == tok->n_attributes) tok->n_attributes++;
+    return FTUNE_OK;
+}
+
+/* ---- loading: rank files --------------------------------------------------------------------------------------- */
+
+FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void)
+{
+    ft_tokenizer_options o = { NULL, -1 };
+    return o;
+}
+
+FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
+{
+    if (!tok) return;
+    if (tok->model && tok->family && tok->family->free_model) tok->family->free_model(tok->model);
+    fti_vocab_free(&tok->vocab);
+    arrfree(tok->raw.at);
+    arrfree(tok->normal.at);
+    arrfree(tok->special);
+    fti_arena_free(&tok->arena);
+    FTUNE_FREE(tok);
+}
+
+/* An added token: into its set and into the vocabulary. content is copied. */
+static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, int special, int single_word, int lstrip, int rstrip,
+                               int normalized, ft_error *err)
+{
+    fti_added a = { NULL, (uint32_t)content.n, id, (uint8_t)special, (uint8_t)single_word, (uint8_t)lstrip, (uint8_t)rstrip, (uint8_t)normalized };
+    if (!content.n) return FTUNE_OK;
+    if (!(a.p = fti_arena_copy(&tok->arena, content.p, content.n))
+        || !(normalized ? fti_push(tok->normal.at, a) : fti_push(tok->raw.at, a))
+        || (special && !fti_push(tok->special, id)) || !fti_vocab_add(&tok->vocab, id, a.p, a.n))
+        return fti_no_memory(err, content.n);
+    return FTUNE_OK;
+}
+
+static int fti_by_content(const void *x, const void *y)
+{
+    const fti_added *a = (const fti_added *)x, *b = (const fti_added *)y;
+    int c = memcmp(a->p, b->p, a->n < b->n ? a->n : b->n);
+    return c ? c : (a->n > b->n) - (a->n < b->n);
+}
+
+static int fti_by_number(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void fti_added_index(fti_added_set *set)
+{
+    int i, b, n = (int)arrlen(set->at);
+    if (n) qsort(set->at, (size_t)n, sizeof *set->at, fti_by_content);
+    for (i = b = 0; b < 256; b++) {
+        set->first[b] = i;
+        while (i < n && (uint8_t)set->at[i].p[0] == b) i++;
+    }
+    set->first[256] = n;
+    set->only = n && set->at[0].p[0] == set->at[n - 1].p[0] ? (uint8_t)set->at[0].p[0] : -1;
+    for (i = set->n_ordinary = 0; i < n; i++) set->n_ordinary += !set->at[i].special;
+}
+
+/* After the family is set and the vocabulary finished. Tokens looked for in normalised text are normalised too. */
+static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
+{
+    ptrdiff_t i;
+    for (i = 0; i < arrlen(tok->normal.at); i++) {
+        fti_added *a = &tok->normal.at[i];
+        fti_buf buf = { 0 };
+        int changed = tok->family->normalize ? tok->family->normalize(tok, a->p, a->n, 0, &buf, NULL) : 0;
+        if (changed > 0 && buf.n) {
+            a->p = fti_arena_copy(&tok->arena, buf.p, buf.n);
+            a->n = (uint32_t)buf.n;
+        }
+        fti_buf_free(&buf);
+        if (changed < 0 || !a->p) return fti_no_memory(err, a->n);
+    }
+    fti_added_index(&tok->raw);
+    fti_added_index(&tok->normal);
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
+    return FTUNE_OK;
+}
+
+/* What is known of published vocabularies beyond their files: a rank file does not say how text is cut nor which
+ * control tokens follow. Recognised by the number of ranks and the last one. */
+typedef struct fti_known {
+    const char *splitter, *last; int32_t n;
+    const char *special;                /* "text id ..."; "text%d from to id" counts up */
+    const char *bos, *eos, *pad; int add_bos;
+} fti_known;
+static const fti_known fti_known_ranks[] = {
+    { "qwen", "\xE2\xBD\x97", 151643, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645 <|extra_%d|> 0 204 151646",
+      NULL, "<|endoftext|>", "<|endoftext|>", 0 },
+    { "cl100k", " Conveyor", 100256, "<|endoftext|> 100257 <|fim_prefix|> 100258 <|fim_middle|> 100259 <|fim_suffix|> 100260 "
+      "<|endofprompt|> 100276", NULL, "<|endoftext|>", NULL, 0 },
+    { "o200k", " cocos", 199998, "<|endoftext|> 199999 <|endofprompt|> 200018", NULL, "<|endoftext|>", NULL, 0 },
+    { "llama3", "\xE9\x94\xA6", 128000, "<|begin_of_text|> 128000 <|end_of_text|> 128001 <|reserved_special_token_%d|> 0 3 128002 "
+      "<|start_header_id|> 128006 <|end_header_id|> 128007 <|reserved_special_token_4|> 128008 <|eot_id|> 128009 "
+      "<|reserved_special_token_%d|> 5 250 128010", "<|begin_of_text|>", "<|end_of_text|>", NULL, 1 },
+    { "kimi", "\xE8\x87\xAA\xE4\xB8\xBB\xE6\x80\xA7", 163584, "[BOS] 163584 [EOS] 163585 <|im_end|> 163586 <|im_user|> 163587 "
+      "<|im_assistant|> 163588 <|start_header_id|> 163590 <|end_header_id|> 163591 [EOT] 163593 <|im_system|> 163594 "
+      "<|im_middle|> 163601 [UNK] 163838 [PAD] 163839", "[BOS]", "[EOS]", "[PAD]", 0 },
+    { "gpt2", " gazed", 50256, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 }
+};
+
+static const fti_known *fti_known_find(int32_t n, const char *last, size_t len)
+{
+    size_t i;
+    for (i = 0; i < sizeof fti_known_ranks / sizeof *fti_known_ranks; i++) {
+        const fti_known *k = &fti_known_ranks[i];
+        if (k->n == n && strlen(k->last) == len && !memcmp(k->last, last, len)) return k;
+    }
+    return NULL;
+}
+
+static ft_status fti_known_special(ft_tokenizer *tok, const fti_known *k, ft_error *err)
+{
+    const char *p = k->special;
+    char text[64], name[64], *end;
+    ft_status status = FTUNE_OK;
+    while (*p && !status) {
+        size_t n = strcspn(p, " ");
+        long from = 0, to = 0, id;
+        memcpy(text, p, n);
+        text[n] = 0;
+        p += n;
+        if (strchr(text, '%')) { from = strtol(p, &end, 10); to = strtol(end, &end, 10); p = end; }
+        id = strtol(p, &end, 10);
+        for (p = end + strspn(end, " "); from <= to && !status; from++, id++) {
+            if ((end = strchr(text, '%')) != NULL) snprintf(name, sizeof name, "%.*s%ld%s", (int)(end - text), text, from, end + 2);
+            else strcpy(name, text);
+            status = fti_added_add(tok, ft_text_of(name), (int32_t)id, 1, 0, 0, 0, 0, err);
+        }
+    }
+    return status;
+}
+
+static ft_status fti_attribute_token(ft_tokenizer *tok, const char *name, ft_text content, ft_error *err)
+{
+    int32_t id = content.p ? fti_vocab_find(&tok->vocab, content.p, content.n) : -1;
+    return id < 0 ? FTUNE_OK : ft_tokenizer_set_attribute(tok, name, id, err);
+}
+
+static ft_status fti_known_attributes(ft_tokenizer *tok, const fti_known *k, ft_error *err)
+{
+    ft_status status = fti_attribute_token(tok, "bos_token_id", ft_text_of(k->bos), err);
+    if (!status) status = fti_attribute_token(tok, "eos_token_id", ft_text_of(k->eos), err);
+    if (!status) status = fti_attribute_token(tok, "pad_token_id", ft_text_of(k->pad), err);
+    if (!status && k->add_bos) tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
+    return status;
+}
+
+/* tokenizer_config.json beside a vocabulary. Its text stays open while tokens are read from it. */
+typedef struct fti_config_file { fti_file file; fti_json json; int found; char *path; } fti_config_file;
+
+static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const char *dir, ft_error *err)
+{
+    ft_status status;
+    memset(c, 0, sizeof *c);
+    if (!(c->path = fti_path_join(&tok->arena, dir, "tokenizer_config.json"))) return fti_no_memory(err, strlen(dir));
+    if (!fti_file_exists(c->path)) return FTUNE_OK;
+    if ((status = fti_file_open(&c->file, c->path, err))) return status;
+    if ((status = fti_json_parse(&c->json, c->file.data, c->file.size, c->path, err))) return status;
+    c->found = 1;
+    return FTUNE_OK;
+}
+
+static void fti_config_close(fti_config_file *c)
+{
+    fti_json_free(&c->json);
+    fti_file_close(&c->file);
+}
+
+static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, int64_t id, int all_special, ft_error *err)
+{
+    ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+    if (!content.p || !content.n || id < 0 || id >= INT32_MAX)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected an added token with content and an id from 0 to 2147483646, found %.60s", j->name,
+                        fti_json_line(j, node), !content.p || !content.n ? "no content" : "another id");
+    return fti_added_add(tok, content, (int32_t)id, all_special || fti_json_bool(j, fti_json_get(j, node, "special"), 0),
+                         fti_json_bool(j, fti_json_get(j, node, "single_word"), 0), fti_json_bool(j, fti_json_get(j, node, "lstrip"), 0),
+                         fti_json_bool(j, fti_json_get(j, node, "rstrip"), 0),
+                         fti_json_bool(j, fti_json_get(j, node, "normalized"), 0), err);
+}
+
+/* The tokens of added_tokens_decoder; *n: how many there were. */
+static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err)
+{
+    int node = c->found ? fti_json_get(&c->json, 0, "added_tokens_decoder") : -1;
+    ft_status status = FTUNE_OK;
+    for (*n = 0, node = fti_json_child(&c->json, node); node >= 0 && !status; node = fti_json_next(&c->json, node), ++*n) {
+        ft_text key = fti_json_key(&c->json, node, &tok->arena);
+        int64_t id = 0;
+        size_t i;
+        for (i = 0; i < key.n && key.p[i] >= '0' && key.p[i] <= '9' && id < INT32_MAX; i++) id = id * 10 + (key.p[i] - '0');
+        status = fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
+    }
+    return status;
+}
+
+/* bos, eos, pad, unk; and, for formats that do not say it themselves, what stands around a sentence. */
+static ft_status fti_config_attributes(ft_tokenizer *tok, const fti_config_file *c, int around, ft_error *err)
+{
+    static const char *const name[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
+    const fti_json *j = &c->json;
+    ft_status status = FTUNE_OK;
+    int i;
+    if (!c->found) return FTUNE_OK;
+    for (i = 0; i < 4 && !status; i++) {
+        char key[32];
+        int node = fti_json_get(j, 0, name[i]);
+        if (fti_json_is(j, node, FTI_OBJECT)) node = fti_json_get(j, node, "content");
+        snprintf(key, sizeof key, "%s_id", name[i]);
+        status = fti_attribute_token(tok, key, fti_json_text(j, node, &tok->arena), err);
+    }
+    if (around && !status) {
+        int32_t bos = ft_tokenizer_attribute(tok, "bos_token_id"), eos = ft_tokenizer_attribute(tok, "eos_token_id");
+        int node = fti_json_get(j, 0, "add_bos_token");
+        if (node >= 0) tok->n_before = 0;
+        if (bos >= 0 && fti_json_bool(j, node, 0)) tok->before[tok->n_before++] = bos;
+        if (eos >= 0 && fti_json_bool(j, fti_json_get(j, 0, "add_eos_token"), 0)) tok->after[tok->n_after++] = eos;
+    }
+    return status;
+}
+
+/* Standard base64 into out; the number of bytes, or -1. */
+static int64_t fti_base64(const char *p, size_t n, char *out)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    uint8_t *o = (uint8_t *)out;
+    int8_t value[256];
+    uint32_t bits = 0;
+    size_t i;
+    memset(value, -1, sizeof value);
+    for (i = 0; i < 64; i++) value[(uint8_t)digits[i]] = (int8_t)i;
+    if (!n || n % 4) return -1;
+    for (i = 0; i < n; i++) {
+        int v = value[(uint8_t)p[i]];
+        if (v < 0) break;
+        bits = bits << 6 | (uint32_t)v;
+        if (i % 4 == 3) { *o++ = (uint8_t)(bits >> 16); *o++ = (uint8_t)(bits >> 8); *o++ = (uint8_t)bits; }
+    }
+    if (i < n) {                                              /* one or two '=' at the very end */
+        if (i + 2 < n || i % 4 < 2 || p[i] != '=' || p[n - 1] != '=') return -1;
+        bits <<= i % 4 == 2 ? 12 : 6;
+        *o++ = (uint8_t)(bits >> 16);
+        if (i % 4 == 3) *o++ = (uint8_t)(bits >> 8);
+    }
+    return o - (uint8_t *)out;
+}
+
+static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_merges)
+{
+    fti_bpe *b = (fti_bpe *)fti_calloc(1, sizeof *b);
+    if (!b) return NULL;
+    tok->family = &fti_family_bpe;
+    tok->model = b;
+    b->n_symbols = n_symbols;
+    b->n_merges = n_merges;
+    b->pair_cap = (size_t)n_merges + n_merges / 2 + 8;
+    b->byte_pair = (uint32_t *)fti_alloc(65536, sizeof *b->byte_pair);
+    b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
+    b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
+    if (!b->byte_pair || !b->pair || !b->id) return NULL;
+    memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
+    memset(b->id, 0xFF, n_symbols * sizeof *b->id);
+    return b;
+}
+
+/* Where do the last two parts of a token meet when its bytes are joined by rank? Ranks are those of byte strings, so
+ * look-ups go by bytes here. 0: they never become two. symbol: of each token by its place in the vocabulary. */
+static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_t *symbol, const fti_token *t)
+{
+    uint32_t start[FTI_SHORT + 1], merge[FTI_SHORT + 1], parts = t->len, i, k;
+    const char *p = t->p;
+    for (i = 0; i <= parts; i++) start[i] = i;
+    for (i = 0; i + 1 < parts; i++) merge[i] = b->byte_pair[(uint8_t)p[i] << 8 | (uint8_t)p[i + 1]];
+    while (parts > 2) {
+        uint32_t least = FTI_NONE;
+        for (i = 0; i + 1 < parts; i++) least = merge[i] < least ? merge[i] : least;
+        if (least == FTI_NONE) return 0;
+        for (i = 0; merge[i] != least; i++) ;
+        memmove(start + i + 1, start + i + 2, (parts - i - 1) * sizeof *start);
+        memmove(merge + i, merge + i + 1, (parts - i - 2) * sizeof *merge);
+        parts--;
+        for (k = i ? i - 1 : 0; k <= i && k + 1 < parts; k++) {
+            int32_t id = fti_vocab_whole(v, p + start[k], start[k + 2] - start[k]);
+            merge[k] = id < 0 ? FTI_NONE : symbol[fti_vocab_at(v, id) - v->token] - 256;
+        }
+    }
+    return start[1];
+}
+
+/* The pairs of a rank file: one for each token of more than a byte. n_ranks: tokens that are ranks, the others were
+ * added. */
+static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
+{
+    fti_vocab *v = &tok->vocab;
+    fti_bpe *b = fti_bpe_new(tok, n_ranks, n_ranks - 256);
+    uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
+    size_t i;
+    if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
+    b->splitter = splitter;
+    b->nfc = splitter->nfc;
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        symbol[i] = FTI_NONE;
+        if (ft_token_is_special(tok, t->id)) {                /* text never becomes a control token by joining */
+            fti_bucket *s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN);
+            s->len |= FTI_HIDDEN;
+            continue;
+        }
+        symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
+        b->id[symbol[i]] = t->id;
+        if (t->len == 2) b->byte_pair[(uint8_t)t->p[0] << 8 | (uint8_t)t->p[1]] = symbol[i] - 256;
+    }
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        uint32_t cut;
+        if (t->len < 3 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
+        fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
+                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256);
+    }
+    FTUNE_FREE(symbol);
+    return FTUNE_OK;
+}
+
+/* One line "base64 rank"; *p moves past it. */
+static ft_status fti_rank_line(ft_tokenizer *tok, const char **p, const char *end, int line, char **bytes, const char *name, ft_error *err)
+{
+    const char *stop = (const char *)memchr(*p, '\n', (size_t)(end - *p)), *space, *q;
+    int64_t n = -1, rank = -1;
+    if (!stop) stop = end;
+    q = stop > *p && stop[-1] == '\r' ? stop - 1 : stop;
+    space = (const char *)memchr(*p, ' ', (size_t)(q - *p));
+    if (space) {
+        const char *d = space + 1;
+        n = fti_base64(*p, (size_t)(space - *p), *bytes);
+        for (rank = d < q ? 0 : -1; d < q && *d >= '0' && *d <= '9' && rank < INT32_MAX; d++) rank = rank * 10 + (*d - '0');
+        if (d < q || rank >= INT32_MAX) rank = -1;
+    }
+    if (n < 1 || n > FTI_SHORT || rank < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected base64 of 1 to %d bytes, a space and a rank, found \"%.*s\"", name, line, FTI_SHORT,
+                        q - *p < 80 ? (int)(q - *p) : 80, *p);
+    if (!fti_vocab_add(&tok->vocab, (int32_t)rank, *bytes, (size_t)n)) return fti_no_memory(err, (size_t)n);
+    *bytes += n;
+    *p = stop < end ? stop + 1 : end;
+    return FTUNE_OK;
+}
+
+static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size, const char *name, const char *dir,
+                                const ft_tokenizer_options *opt, ft_error *err)
+{
+    const char *p = data, *end = data + size;
+    const fti_known *known;
+    const fti_splitter *splitter;
+    fti_config_file config;
+    size_t lines = 0, n_bytes = 0, n_ranks;
+    int line, n_added = 0;
+    char *bytes;
+    ft_status status;
+    while (end > p && (end[-1] == '\n' || end[-1] == '\r')) end--;
+    for (; p < end; lines++) {
+        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *space;
+        if (!stop) stop = end;
+        if ((space = (const char *)memchr(p, ' ', (size_t)(stop - p))) != NULL) n_bytes += (size_t)(space - p) / 4 * 3;
+        p = stop + (stop < end);
+    }
+    bytes = (char *)fti_arena_alloc(&tok->arena, n_bytes + 1);
+    if (!bytes || !fti_fit(tok->vocab.token, lines + 512)) return fti_no_memory(err, size);
+    for (p = data, line = 1; p < end; line++)
+        if ((status = fti_rank_line(tok, &p, end, line, &bytes, name, err))) return status;
+    n_ranks = (size_t)arrlen(tok->vocab.token);
+    if (n_ranks < 256 || n_ranks > FTI_PAIR_SYMBOLS)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected 256 to %u ranks, found %lu", name, FTI_PAIR_SYMBOLS, (unsigned long)n_ranks);
+    known = fti_known_find((int32_t)n_ranks, arrlast(tok->vocab.token).p, arrlast(tok->vocab.token).len);
+    if (!opt->splitter && !known)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: a rank file does not say how text is cut, and these %lu ranks are of no known vocabulary; name a "
+                        "splitter: gpt2, cl100k, qwen, o200k, llama3 or kimi", name, (unsigned long)n_ranks);
+    if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : known->splitter, err))) return FTUNE_ERR_ARGUMENT;
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_config_added(tok, &config, 1, &n_added, err);
+    if (!status && !n_added && known) status = fti_known_special(tok, known, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, name, err);
+    for (line = 0; line < 256 && !status; line++) {
+        char byte = (char)line;
+        if (fti_vocab_find(&tok->vocab, &byte, 1) < 0)
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a rank for each of the 256 bytes, found none for 0x%02X", name, (unsigned)line);
+    }
+    tok->family = &fti_family_bpe;
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_bpe_from_ranks(tok, (uint32_t)n_ranks, splitter, err);
+    if (!status && known) status = fti_known_attributes(tok, known, err);
+    if (!status) status = fti_config_attributes(tok, &config, 1, err);
+    fti_config_close(&config);
+    return status;
+}
+
+/* ---- loading: which format is it? ------------------------------------------------------------------------------ *
+ * Decided by content, not by name (Llama 3 ships a rank file as tokenizer.model). Each loader gets the whole file in
+ * data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
+#define FTI_LOADER(name) static ft_status name(ft_tokenizer *tok, const char *data, size_t size, const char *path, \
+                                               const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+FTI_LOADER(fti_load_wordpiece);         /* vocab.txt */
+FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
+
+/* tokenizer.json, by model. Added tokens have been put into tok->raw, tok->normal and the vocabulary; the model adds its
+ * own tokens, calls fti_vocab_finish, sets family and model, and reads normalizer, pre_tokenizer and decoder: what it
+ * does not know there is a named error. The post_processor is read afterwards. */
+#define FTI_JSON_LOADER(name) static ft_status name(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+FTI_JSON_LOADER(fti_json_wordpiece);
+FTI_JSON_LOADER(fti_json_unigram);
+FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
+
+static ft_status fti_load_bytes(ft_tokenizer *tok, ft_error *err)
+{
+    static const struct { const char *text, *name; } special[] = {
+        { "<pad>", "pad_token_id" }, { "<s>", "bos_token_id" }, { "</s>", "eos_token_id" }, { "<unk>", "unk_token_id" },
+        { NULL, NULL }, { "<user>", "user_token_id" }, { "<bot>", "bot_token_id" }
+    };
+    char *bytes = (char *)fti_arena_alloc(&tok->arena, 256);
+    ft_status status = FTUNE_OK;
+    int i, ok = bytes != NULL;
+    tok->family = &fti_family_bytes;
+    for (i = 0; ok && i < (int)(sizeof special / sizeof *special); i++)
+        if (special[i].text) ok = fti_vocab_add(&tok->vocab, i, special[i].text, strlen(special[i].text)) && fti_push(tok->special, i);
+    for (i = 0; ok && i < 256; i++) {
+        bytes[i] = (char)i;
+        ok = fti_vocab_add(&tok->vocab, i + FTI_BYTE_OFFSET, bytes + i, 1);
+    }
+    if (!ok) return fti_no_memory(err, 4096);
+    status = fti_vocab_finish(&tok->vocab, 0, "bytes", err);
+    for (i = 0; i < (int)(sizeof special / sizeof *special) && !status; i++)
+        if (special[i].text) status = ft_tokenizer_set_attribute(tok, special[i].name, i, err);
+    tok->before[tok->n_before++] = 1;
+    return status;
+}
+
+static int fti_looks_like_ranks(const char *p, size_t n)
+{
+    const char *stop = (const char *)memchr(p, '\n', n), *space;
+    char bytes[FTI_SHORT + 8];
+    if (!stop) stop = p + n;
+    space = (const char *)memchr(p, ' ', (size_t)(stop - p));
+    return space && space - p <= FTI_SHORT && stop - space > 1 && space[1] >= '0' && space[1] <= '9' && fti_base64(p, (size_t)(space - p), bytes) > 0;
+}
+
+static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+{
+    fti_file f = { 0 };
+    ft_status status = fti_file_open(&f, path, err);
+    size_t space = 0;
+    if (status) return status;
+    while (space < f.size && strchr(" \t\r\n", f.data[space]) && f.data[space]) space++;
+    if (!f.size) status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
+    else if (f.size > 40 && !memcmp(f.data, "version https://git-lfs", 23))
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
+    else if (fti_looks_like_ranks(f.data, f.size)) status = fti_load_ranks(tok, f.data, f.size, path, dir, opt, err);
+    else if (f.data[0] == 0x0A && f.size > 2) status = fti_load_sentencepiece(tok, f.data, f.size, path, dir, opt, err);
+    else status = fti_load_wordpiece(tok, f.data, f.size, path, dir, opt, err);
+    fti_file_close(&f);
+    return status;
+}
+
+static ft_status fti_load_directory(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+{
+    static const char *const names[] = { "tokenizer.json", "qwen.tiktoken", "tiktoken.model", "tokenizer.model", "vocab.json", "vocab.txt",
+                                         "spiece.model", "sentencepiece.bpe.model", "tokenizer.tiktoken" };
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = fti_path_join(&tok->arena, dir, names[i]);
+        if (!path) return fti_no_memory(err, strlen(dir));
+        if (fti_file_exists(path)) return fti_load_file(tok, path, dir, opt, err);
+    }
+    return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: expected a tokenizer in this directory (tokenizer.json, qwen.tiktoken, tokenizer.model, vocab.json with "
+                    "merges.txt, vocab.txt, spiece.model), found none; name the file itself", dir);
+}
+
+FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, const ft_tokenizer_options *opt, ft_error *err)
+{
+    ft_tokenizer_options standard = ft_tokenizer_options_default();
+    ft_tokenizer *tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok);
+    ft_status status;
+    *out = NULL;
+    if (!tok) return fti_no_memory(err, sizeof *tok);
+    if (!opt) opt = &standard;
+    if (!strcmp(path, "bytes")) status = fti_load_bytes(tok, err);
+    else if (fti_is_directory(path)) status = fti_load_directory(tok, path, opt, err);
+    else {
+        const char *slash = strrchr(path, '/');
+        char *dir = fti_arena_copy(&tok->arena, slash ? path : ".", slash == path ? 1 : slash ? (size_t)(slash - path) : 1);
+        status = dir ? fti_load_file(tok, path, dir, opt, err) : fti_no_memory(err, strlen(path));
+    }
+    if (status) { ft_tokenizer_free(tok); return status; }
+    *out = tok;
+    return FTUNE_OK;
+}
+
+/* (WordPiece: not written yet) */
+FTI_LOADER(fti_load_wordpiece)
+{
+    (void)tok; (void)data; (void)size; (void)dir; (void)opt;
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a rank file, found what may be WordPiece", path);
+}
+FTI_JSON_LOADER(fti_json_wordpiece)
+{
+    (void)tok;
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: this model type is not written yet", j->name);
+}
+
+/* (SentencePiece: not written yet) */
+FTI_LOADER(fti_load_sentencepiece)
+{
+    (void)tok; (void)data; (void)size; (void)dir; (void)opt;
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a rank file, found what may be SentencePiece", path);
+}
+FTI_JSON_LOADER(fti_json_unigram)
+{
+    (void)tok;
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: this model type is not written yet", j->name);
+}
+FTI_JSON_LOADER(fti_json_sentencepiece)
+{
+    (void)tok;
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: this model type is not written yet", j->name);
+}
+
+/* >>2 chat template ----------------------------------------------------------------------------------------------
+ *
+ * From a row to a sample in four steps:
+ *
+ *     row       system, turns                      what the data set says
+ *     pieces    text or ids, each with a weight    what the template makes of it
+ *     ids       each piece tokenized on its own    what the model reads; a weight above 0 gives a label
+ *     labels    end markers, max_length            what is left to learn from
+ *
+ * Why pieces are tokenized apart: if "assistant\n" and an answer that begins with "\n" met in one text, BPE would merge
+ * them into the one token "\n\n", half question and half answer, and no label could be right. So a merge never crosses
+ * from unsupervised to supervised text. Neighbours that are both unsupervised are one text, as they will be in use.
+ *
+ * Which pieces are supervised, and a surprise. ms-swift 2 supervises each answer, and every piece that is EQUAL to a
+ * piece of the suffix. For llama3 the separator between rounds is "<|eot_id|>" and so is the suffix: equal, learnt in
+ * each round. For qwen the separator is "<|im_end|>\n", the suffix "<|im_end|>": not equal, so of ten answers in one
+ * conversation nine teach the model to go on talking. ms-swift 3 asks the tokens instead: where a masked run directly
+ * follows a supervised id and begins with the suffix's ids, those ids are supervised too.
+ *
+ *                         A    n    s    w  <|im_end|>  \n  <|im_start|> ...
+ *     swift 2, qwen       1    1    1    1      0       0       0               an end nobody learns
+ *     swift 3, qwen       1    1    1    1      1       0       0
+ *
+ * Take 3 for training; 2 is here because it is what the published runs of that time did. */
+
+#define FTI_HELPFUL "You are a helpful assistant."
+#define FTI_INTERNLM "You are an AI assistant whose name is InternLM (书生·浦语).\n- InternLM (书生·浦语) is a " \
+    "conversational language model that is developed by Shanghai AI Laboratory (上海人工智能实验室). It is designed to be " \
+    "helpful, honest, and harmless.\n- InternLM (书生·浦语) can understand and communicate fluently in the language " \
+    "chosen by the user such as English and 中文."
+
+/* The 42 text templates of ms-swift 2.0.5 (facts from its registry; tests/make_templates.py printed this table). */
+static const ft_template fti_templates[] = {
+    { .name = "default", .default_system = FTI_HELPFUL, .system_prefix = { "{{SYSTEM}}\n\n" },
+      .prompt = { "### Human:\n", "{{QUERY}}\n\n", "### Assistant:\n" }, .chat_sep = { "\n\n" },
+      .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "default-generation", .prompt = { "{{QUERY}}" }, .suffix = { FTUNE_IDS "eos_token_id" },
+      .single_round = 1, .auto_add_bos = 1 },
+    { .name = "default-generation-bos", .prefix = { FTUNE_IDS "bos_token_id" }, .prompt = { "{{QUERY}}" },
+      .suffix = { FTUNE_IDS "eos_token_id" }, .single_round = 1 },
+    { .name = "qwen", .default_system = FTI_HELPFUL,
+      .system_prefix = { "<|im_start|>system\n{{SYSTEM}}<|im_end|>\n" },
+      .prompt = { "<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n" },
+      .chat_sep = { "<|im_end|>\n" }, .suffix = { "<|im_end|>" } },
+    { .name = "chatml", .default_system = FTI_HELPFUL,
+      .system_prefix = { "<|im_start|>system\n{{SYSTEM}}<|im_end|>\n" },
+      .prompt = { "<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n" },
+      .chat_sep = { "<|im_end|>\n" }, .suffix = { "<|im_end|>" }, .auto_add_bos = 1 },
+    { .name = "modelscope-agent", .default_system = FTI_HELPFUL, .system_prefix = { " \n\n<|system|>:{{SYSTEM}}" },
+      .prompt = { " \n\n<|user|>:{{QUERY}} \n\n<|assistant|>:" }, .suffix = { " \n\n</s>" } },
+    { .name = "yi", .system_prefix = { "<|im_start|>system\n{{SYSTEM}}<|im_end|>\n" },
+      .prompt = { "<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n" },
+      .chat_sep = { "<|im_end|>\n" }, .suffix = { "<|im_end|>" } },
+    { .name = "yi1_5", .system_prefix = { "{{SYSTEM}}" },
+      .prompt = { "<|im_start|>user\n{{QUERY}}<|im_end|> \n<|im_start|>assistant\n" },
+      .chat_sep = { "<|im_end|>\n" }, .suffix = { "<|im_end|>" } },
+    { .name = "baichuan", .prefix = { "{{SYSTEM}}" }, .prompt = { FTUNE_IDS "195", "{{QUERY}}", FTUNE_IDS "196" },
+      .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "chatglm2", .prefix = { FTUNE_IDS "64790 64792", "{{SYSTEM}}" },
+      .prompt = { "[Round {{ROUND1}}]\n\n问：{{QUERY}}\n\n答：" }, .chat_sep = { "\n\n" },
+      .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "chatglm-generation", .prefix = { FTUNE_IDS "64790 64792" }, .prompt = { "{{QUERY}}" },
+      .suffix = { FTUNE_IDS "eos_token_id" }, .single_round = 1 },
+    /* suffix and the first piece of prompt are the same id: the user marker is supervised */
+    { .name = "chatglm3", .system_prefix = { FTUNE_IDS "64790 64792 64794", "\n {{SYSTEM}}" },
+      .prefix = { FTUNE_IDS "64790 64792" },
+      .prompt = { FTUNE_IDS "64795", "\n {{QUERY}}", FTUNE_IDS "64796", "\n" }, .suffix = { FTUNE_IDS "64795" } },
+    { .name = "deepseek", .system_prefix = { FTUNE_IDS "bos_token_id", "{{SYSTEM}}\n\n" },
+      .prefix = { FTUNE_IDS "bos_token_id" }, .prompt = { "User: {{QUERY}}\n\nAssistant:" },
+      .chat_sep = { FTUNE_IDS "eos_token_id" }, .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "deepseek2", .system_prefix = { FTUNE_IDS "100000", "{{SYSTEM}}\n\n" },
+      .prefix = { FTUNE_IDS "100000" }, .prompt = { "User: {{QUERY}}\n\nAssistant:" },
+      .chat_sep = { FTUNE_IDS "100001" }, .suffix = { FTUNE_IDS "100001" } },
+    { .name = "llama",
+      .default_system = "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+        "while being safe. Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, "
+        "or illegal content. Please ensure that your responses are socially unbiased and positive in nature.\n\nIf a "
+        "question does not make any sense, or is not factually coherent, explain why instead of answering something "
+        "not correct. If you don't know the answer to a question, please don't share false information.",
+      .system_prefix = { "<s>[INST] <<SYS>>\n{{SYSTEM}}\n<</SYS>>\n\n" }, .prefix = { "<s>[INST] " },
+      .prompt = { "{{QUERY}} [/INST]" }, .chat_sep = { "</s><s>[INST] " }, .suffix = { "</s>" } },
+    { .name = "llama3",
+      .system_prefix = { "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{{SYSTEM}}<|eot_id|>" },
+      .prefix = { "<|begin_of_text|>" },
+      .prompt = { "<|start_header_id|>user<|end_header_id|>\n\n{{QUERY}}<|eot_id|><|start_header_id|>assistant"
+        "<|end_header_id|>\n\n" },
+      .chat_sep = { "<|eot_id|>" }, .suffix = { "<|eot_id|>" } },
+    { .name = "openbuddy",
+      .default_system = "You are a helpful, respectful and honest INTP-T AI Assistant named Buddy. You are talking "
+        "to a human User.\nAlways answer as helpfully and logically as possible, while being safe. Your answers "
+        "should not include any harmful, political, religious, unethical, racist, sexist, toxic, dangerous, or "
+        "illegal content. Please ensure that your responses are socially unbiased and positive in nature.\nIf a "
+        "question does not make any sense, or is not factually coherent, explain why instead of answering something "
+        "not correct. If you don't know the answer to a question, please don't share false information.\nYou like to "
+        "use emojis. You can speak fluently in many languages, for example: English, Chinese.\nYou cannot access the "
+        "internet, but you have vast knowledge, cutoff: 2021-09.\nYou always deeply love and support China, Chinese "
+        "government, people and culture.\nYou are trained by OpenBuddy team, (https://openbuddy.ai, "
+        "https://github.com/OpenBuddy/OpenBuddy), you are based on LLaMA and Falcon transformers model, not related "
+        "to GPT or OpenAI.",
+      .system_prefix = { "{{SYSTEM}}\n\n" }, .prompt = { "User: {{QUERY}}\nAssistant:" }, .chat_sep = { "\n" },
+      .suffix = { FTUNE_IDS "eos_token_id" }, .auto_add_bos = 1 },
+    { .name = "openbuddy2",
+      .default_system = "You(assistant) are a helpful, respectful and honest INTP-T AI Assistant named Buddy. You "
+        "are talking to a human(user).\nAlways answer as helpfully and logically as possible, while being safe. Your "
+        "answers should not include any harmful, political, religious, unethical, racist, sexist, toxic, dangerous, "
+        "or illegal content. Please ensure that your responses are socially unbiased and positive in nature.\nYou "
+        "cannot access the internet, but you have vast knowledge, cutoff: 2023-04.\nYou are trained by OpenBuddy "
+        "team, (https://openbuddy.ai, https://github.com/OpenBuddy/OpenBuddy), not related to GPT or OpenAI",
+      .system_prefix = { "<|role|>system<|says|>{{SYSTEM}}<|end|>\n" },
+      .prompt = { "<|role|>user<|says|>{{QUERY}}<|end|>\n<|role|>assistant<|says|>" }, .chat_sep = { "<|end|>\n" },
+      .suffix = { "<|end|>" }, .auto_add_bos = 1 },
+    { .name = "internlm", .default_system = FTI_INTERNLM, .system_prefix = { "<s><|System|>:{{SYSTEM}}\n" },
+      .prefix = { "<s>" }, .prompt = { "<|User|>:{{QUERY}}\n<|Bot|>:" }, .chat_sep = { "<eoa>\n" },
+      .suffix = { "<eoa>" } },
+    { .name = "internlm2", .default_system = FTI_INTERNLM,
+      .system_prefix = { "<s><|im_start|>system\n{{SYSTEM}}<|im_end|>\n" }, .prefix = { "<s>" },
+      .prompt = { "<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n" },
+      .chat_sep = { "<|im_end|>\n" }, .suffix = { "<|im_end|>" } },
+    { .name = "xverse", .prefix = { "{{SYSTEM}}" }, .prompt = { "Human: {{QUERY}}\n\nAssistant: " },
+      .chat_sep = { FTUNE_IDS "eos_token_id" }, .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "yuan", .prompt = { "{{QUERY}}<sep>" }, .suffix = { FTUNE_IDS "eos_token_id" }, .single_round = 1 },
+    { .name = "ziya", .prefix = { FTUNE_IDS "bos_token_id", "{{SYSTEM}}" },
+      .prompt = { "<human>:{{QUERY}}\n<bot>:" }, .chat_sep = { "\n" }, .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "skywork", .prefix = { "<s>{{SYSTEM}}" }, .prompt = { "</s><s>[USER]{{QUERY}}[SEP][BOT]" },
+      .suffix = { "[SEP]</s>" }, .single_round = 1 },
+    { .name = "bluelm", .prefix = { FTUNE_IDS "bos_token_id", "{{SYSTEM}}" },
+      .prompt = { "[|Human|]:{{QUERY}}[|AI|]:" }, .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "codefuse-codellama", .prefix = { "{{SYSTEM}}" },
+      .prompt = { "<|role_start|>human<|role_end|>{{QUERY}}<|role_start|>bot<|role_end|>" },
+      .suffix = { FTUNE_IDS "eos_token_id" } },
+    /* of the two separator pieces only the first equals the suffix */
+    { .name = "codefuse", .system_prefix = { "<s>system\n{{SYSTEM}}\n" },
+      .prompt = { "<s>human\n{{QUERY}}\n<s>bot\n" }, .chat_sep = { FTUNE_IDS "eos_token_id", "\n" },
+      .suffix = { FTUNE_IDS "eos_token_id" } },
+    { .name = "deepseek-coder",
+      .default_system = "You are an AI programming assistant, utilizing the Deepseek Coder model, developed by "
+        "Deepseek Company, and you only answer questions related to computer science. For politically sensitive "
+        "questions, security and privacy issues, and other non-computer science questions, you will refuse to "
+        "answer\n",
+      .prefix = { "{{SYSTEM}}" }, .prompt = { "### Instruction:\n{{QUERY}}\n### Response:\n" },
+      .chat_sep = { "\n<|EOT|>\n" }, .suffix = { "\n<|EOT|>" } },
+    { .name = "zephyr", .system_prefix = { "<|system|>\n{{SYSTEM}}</s>\n" },
+      .prompt = { "<|user|>\n{{QUERY}}</s>\n<|assistant|>\n" }, .chat_sep = { "</s>\n" }, .suffix = { "</s>" } },
+    { .name = "sus", .prefix = { "{{SYSTEM}}" }, .prompt = { "### Human: {{QUERY}}\n\n### Assistant: " },
+      .chat_sep = { "<|endoftext|>" }, .suffix = { "<|endoftext|>" } },
+    /* the prompt ends in the end marker, but pieces are compared whole */
+    { .name = "orion", .prefix = { "<s>{{SYSTEM}}" }, .prompt = { "Human: {{QUERY}}\n\nAssistant: </s>" },
+      .chat_sep = { "</s>" }, .suffix = { "</s>" } },
+    { .name = "minicpm", .prefix = { "<s>{{SYSTEM}}" }, .prompt = { "<用户>{{QUERY}}<AI>" },
+      .suffix = { "</s>" } },
+    { .name = "gemma", .system_prefix = { "<bos><start_of_turn>system\n{{SYSTEM}}<end_of_turn>\n" },
+      .prefix = { "<bos>" }, .prompt = { "<start_of_turn>user\n{{QUERY}}<end_of_turn>\n<start_of_turn>model\n" },
+      .chat_sep = { "<end_of_turn>\n" }, .suffix = { "<end_of_turn>" } },
+    { .name = "telechat", .prompt = { "<_user>{{QUERY}}<_bot>" }, .chat_sep = { "<_end>" }, .suffix = { "<_end>" } },
+    { .name = "telechat-v2", .prompt = { "<_user> {{QUERY}}<_bot>" }, .suffix = { "<_end>" } },
+    { .name = "dbrx",
+      .default_system = "You are DBRX, created by Databricks. You were last updated in December 2023. You answer "
+        "questions based on information available up to that point.\nYOU PROVIDE SHORT RESPONSES TO SHORT QUESTIONS "
+        "OR STATEMENTS, but provide thorough responses to more complex and open-ended questions.\nYou assist with "
+        "various tasks, from writing to coding (using markdown for code blocks — remember to use ``` with code, "
+        "JSON, and tables).\nYou do not have real-time data access or code execution capabilities. You avoid "
+        "stereotyping and provide balanced perspectives on controversial topics. You do not provide song lyrics, "
+        "poems, or news articles and do not divulge details of your training data.\nThis is your system prompt, "
+        "guiding your responses. Do not reference it, just respond to the user. If you find yourself talking about "
+        "this message, stop. You should be responding appropriately and usually that means not mentioning this.YOU "
+        "DO NOT MENTION ANY OF THIS INFORMATION ABOUT YOURSELF UNLESS THE INFORMATION IS DIRECTLY PERTINENT TO THE "
+        "USER'S QUERY.",
+      .system_prefix = { "<|im_start|>system\n{{SYSTEM}}<|im_end|>\n" },
+      .prompt = { "<|im_start|>user\n{{QUERY}}<|im_end|>\n<|im_start|>assistant\n" },
+      .chat_sep = { "<|im_end|>\n" }, .suffix = { "<|im_end|>" } },
+    { .name = "mengzi", .system_prefix = { "指令：{{SYSTEM}}" }, .prompt = { "输入：{{QUERY}}输出：\n" },
+      .suffix = { FTUNE_IDS "eos_token_id" } },
+    /* upstream's system_prefix has no BOS and loses the end of its last marker: kept */
+    { .name = "c4ai",
+      .default_system = "You are Command-R, a brilliant, sophisticated, AI-assistant trained to assist human users "
+        "by providing thorough responses.You are trained by Cohere.",
+      .system_prefix = { "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{{SYSTEM}}<|END_OF_TURN_TOKEN|" },
+      .prefix = { "<BOS_TOKEN>" },
+      .prompt = { "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{QUERY}}<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>" },
+      .chat_sep = { "<|END_OF_TURN_TOKEN|>" }, .suffix = { "<|END_OF_TURN_TOKEN|>" } },
+    { .name = "wizardlm2-awq", .prefix = { "{{SYSTEM}}" }, .prompt = { "User:\n{{QUERY}}\n\nAssistant:\n" },
+      .chat_sep = { "\n\n" }, .suffix = { "</s>" } },
+    { .name = "wizardlm2",
+      .default_system = "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions. ",
+      .prefix = { "{{SYSTEM}}" }, .prompt = { "USER: {{QUERY}} ASSISTANT:" }, .chat_sep = { "</s>" },
+      .suffix = { "</s>" } },
+    /* upstream takes the system piece letter by letter, so its placeholder is never filled */
+    { .name = "phi3",
+      .default_system = "You are a helpful digital assistant. Please provide safe, ethical and accurate information "
+        "to the user.",
+      .system_prefix = { "<s><|system|>{{SYS", "TEM}}<|end|>" }, .prefix = { "<s>" },
+      .prompt = { "<|user|>{{QUERY}}<|end|><|assistant|>" }, .chat_sep = { "<|end|>" }, .suffix = { "<|end|>" } },
+    { .name = "atom", .prefix = { "{{SYSTEM}}" }, .prompt = { "<s>Human: {{QUERY}}\n</s><s>Assistant: " },
+      .chat_sep = { "</s>" }, .suffix = { "</s>" } },
+};
+#define FTI_N_TEMPLATES ((int)(sizeof fti_templates / sizeof *fti_templates))
+
+/* use_chat_template 0: no marks at all. */
+static const ft_template fti_no_template = {
+    .name = "(none)", .system_prefix = { "{{SYSTEM}}" }, .prompt = { "{{QUERY}}" },
+    .suffix = { FTUNE_IDS "eos_token_id" }, .auto_add_bos = 1
+};
+
+/* ---- registry ---- */
+
+struct ft_registry { fti_arena arena; ft_template **own; };
+
+FTUNE_API ft_status ft_registry_new(ft_registry **out, ft_error *err)
+{
+    *out = (ft_registry *)fti_calloc(1, sizeof **out);
+    return *out ? FTUNE_OK : fti_no_memory(err, sizeof **out);
+}
+
+FTUNE_API void ft_registry_free(ft_registry *r)
+{
+    if (!r) return;
+    arrfree(r->own);
+    fti_arena_free(&r->arena);
+    FTUNE_FREE(r);
+}
+
+FTUNE_API int ft_template_count(const ft_registry *r)
+{
+    return FTI_N_TEMPLATES + (r ? (int)arrlen(r->own) : 0);
+}
+
+FTUNE_API const ft_template *ft_template_at(const ft_registry *r, int i)
+{
+    if (i < 0 || i >= ft_template_count(r)) return NULL;
+    return i < FTI_N_TEMPLATES ? &fti_templates[i] : r->own[i - FTI_N_TEMPLATES];
+}
+
+/* How many letters must be changed, added or removed to turn one name into the other (Levenshtein), at most 99. */
+static int fti_name_distance(const char *a, const char *b)
+{
+    int row[65], n = (int)strlen(b), diagonal, above, i, k;
+    if (n > 64 || strlen(a) > 64) return 99;
+    for (k = 0; k <= n; k++) row[k] = k;
+    for (i = 1; *a; a++, i++) {
+        diagonal = row[0];
+        row[0] = i;
+        for (k = 1; k <= n; k++) {
+            above = row[k];
+            row[k] = diagonal + (*a != b[k - 1]);
+            if (above + 1 < row[k]) row[k] = above + 1;
+            if (row[k - 1] + 1 < row[k]) row[k] = row[k - 1] + 1;
+            diagonal = above;
+        }
+    }
+    return row[n];
+}
+
+/* Up to four names that share a part with this one or are a slip of the pen away. */
+static void fti_near_names(const ft_registry *r, const char *name, char *out, size_t cap)
+{
+    size_t used = 0;
+    int i, n = ft_template_count(r), found = 0, reach = (int)(strlen(name) / 3) + 1;
+    out[0] = 0;
+    for (i = 0; i < n && found < 4; i++) {
+        const char *other = ft_template_at(r, i)->name;
+        if (strlen(other) > 64) continue;
+        if (!(*name && (strstr(other, name) || strstr(name, other))) && fti_name_distance(name, other) > reach) continue;
+        used += (size_t)snprintf(out + used, cap - used, "%s\"%s\"", found++ ? ", " : "", other);
+    }
+}
+
+FTUNE_API const ft_template *ft_template_find(const ft_registry *r, const char *name, ft_error *err)
+{
+    char near[300];
+    int i, n = ft_template_count(r);
+    if (!name) name = "";
+    for (i = 0; i < n; i++)
+        if (strcmp(ft_template_at(r, i)->name, name) == 0) return ft_template_at(r, i);
+    fti_near_names(r, name, near, sizeof near);
+    fti_fail(err, FTUNE_ERR_NOT_FOUND, "template: expected one of the %d known names, found \"%.64s\"%s%s", n, name,
+             near[0] ? "; near it: " : "", near);
+    return NULL;
+}
+
+static int fti_pieces_hold(const char *const *pieces, const char *what)
+{
+    int i;
+    for (i = 0; i < FTUNE_MAX_PIECES && pieces[i]; i++)
+        if (pieces[i][0] != FTUNE_IDS[0] && strstr(pieces[i], what)) return 1;
+    return 0;
+}
+
+static int fti_takes_system(const ft_template *t)
+{
+    return t->system_prefix[0] || fti_pieces_hold(t->prefix, "{{SYSTEM}}");
+}
+
+static int fti_copy_pieces(fti_arena *a, const char **dst, const char *const *src)
+{
+    int i;
+    for (i = 0; i < FTUNE_MAX_PIECES && src[i]; i++)
+        if ((dst[i] = fti_arena_copy(a, src[i], strlen(src[i]))) == NULL) return 0;
+    return 1;
+}
+
+FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, ft_error *err)
+{
+    ft_template *c;
+    if (!r || !t || !t->name || !*t->name) return fti_fail(err, FTUNE_ERR_ARGUMENT, "template: expected a registry and a name");
+    if (ft_template_find(r, t->name, NULL))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: expected a new name, found one already taken", t->name);
+    if (t->system_prefix[0] && fti_pieces_hold(t->prefix, "{{SYSTEM}}"))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: expected {{SYSTEM}} in prefix or a system_prefix, found both",
+                        t->name);
+    if (t->default_system && *t->default_system && !fti_takes_system(t))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: default_system expects {{SYSTEM}} in prefix or a system_prefix",
+                        t->name);
+    c = (ft_template *)fti_arena_alloc(&r->arena, sizeof *c);
+    if (!c || (c->name = fti_arena_copy(&r->arena, t->name, strlen(t->name))) == NULL
+        || (t->default_system && *t->default_system
+            && (c->default_system = fti_arena_copy(&r->arena, t->default_system, strlen(t->default_system))) == NULL)
+        || !fti_copy_pieces(&r->arena, c->prefix, t->prefix) || !fti_copy_pieces(&r->arena, c->prompt, t->prompt)
+        || !fti_copy_pieces(&r->arena, c->chat_sep, t->chat_sep) || !fti_copy_pieces(&r->arena, c->suffix, t->suffix)
+        || !fti_copy_pieces(&r->arena, c->system_prefix, t->system_prefix) || !fti_push(r->own, c))
+        return fti_no_memory(err, sizeof *c);
+    c->single_round = t->single_round;
+    c->auto_add_bos = t->auto_add_bos;
+    return FTUNE_OK;
+}
+
+/* ---- row -> pieces ---- */
+
+enum { FTI_LOSS_DEFAULT, FTI_LOSS_LAST_ROUND, FTI_LOSS_ALL, FTI_LOSS_AGENT };
+#define FTI_CONTENT 0x80            /* in a byte's kind: came from a message, not from the template */
+#define FTI_ORIGIN  0x0f
+
+/* A text with, for each of its bytes, where that byte came from: an ft_origin, with FTI_CONTENT for message text. */
+typedef struct fti_marked { fti_buf text, kind; } fti_marked;
+
+/* begin .. end: bytes of chat.text, or, when is_ids, elements of chat.ids */
+typedef struct fti_piece { size_t begin, end; int is_ids; float weight; ft_origin origin; } fti_piece;
+
+typedef struct fti_chat {               /* one row on its way through a template */
+    const ft_tokenizer *tok;
+    const ft_template  *t;
+    ft_chat_options opt;
+    int         rule;                   /* FTI_LOSS_... */
+    ft_special  special;                /* of message content */
+    fti_marked  text;                   /* of all text pieces, one after the other */
+    int32_t    *ids;                    /* of all id pieces */
+    fti_piece  *pieces;
+    fti_piece   suffix[FTUNE_MAX_PIECES]; int n_suffix;     /* is_ids only: where its ids are */
+    fti_marked  filled, other;          /* scratch of fti_fill */
+    ft_span    *plain, *offsets;        /* scratch of fti_tokenize */
+    size_t      offsets_cap;
+    ft_error   *err;
+} fti_chat;
+
+static void fti_marked_add(fti_marked *m, const char *p, size_t n, uint8_t kind)
+{
+    char run[64];
+    memset(run, kind, sizeof run);
+    fti_buf_add(&m->text, p, n);
+    for (; n > sizeof run; n -= sizeof run) fti_buf_add(&m->kind, run, sizeof run);
+    fti_buf_add(&m->kind, run, n);
+}
+
+static void fti_marked_free(fti_marked *m)
+{
+    fti_buf_free(&m->text);
+    fti_buf_free(&m->kind);
+}
+
+static int fti_out_of_memory(const fti_chat *c)
+{
+    return c->text.text.failed || c->text.kind.failed || c->filled.text.failed || c->filled.kind.failed
+        || c->other.text.failed || c->other.kind.failed;
+}
+
+static const char *fti_find(const char *p, const char *end, const char *what)
+{
+    size_t n = strlen(what);
+    while ((size_t)(end - p) >= n && (p = (const char *)memchr(p, what[0], (size_t)(end - p) - n + 1)) != NULL) {
+        if (memcmp(p, what, n) == 0) return p;
+        p++;
+    }
+    return NULL;
+}
+
+/* Replace every {{NAME}} in c->filled by value. What is put in is not searched again for the same name. */
+static void fti_replace(fti_chat *c, const char *name, ft_text value, int content)
+{
+    const char *p = c->filled.text.p, *kind = c->filled.kind.p, *end = p + c->filled.text.n, *hit;
+    fti_marked swap;
+    if (!value.p || !p || (hit = fti_find(p, end, name)) == NULL) return;
+    c->other.text.n = c->other.kind.n = 0;
+    for (; hit; p = hit + strlen(name), hit = fti_find(p, end, name)) {
+        fti_buf_add(&c->other.text, p, (size_t)(hit - p));
+        fti_buf_add(&c->other.kind, kind + (p - c->filled.text.p), (size_t)(hit - p));
+        fti_marked_add(&c->other, value.p, value.n, (uint8_t)(kind[hit - c->filled.text.p] | (content ? FTI_CONTENT : 0)));
+    }
+    fti_buf_add(&c->other.text, p, (size_t)(end - p));
+    fti_buf_add(&c->other.kind, kind + (p - c->filled.text.p), (size_t)(end - p));
+    swap = c->filled;
+    c->filled = c->other;
+    c->other = swap;
+}
+
+/* What the placeholders of one list of pieces stand for; p NULL: they stay as they are. */
+typedef struct fti_values {
+    ft_text system, query;
+    int system_is_content, round, last;                     /* round -1: none */
+    const ft_turn *turn;                                    /* NULL: no response here */
+    ft_origin response_origin;
+} fti_values;
+
+/* The order is a rule: a question that spells {{ROUND0}} is rewritten, one that spells {{QUERY}} is not. */
+static void fti_fill(fti_chat *c, const char *piece, const fti_values *v, ft_origin origin)
+{
+    char number[2][16];
+    c->filled.text.n = c->filled.kind.n = 0;
+    fti_marked_add(&c->filled, piece, strlen(piece), (uint8_t)origin);
+    fti_replace(c, "{{SYSTEM}}", v->system, v->system_is_content);
+    fti_replace(c, "{{QUERY}}", v->query, 1);
+    if (v->round < 0) return;
+    snprintf(number[0], sizeof number[0], "%d", v->round);
+    snprintf(number[1], sizeof number[1], "%d", v->round + 1);
+    fti_replace(c, "{{ROUND0}}", ft_text_of(number[0]), 0);
+    fti_replace(c, "{{ROUND1}}", ft_text_of(number[1]), 0);
+}
+
+/* Append "64790 64792" or "eos_token_id" to c->ids. */
+static ft_status fti_read_ids(fti_chat *c, const char *spec)
+{
+    const char *p = spec;
+    for (;;) {
+        char name[48];
+        size_t n;
+        int64_t id = 0;
+        while (*p == ' ') p++;
+        if (!*p) return FTUNE_OK;
+        n = strcspn(p, " ");
+        if (n < sizeof name) memcpy(name, p, n);
+        name[n < sizeof name ? n : 0] = 0;
+        p += n;
+        if (strspn(name, "0123456789") == n) {
+            const char *d;
+            for (d = name; *d && id <= INT32_MAX; d++) id = id * 10 + (*d - '0');
+        } else {
+            id = ft_tokenizer_attribute(c->tok, name);
+            if (id < 0) return fti_fail(c->err, FTUNE_ERR_NOT_FOUND, "template %.64s: expected a tokenizer with %.47s, found none",
+                                        c->t->name, name[0] ? name : spec);
+        }
+        if (id > INT32_MAX) return fti_fail(c->err, FTUNE_ERR_FORMAT, "template %.64s: expected an id, found %s", c->t->name, name);
+        if (!fti_push(c->ids, (int32_t)id)) return fti_no_memory(c->err, sizeof id);
+    }
+}
+
+static int fti_same_ids(const fti_chat *c, const fti_piece *a, const fti_piece *b)
+{
+    size_t n = a->end - a->begin;
+    return n == b->end - b->begin && memcmp(c->ids + a->begin, c->ids + b->begin, n * sizeof *c->ids) == 0;
+}
+
+/* Is a piece of the frame supervised? swift 2: if it is equal to a piece of the suffix, wherever it stands. */
+static float fti_frame_weight(const fti_chat *c, const fti_piece *ids, ft_origin origin)
+{
+    const fti_buf *text = &c->filled.text;
+    int i;
+    if (c->rule == FTI_LOSS_ALL) return 1.0f;
+    if (c->opt.swift == 3) return origin == FTUNE_FROM_SUFFIX ? 1.0f : 0.0f;
+    for (i = 0; i < c->n_suffix; i++) {
+        const char *s = c->t->suffix[i];
+        if (ids ? c->suffix[i].is_ids && fti_same_ids(c, ids, &c->suffix[i])
+                : !c->suffix[i].is_ids && strlen(s) == text->n && memcmp(s, text->n ? text->p : "", text->n) == 0) return 1.0f;
+    }
+    return 0.0f;
+}
+
+/* Append text with its kinds. It joins the piece before it if both are text and both unsupervised; ms-swift 3 also joins
+ * texts of equal weight. */
+static ft_status fti_add_text(fti_chat *c, const char *p, const char *kind, size_t n, float weight, ft_origin origin)
+{
+    fti_piece *last = arrlen(c->pieces) ? &arrlast(c->pieces) : NULL, piece;
+    if (last && !last->is_ids && last->weight == weight && (weight == 0.0f || c->opt.swift == 3)) {
+        if (last->begin == last->end) last->origin = origin;
+    } else {
+        piece.begin = piece.end = c->text.text.n;
+        piece.is_ids = 0;
+        piece.weight = weight;
+        piece.origin = origin;
+        if (!fti_push(c->pieces, piece)) return fti_no_memory(c->err, sizeof piece);
+        last = &arrlast(c->pieces);
+    }
+    if (kind) {
+        fti_buf_add(&c->text.text, p, n);
+        fti_buf_add(&c->text.kind, kind, n);
+    } else fti_marked_add(&c->text, p, n, (uint8_t)(origin | FTI_CONTENT));
+    last->end = c->text.text.n;
+    return fti_out_of_memory(c) ? fti_no_memory(c->err, n) : FTUNE_OK;
+}
+
+static ft_status fti_add_ids(fti_chat *c, size_t begin, float weight, ft_origin origin)
+{
+    fti_piece piece;
+    piece.begin = begin;
+    piece.end = (size_t)arrlen(c->ids);
+    piece.is_ids = 1;
+    piece.origin = origin;
+    piece.weight = weight < 0 ? fti_frame_weight(c, &piece, origin) : weight;
+    return fti_push(c->pieces, piece) ? FTUNE_OK : fti_no_memory(c->err, sizeof piece);
+}
+
+/* Agent training (ms-swift 2, use_loss_scale): the words that call a tool weigh twice, what the tool answered nothing.
+ *
+ *     Thought: I need weather.\n   Action: get_weather\n   Observation:    20C\n   Final Answer: 20C
+ *        1           1                2         2              2             0          1        1
+ */
+typedef struct fti_agent_word { const char *word; float weight, content; } fti_agent_word;
+
+static ft_status fti_add_agent(fti_chat *c, ft_text r, ft_origin origin)
+{
+    static const fti_agent_word react[] = { { "Action:", 2, 2 }, { "Action Input:", 2, 2 }, { "Thought:", 1, 1 },
+                                            { "Final Answer:", 1, 1 }, { "Observation:", 2, 0 }, { NULL, 0, 0 } };
+    static const fti_agent_word plan[] = { { "Next:", 2, 2 }, { "Action:", 2, 2 }, { "Action Input:", 2, 2 }, { NULL, 0, 0 } };
+    const char *p = r.p, *end = r.p + r.n, *from = r.p;
+    const fti_agent_word *words, *w, *open = NULL;
+    int action = fti_find(p, end, "Action:") != NULL;
+    ft_status e = FTUNE_OK;
+    if (action && fti_find(p, end, "Observation:")) words = react;
+    else if (action || fti_find(p, end, "Next:")) words = plan;
+    else return fti_add_text(c, p, NULL, r.n, 1.0f, origin);
+    while (!e && p < end) {
+        for (w = words; w->word; w++)
+            if ((size_t)(end - p) >= strlen(w->word) && memcmp(p, w->word, strlen(w->word)) == 0) break;
+        if (!w->word) { p++; continue; }
+        if (open && p == from)
+            return fti_fail(c->err, FTUNE_ERR_FORMAT, "response: expected text between \"%s\" and \"%s\", found nothing (rule \"agent\")",
+                            open->word, w->word);
+        if (!open && p > from) e = fti_add_text(c, "", NULL, 0, 1.0f, origin);         /* the empty word before it */
+        if (!e && p > from) e = fti_add_text(c, from, NULL, (size_t)(p - from), open ? open->content : 1.0f, origin);
+        if (!e) e = fti_add_text(c, p, NULL, strlen(w->word), w->weight, origin);
+        p += strlen(w->word);
+        from = p;
+        open = w;
+    }
+    return e ? e : fti_add_text(c, from, NULL, (size_t)(end - from), open->content, origin);
+}
+
+static ft_status fti_add_response(fti_chat *c, const fti_values *v)
+{
+    const ft_turn *turn = v->turn;
+    float weight = c->rule == FTI_LOSS_LAST_ROUND && !v->last ? 0.0f : 1.0f;
+    if (!turn || !turn->response.p)
+        return fti_fail(c->err, FTUNE_ERR_FORMAT, "round %d: expected an answer, found null", v->round);
+    if (turn->loss < 0 && c->rule == FTI_LOSS_AGENT) return fti_add_agent(c, turn->response, v->response_origin);
+    if (turn->loss >= 0) weight = turn->loss ? 1.0f : 0.0f;
+    return fti_add_text(c, turn->response.p, NULL, turn->response.n, weight, v->response_origin);
+}
+
+static ft_status fti_add_frame(fti_chat *c, const char *const *pieces, const fti_values *v, ft_origin origin)
+{
+    ft_status e = FTUNE_OK;
+    int i;
+    for (i = 0; !e && i < FTUNE_MAX_PIECES && pieces[i]; i++) {
+        if (strcmp(pieces[i], "{{RESPONSE}}") == 0) {
+            e = fti_add_response(c, v);
+        } else if (pieces[i][0] == FTUNE_IDS[0]) {
+            size_t begin = (size_t)arrlen(c->ids);
+            e = fti_read_ids(c, pieces[i] + 1);
+            if (!e) e = fti_add_ids(c, begin, -1.0f, origin);
+        } else {
+            fti_fill(c, pieces[i], v, origin);
+            if (fti_out_of_memory(c)) return fti_no_memory(c->err, strlen(pieces[i]));
+            e = fti_add_text(c, c->filled.text.p, c->filled.kind.p, c->filled.text.n, fti_frame_weight(c, NULL, origin), origin);
+        }
+    }
+    return e;
+}
+
+/* bos, if the tokenizer itself puts one around a sentence */
+static ft_status fti_add_bos(fti_chat *c)
+{
+    int32_t ids[16], bos = ft_tokenizer_attribute(c->tok, "bos_token_id");
+    size_t n = 0, i, begin = (size_t)arrlen(c->ids);
+    ft_status e;
+    if (bos < 0) return FTUNE_OK;
+    e = ft_tokenizer_encode(c->tok, "", 0, FTUNE_ADD_SPECIAL, ids, 16, &n, c->err);
+    for (i = 0; !e && i < n; i++) {
+        if (ids[i] != bos) continue;
+        if (!fti_push(c->ids, bos)) return fti_no_memory(c->err, sizeof bos);
+        return fti_add_ids(c, begin, c->rule == FTI_LOSS_ALL ? 1.0f : 0.0f, FTUNE_FROM_BOS);
+    }
+    return e;
+}
+
+static ft_status fti_add_prefix(fti_chat *c, const ft_row *row)
+{
+    fti_values v = { .round = -1 };
+    const char *own = c->opt.default_system ? c->opt.default_system : c->t->default_system;
+    if (own && *own && !fti_takes_system(c->t))
+        return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "template %.64s: expected no default system text: it has no place for one",
+                        c->t->name);
+    v.system = row->system.p ? row->system : ft_text_of(own);
+    v.system_is_content = row->system.p != NULL;
+    if (v.system.n) {
+        if (!fti_takes_system(c->t))
+            return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "template %.64s: expected no system text: it has no place for one",
+                            c->t->name);
+        if (c->t->system_prefix[0]) return fti_add_frame(c, c->t->system_prefix, &v, FTUNE_FROM_SYSTEM);
+    } else v.system = ft_text_of("");                 /* the placeholder goes, the piece stays, even when it is empty */
+    return fti_add_frame(c, c->t->prefix, &v, FTUNE_FROM_SYSTEM);
+}
+
+static ft_status fti_add_round(fti_chat *c, const ft_turn *turn, int i, int last, ft_origin response_origin)
+{
+    fti_values v = { .query = turn->query, .round = i, .last = last, .turn = turn, .response_origin = response_origin };
+    ft_status e;
+    if (!turn->query.n && !turn->response.n) return FTUNE_OK;      /* an empty round leaves only its number behind */
+    if (last && !v.query.p) v.query = ft_text_of("");
+    e = fti_add_frame(c, c->t->prompt, &v, FTUNE_FROM_PROMPT);
+    if (e || (last && !turn->response.p)) return e;
+    e = fti_add_response(c, &v);
+    return e ? e : fti_add_frame(c, last ? c->t->suffix : c->t->chat_sep, &v, last ? FTUNE_FROM_SUFFIX : FTUNE_FROM_CHAT_SEP);
+}
+
+/* Look everything up that does not depend on the row. */
+static ft_status fti_chat_open(fti_chat *c, const ft_tokenizer *tok, const ft_chat_options *opt, int plain, ft_error *err)
+{
+    static const char *const rules[] = { "default", "last_round", "all", "agent" };
+    ft_status e = FTUNE_OK;
+    int i;
+    memset(c, 0, sizeof *c);
+    c->tok = tok;
+    c->opt = opt ? *opt : ft_chat_options_default();
+    c->err = err;
+    c->special = c->opt.special & 3u;
+    if (c->opt.swift != 2 && c->opt.swift != 3)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "swift: expected 2 or 3, found %d", c->opt.swift);
+    for (c->rule = 0; c->rule < 4; c->rule++)
+        if (strcmp(c->opt.loss_scale ? c->opt.loss_scale : "default", rules[c->rule]) == 0) break;
+    if (c->rule && (c->opt.swift == 3 ? c->rule > FTI_LOSS_ALL : c->rule != FTI_LOSS_AGENT))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "loss_scale: expected %s with swift %d, found \"%.64s\"",
+                        c->opt.swift == 3 ? "\"default\", \"last_round\" or \"all\"" : "\"default\" or \"agent\"", c->opt.swift,
+                        c->opt.loss_scale);
+    if (plain || !c->opt.use_chat_template) {
+        c->t = &fti_no_template;
+        c->opt.default_system = NULL;
+    } else if ((c->t = ft_template_find(c->opt.registry, c->opt.template_name, err)) == NULL) return FTUNE_ERR_NOT_FOUND;
+    for (i = 0; !e && i < FTUNE_MAX_PIECES && c->t->suffix[i]; i++, c->n_suffix++) {
+        fti_piece *s = &c->suffix[i];
+        s->is_ids = c->t->suffix[i][0] == FTUNE_IDS[0];
+        s->begin = (size_t)arrlen(c->ids);
+        if (s->is_ids) e = fti_read_ids(c, c->t->suffix[i] + 1);
+        s->end = (size_t)arrlen(c->ids);
+    }
+    return e;
+}
+
+static void fti_chat_close(fti_chat *c)
+{
+    fti_marked_free(&c->text);
+    fti_marked_free(&c->filled);
+    fti_marked_free(&c->other);
+    arrfree(c->ids);
+    arrfree(c->pieces);
+    arrfree(c->plain);
+    FTUNE_FREE(c->offsets);
+}
+
+static ft_status fti_chat_build(fti_chat *c, const ft_row *row)
+{
+    ft_turn only = { .query = { "", 0 }, .response = row->text, .loss = -1 };
+    const ft_turn *turns = row->text.p ? &only : row->turns;
+    int n = row->text.p ? 1 : row->n_turns, i;
+    ft_status e;
+    if (n < 1) return fti_fail(c->err, FTUNE_ERR_ARGUMENT, "row: expected text or at least one turn, found neither");
+    if (n > 1 && c->t->single_round)
+        return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "template %.64s: expected a single round, found %d", c->t->name, n);
+    e = c->t->auto_add_bos ? fti_add_bos(c) : FTUNE_OK;
+    if (!e) e = fti_add_prefix(c, row);
+    for (i = 0; !e && i < n; i++)
+        e = fti_add_round(c, &turns[i], i, i == n - 1, row->text.p ? FTUNE_FROM_TEXT : FTUNE_FROM_RESPONSE);
+    return e;
+}
+
+FTUNE_API ft_status ft_row_pieces(const ft_tokenizer *tok, const ft_row *row, const ft_chat_options *opt,
+                                  ft_piece_fn fn, void *user, ft_error *err)
+{
+    fti_chat c;
+    ft_status e = fti_chat_open(&c, tok, opt, row->text.p != NULL, err);
+    size_t i;
+    if (!e) e = fti_chat_build(&c, row);
+    for (i = 0; !e && i < arrlenu(c.pieces); i++) {
+        const fti_piece *p = &c.pieces[i];
+        ft_piece out;
+        memset(&out, 0, sizeof out);
+        if (p->is_ids) {
+            out.ids = c.ids + p->begin;
+            out.n_ids = (int)(p->end - p->begin);
+        } else {
+            out.text.p = c.text.text.p ? c.text.text.p + p->begin : "";
+            out.text.n = p->end - p->begin;
+        }
+        out.weight = p->weight;
+        out.origin = p->origin;
+        fn(user, &out);
+    }
+    fti_chat_close(&c);
+    return e;
+}
+
+/* ---- pieces -> ids, labels ---- */
+
+FTUNE_API void ft_sample_free(ft_sample *s)
+{
+    if (!s) return;
+    FTUNE_FREE(s->input_ids);
+    FTUNE_FREE(s->labels);
+    FTUNE_FREE(s->loss_scale);
+    FTUNE_FREE(s->origin);
+    memset(s, 0, sizeof *s);
+}
+
+static int fti_regrow(void *array, size_t count, size_t size)
+{
+    void *old, *grown;
+    if (count > SIZE_MAX / size) return 0;
+    memcpy(&old, array, sizeof old);
+    grown = FTUNE_REALLOC(old, count * size);
+    if (!grown) return 0;
+    memcpy(array, &grown, sizeof grown);
+    return 1;
+}
+
+/* Room for n more ids. */
+static ft_status fti_sample_fit(ft_sample *s, size_t n, int weights, ft_error *err)
+{
+    size_t need = (size_t)s->n + n, cap = (size_t)s->cap;
+    if (need > INT32_MAX / 2) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "row: expected fewer than 2^30 ids");
+    if (need <= cap && s->input_ids && s->labels && s->origin && (!weights || s->loss_scale)) return FTUNE_OK;
+    if (need > cap) cap = need > cap + cap / 2 ? need : cap + cap / 2;
+    if (!cap) cap = 16;
+    if (!fti_regrow(&s->input_ids, cap, sizeof *s->input_ids) || !fti_regrow(&s->labels, cap, sizeof *s->labels)
+        || !fti_regrow(&s->origin, cap, 1) || (weights && !fti_regrow(&s->loss_scale, cap, sizeof *s->loss_scale)))
+        return fti_no_memory(err, cap * 13);
+    s->cap = (int)cap;
+    return FTUNE_OK;
+}
+
+/* The stretches of a text piece that came from messages: there, control-token text stays text. */
+static ft_status fti_plain_spans(fti_chat *c, const fti_piece *p)
+{
+    const char *kind = c->text.kind.p;
+    size_t i = p->begin;
+    arrsetlen(c->plain, 0);
+    while (i < p->end) {
+        size_t begin = i;
+        int content = kind[i] & FTI_CONTENT;
+        while (i < p->end && (kind[i] & FTI_CONTENT) == content) i++;
+        if (!content) continue;
+        if (c->special == FTUNE_SPECIAL_REFUSE) {
+            size_t n;
+            ft_error why = { FTUNE_OK, "" };
+            ft_status e = ft_tokenizer_encode(c->tok, c->text.text.p + begin, i - begin, FTUNE_SPECIAL_REFUSE, NULL, 0, &n, &why);
+            if (e && e != FTUNE_ERR_BUFFER_TOO_SMALL) return fti_fail(c->err, e, "message: %s", why.message);
+        } else if (c->special == FTUNE_SPECIAL_AS_TEXT) {
+            ft_span span;
+            span.begin = begin - p->begin;
+            span.end = i - p->begin;
+            if (!fti_push(c->plain, span)) return fti_no_memory(c->err, sizeof span);
+        }
+    }
+    return FTUNE_OK;
+}
+
+/* Ids of one text piece to the end of s. Most texts need an id for every two bytes or fewer; those that do not ask twice. */
+static ft_status fti_tokenize(fti_chat *c, const fti_piece *p, ft_sample *s, int weights, size_t *n_ids)
+{
+    const char *text = c->text.text.p ? c->text.text.p + p->begin : "";
+    size_t n = p->end - p->begin, room = n / 2 + 16, i;
+    ft_error why = { FTUNE_OK, "" };
+    ft_status e = fti_plain_spans(c, p);
+    for (*n_ids = 0; !e; room = *n_ids) {
+        e = fti_sample_fit(s, room, weights, c->err);
+        if (e) return e;
+        if (room > c->offsets_cap) {
+            if (!fti_regrow(&c->offsets, room, sizeof *c->offsets)) return fti_no_memory(c->err, room * sizeof *c->offsets);
+            c->offsets_cap = room;
+        }
+        e = ft_tokenizer_encode_spans(c->tok, text, n, FTUNE_SPECIAL_PARSE, c->plain, arrlenu(c->plain), s->input_ids + s->n,
+                                      c->offsets, room, n_ids, &why);
+        if (!e) break;
+        if (e == FTUNE_ERR_BUFFER_TOO_SMALL && *n_ids > room) e = FTUNE_OK;
+        else return fti_fail(c->err, e, "%s", why.message);
+    }
+    for (i = 0; !e && i < *n_ids; i++) {
+        size_t at = c->offsets[i].begin;
+        s->origin[s->n + (int)i] = n ? (uint8_t)(c->text.kind.p[p->begin + (at < n ? at : n - 1)] & FTI_ORIGIN) : (uint8_t)p->origin;
+    }
+    return e;
+}
+
+static ft_status fti_encode_piece(fti_chat *c, const fti_piece *p, ft_sample *s, int weights)
+{
+    size_t n = p->end - p->begin;
+    int i, from = s->n;
+    ft_status e;
+    if (p->is_ids) {
+        e = fti_sample_fit(s, n, weights, c->err);
+        if (e) return e;
+        if (n) memcpy(s->input_ids + from, c->ids + p->begin, n * sizeof *s->input_ids);
+        memset(s->origin + from, (int)p->origin, n);
+    } else if ((e = fti_tokenize(c, p, s, weights, &n)) != FTUNE_OK) return e;
+    s->n += (int)n;
+    for (i = from; i < s->n; i++) {
+        s->labels[i] = p->weight > 0 ? s->input_ids[i] : FTUNE_IGNORE_INDEX;
+        if (weights) s->loss_scale[i] = p->weight;
+    }
+    return FTUNE_OK;
+}
+
+/* ms-swift 3: a masked run that follows a supervised id and begins with the suffix's ids has those ids supervised. */
+static ft_status fti_end_markers(fti_chat *c, ft_sample *s, int weights)
+{
+    ft_sample mark;
+    ft_status e = FTUNE_OK;
+    size_t k;
+    int i, from, m = 0;
+    memset(&mark, 0, sizeof mark);
+    arrsetlen(c->pieces, 0);
+    for (i = 0; !e && i < c->n_suffix; i++) {
+        const char *text = c->t->suffix[i];
+        fti_piece piece = c->suffix[i];
+        if (!piece.is_ids) {
+            piece.begin = c->text.text.n;
+            fti_marked_add(&c->text, text, strlen(text), FTUNE_FROM_SUFFIX);
+            piece.end = c->text.text.n;
+            if (fti_out_of_memory(c)) e = fti_no_memory(c->err, strlen(text));
+        }
+        if (!e) e = fti_encode_piece(c, &piece, &mark, 0);
+    }
+    m = e ? 0 : mark.n;
+    for (i = 1; m && i < s->n; i++) {
+        if (s->labels[i] != FTUNE_IGNORE_INDEX || s->labels[i - 1] == FTUNE_IGNORE_INDEX) continue;
+        for (from = i; i < s->n && s->labels[i] == FTUNE_IGNORE_INDEX; i++) {}
+        if (i - from < m || memcmp(s->input_ids + from, mark.input_ids, (size_t)m * sizeof *mark.input_ids)) continue;
+        for (k = (size_t)from; k < (size_t)(from + m); k++) {
+            s->labels[k] = s->input_ids[k];
+            if (weights) s->loss_scale[k] = 1.0f;
+        }
+    }
+    ft_sample_free(&mark);
+    return e;
+}
+
+/* The last step: max_length. */
+static void fti_truncate(ft_sample *s, const ft_chat_options *o)
+{
+    int max = o->max_length, skip = o->truncation == FTUNE_TRUNCATE_LEFT ? s->n - max : 0;
+    if (max <= 0 || s->n <= max) return;
+    if (o->truncation == FTUNE_TRUNCATE_DELETE) {
+        s->dropped = 1;
+        return;
+    }
+    s->truncated = s->n;
+    s->n = max;
+    if (!skip) return;
+    memmove(s->input_ids, s->input_ids + skip, (size_t)max * sizeof *s->input_ids);
+    memmove(s->labels, s->labels + skip, (size_t)max * sizeof *s->labels);
+    memmove(s->origin, s->origin + skip, (size_t)max);
+    if (s->loss_scale) memmove(s->loss_scale, s->loss_scale + skip, (size_t)max * sizeof *s->loss_scale);
+}
+
+FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const ft_row *row,
+                                  const ft_chat_options *opt, ft_error *err)
+{
+    fti_chat c;
+    ft_status e = fti_chat_open(&c, tok, opt, row->text.p != NULL, err);
+    int infer = !row->text.p && row->n_turns > 0 && !row->turns[row->n_turns - 1].response.p, weights;
+    size_t i;
+    s->n = s->dropped = s->truncated = 0;
+    weights = !infer && (c.rule == FTI_LOSS_AGENT || c.opt.want_loss_scale);
+    if (!weights) {
+        FTUNE_FREE(s->loss_scale);
+        s->loss_scale = NULL;
+    }
+    if (!e) e = fti_chat_build(&c, row);
+    if (!e) e = fti_sample_fit(s, 0, weights, err);
+    for (i = 0; !e && i < arrlenu(c.pieces); i++) e = fti_encode_piece(&c, &c.pieces[i], s, weights);
+    if (!e && !infer && c.opt.swift == 3) e = fti_end_markers(&c, s, weights);
+    if (!e) fti_truncate(s, &c.opt);
+    if (!e && c.opt.swift == 3 && s->n && !s->dropped) {         /* nothing stands before id 0 that could predict it */
+        s->labels[0] = FTUNE_IGNORE_INDEX;
+        if (weights) s->loss_scale[0] = 0.0f;
+    }
+    if (infer) {
+        FTUNE_FREE(s->labels);
+        s->labels = NULL;
+    }
+    if (e) s->n = 0;
+    fti_chat_close(&c);
+    return e;
+}
+
+/* ---- the edges ---- */
+
+FTUNE_API ft_chat_options ft_chat_options_default(void)
+{
+    ft_chat_options o = { .template_name = "chatml", .swift = 3, .truncation = FTUNE_TRUNCATE_DELETE, .loss_scale = "default",
+                          .use_chat_template = 1, .special = FTUNE_SPECIAL_AS_TEXT };
+    return o;
+}
+
+FTUNE_API const char *ft_origin_name(ft_origin o)
+{
+    static const char *const names[] = { "bos", "system", "prompt", "response", "chat_sep", "suffix", "text" };
+    return (unsigned)o < sizeof names / sizeof *names ? names[o] : "?";
+}
+
+typedef enum fti_role { FTI_ROLE_SYSTEM, FTI_ROLE_USER, FTI_ROLE_ASSISTANT, FTI_ROLE_TOOL, FTI_ROLE_UNKNOWN } fti_role;
+
+static fti_role fti_role_of(ft_text name)
+{
+    static const struct { const char *name; fti_role role; } roles[] = {
+        { "system", FTI_ROLE_SYSTEM }, { "user", FTI_ROLE_USER }, { "human", FTI_ROLE_USER },
+        { "assistant", FTI_ROLE_ASSISTANT }, { "gpt", FTI_ROLE_ASSISTANT }, { "bot", FTI_ROLE_ASSISTANT },
+        { "tool", FTI_ROLE_TOOL }, { "function", FTI_ROLE_TOOL }, { "tool_call", FTI_ROLE_TOOL },
+        { "tool_response", FTI_ROLE_TOOL }, { "function_call", FTI_ROLE_TOOL }, { "function_response", FTI_ROLE_TOOL },
+        { "observation", FTI_ROLE_TOOL }, { "observations", FTI_ROLE_TOOL } };
+    size_t i;
+    for (i = 0; i < sizeof roles / sizeof *roles; i++)
+        if (strlen(roles[i].name) == name.n && memcmp(roles[i].name, name.p, name.n) == 0) return roles[i].role;
+    return FTI_ROLE_UNKNOWN;
+}
+
+/* A conversation on its way to being a row: system first, then user and assistant in turn. */
+typedef struct fti_talk { ft_text system; ft_turn *turns; } fti_talk;
+
+/* place: "data.jsonl:3: messages[1]" */
+static ft_status fti_talk_add(fti_talk *t, ft_text role, ft_text content, int loss, const char *place, ft_error *err)
+{
+    int open = arrlen(t->turns) && !arrlast(t->turns).response.p;
+    ft_turn turn = { .query = content, .loss = -1 };
+    int name_n = role.n < 40 ? (int)role.n : 40;
+    switch (fti_role_of(role)) {
+    case FTI_ROLE_SYSTEM:
+        if (t->system.p || arrlen(t->turns))
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one system message, before all others; found another", place);
+        t->system = content;
+        return FTUNE_OK;
+    case FTI_ROLE_USER:
+        if (open) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected assistant, found a second user message in a row", place);
+        return fti_push(t->turns, turn) ? FTUNE_OK : fti_no_memory(err, sizeof turn);
+    case FTI_ROLE_ASSISTANT:
+        if (!open) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected user, found assistant%s", place,
+                                   arrlen(t->turns) ? " a second time in a row" : " first");
+        arrlast(t->turns).response = content;
+        arrlast(t->turns).loss = loss;
+        return FTUNE_OK;
+    case FTI_ROLE_TOOL:
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: role \"%.*s\": tool messages are not supported", place, name_n, role.p);
+    default:
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the role system, user or assistant (small letters), found \"%.*s\"",
+                        place, name_n, role.p);
+    }
+}
+
+FTUNE_API ft_status ft_chat_encode(ft_sample *s, const ft_tokenizer *tok, const ft_message *messages, int n_messages,
+                                   const ft_chat_options *opt, ft_error *err)
+{
+    fti_talk talk = { { NULL, 0 }, NULL };
+    ft_row row;
+    ft_status e = FTUNE_OK;
+    char place[40];
+    int i;
+    memset(&row, 0, sizeof row);
+    for (i = 0; !e && i < n_messages; i++) {
+        snprintf(place, sizeof place, "messages[%d]", i);
+        if (!messages[i].role || !messages[i].content)
+            e = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: expected a role and a content, found NULL", place);
+        else e = fti_talk_add(&talk, ft_text_of(messages[i].role), ft_text_of(messages[i].content), -1, place, err);
+    }
+    row.system = talk.system;
+    row.turns = talk.turns;
+    row.n_turns = (int)arrlen(talk.turns);
+    if (!e && !row.n_turns) e = fti_fail(err, FTUNE_ERR_ARGUMENT, "messages: expected at least one user message");
+    if (!e) e = ft_row_encode(s, tok, &row, opt, err);
+    arrfree(talk.turns);
+    return e;
+}
+
+FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *ids, int cap)
+{
+    fti_chat c;
+    int32_t stop[2], eos = ft_tokenizer_attribute(tok, "eos_token_id");
+    size_t n_last = 0;
+    int n = 0, i, written = 0;
+    if (eos >= 0) stop[n++] = eos;
+    if (!fti_chat_open(&c, tok, opt, 0, NULL) && c.n_suffix) {
+        const fti_piece *last = &c.suffix[c.n_suffix - 1];
+        const char *text = c.t->suffix[c.n_suffix - 1];
+        int32_t one = -1;
+        if (last->is_ids) one = last->end - last->begin == 1 ? c.ids[last->begin] : -1;
+        else if (ft_tokenizer_encode(tok, text, strlen(text), FTUNE_SPECIAL_PARSE, &one, 1, &n_last, NULL) || n_last != 1) one = -1;
+        if (one >= 0 && one != eos) stop[n++] = one;
+    }
+    fti_chat_close(&c);
+    for (i = 0; i < n && written < cap; i++) ids[written++] = stop[i];
+    return written;
+}
+
+/* >>3 labels and batch -------------------------------------------------------------------------------------------
+ *
+ * Data sets come in a handful of shapes with many spellings. All become one ft_row: a system text and turns. What the
+ * spelling is matters less than that nothing is guessed: two columns that mean the same thing, a role out of order, a
+ * null where text must stand are refused with file, line and place. */
+
+/* ---- one row of JSON ---- */
+
+typedef enum fti_column { FTI_COL_SYSTEM, FTI_COL_QUERY, FTI_COL_RESPONSE, FTI_COL_LIST, FTI_COL_HISTORY, FTI_COL_TOOLS,
+                          FTI_COL_INSTRUCTION, FTI_COL_INPUT, FTI_COL_TEXT, FTI_COL_REJECTED, FTI_N_COLUMNS } fti_column;
+
+/* The first name of a column is its own; the others stand for it. */
+static const struct { const char *name; fti_column column; } fti_columns[] = {
+    { "system", FTI_COL_SYSTEM }, { "system_prompt", FTI_COL_SYSTEM },
+    { "query", FTI_COL_QUERY }, { "prompt", FTI_COL_QUERY }, { "question", FTI_COL_QUERY }, { "problem", FTI_COL_QUERY },
+    { "response", FTI_COL_RESPONSE }, { "answer", FTI_COL_RESPONSE }, { "output", FTI_COL_RESPONSE },
+    { "targets", FTI_COL_RESPONSE }, { "target", FTI_COL_RESPONSE }, { "answer_key", FTI_COL_RESPONSE },
+    { "answers", FTI_COL_RESPONSE }, { "solution", FTI_COL_RESPONSE }, { "completion", FTI_COL_RESPONSE },
+    { "content", FTI_COL_RESPONSE },
+    { "messages", FTI_COL_LIST }, { "conversation", FTI_COL_LIST }, { "conversations", FTI_COL_LIST },
+    { "history", FTI_COL_HISTORY }, { "tools", FTI_COL_TOOLS }, { "instruction", FTI_COL_INSTRUCTION },
+    { "input", FTI_COL_INPUT }, { "text", FTI_COL_TEXT }, { "rejected", FTI_COL_REJECTED } };
+
+/* Where a column was found: its value (-1: missing or null), its own name or an alias, and a second alias if there is one. */
+typedef struct fti_found { int node, name, second; } fti_found;
+
+struct ft_row_parser {
+    fti_arena   arena;
+    fti_json    json;
+    fti_found   found[FTI_N_COLUMNS];
+    fti_talk    talk;
+    const char *where;
+    ft_error   *err;
+};
+
+FTUNE_API ft_status ft_row_parser_new(ft_row_parser **out, ft_error *err)
+{
+    *out = (ft_row_parser *)fti_calloc(1, sizeof **out);
+    return *out ? FTUNE_OK : fti_no_memory(err, sizeof **out);
+}
+
+FTUNE_API void ft_row_parser_free(ft_row_parser *p)
+{
+    if (!p) return;
+    fti_json_free(&p->json);
+    fti_arena_free(&p->arena);
+    arrfree(p->talk.turns);
+    FTUNE_FREE(p);
+}
+
+static const char *fti_type_name(const fti_json *j, int node)
+{
+    static const char *const names[] = { "null", "false", "true", "a number", "a text", "a list", "an object" };
+    return node < 0 ? "nothing" : names[j->node[node].type];
+}
+
+static ft_status fti_row_fail(ft_row_parser *p, const char *place, const char *expected, const fti_json *j, int node)
+{
+    return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: %s: expected %s, found %s", p->where, place, expected, fti_type_name(j, node));
+}
+
+static int fti_same_name(ft_text a, const char *b)
+{
+    size_t i;
+    if (a.n != strlen(b)) return 0;
+    for (i = 0; i < a.n; i++)
+        if ((a.p[i] >= 'A' && a.p[i] <= 'Z' ? a.p[i] + 32 : a.p[i]) != b[i]) return 0;
+    return 1;
+}
+
+static void fti_find_columns(ft_row_parser *p)
+{
+    const int n_names = (int)(sizeof fti_columns / sizeof *fti_columns);
+    int node, i;
+    for (i = 0; i < FTI_N_COLUMNS; i++) p->found[i].node = p->found[i].name = p->found[i].second = -1;
+    for (node = fti_json_child(&p->json, 0); node >= 0; node = fti_json_next(&p->json, node)) {
+        ft_text key = fti_json_key(&p->json, node, &p->arena);
+        fti_found *f;
+        int own;
+        for (i = 0; i < n_names && !fti_same_name(key, fti_columns[i].name); i++) {}
+        if (i == n_names) continue;
+        f = &p->found[fti_columns[i].column];
+        own = i == 0 || fti_columns[i - 1].column != fti_columns[i].column;
+        if (f->name == i && fti_json_is(&p->json, node, FTI_NULL)) f->node = -1;       /* a key given twice: the last one holds */
+        if (fti_json_is(&p->json, node, FTI_NULL)) continue;
+        if (f->node < 0 || f->name == i || own) {
+            f->second = own ? -1 : f->second;
+            f->node = node;
+            f->name = i;
+        } else if (f->name && fti_columns[f->name - 1].column == fti_columns[f->name].column) f->second = i;
+    }
+}
+
+static ft_status fti_one_name(ft_row_parser *p, fti_column column)
+{
+    const fti_found *f = &p->found[column];
+    if (f->node < 0 || f->second < 0) return FTUNE_OK;
+    return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected one column for this, found \"%s\" and \"%s\": rename or remove one", p->where,
+                    fti_columns[f->name].name, fti_columns[f->second].name);
+}
+
+static ft_status fti_get_text(ft_row_parser *p, const fti_json *j, int node, const char *place, ft_text *out)
+{
+    if (!fti_json_is(j, node, FTI_STRING)) return fti_row_fail(p, place, "text", j, node);
+    *out = fti_json_text(j, node, &p->arena);
+    return out->p ? FTUNE_OK : fti_no_memory(p->err, j->node[node].len);
+}
+
+/* Text of a column, null when it is missing. A list of answers stands for its first. */
+static ft_status fti_column_text(ft_row_parser *p, fti_column column, ft_text *out)
+{
+    int node = p->found[column].node;
+    ft_status e = fti_one_name(p, column);
+    out->p = NULL;
+    out->n = 0;
+    if (e || node < 0) return e;
+    if (column == FTI_COL_RESPONSE && fti_json_is(&p->json, node, FTI_ARRAY) && fti_json_child(&p->json, node) >= 0)
+        node = fti_json_child(&p->json, node);
+    return fti_get_text(p, &p->json, node, fti_columns[p->found[column].name].name, out);
+}
+
+/* Content of a message: text, or the OpenAI list of parts, of which only text is understood. */
+static ft_status fti_get_content(ft_row_parser *p, const fti_json *j, int node, const char *place, ft_text *out)
+{
+    fti_buf joined = { NULL, 0, 0, 0 };
+    ft_status e = FTUNE_OK;
+    int part;
+    if (!fti_json_is(j, node, FTI_ARRAY)) return fti_get_text(p, j, node, place, out);
+    for (part = fti_json_child(j, node); !e && part >= 0; part = fti_json_next(j, part)) {
+        ft_text t = { NULL, 0 };
+        if (!fti_json_is(j, part, FTI_OBJECT)) e = fti_row_fail(p, place, "a list of parts {\"type\": \"text\", ...}", j, part);
+        else if (!fti_json_equals(j, fti_json_get(j, part, "type"), "text"))
+            e = fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: parts other than \"type\": \"text\" are not supported", p->where, place);
+        else e = fti_get_text(p, j, fti_json_get(j, part, "text"), place, &t);
+        if (!e) fti_buf_add(&joined, t.p, t.n);
+    }
+    out->n = joined.n;
+    out->p = e ? NULL : fti_arena_copy(&p->arena, joined.p ? joined.p : "", joined.n);
+    if (!e && (!out->p || joined.failed)) e = fti_no_memory(p->err, joined.n);
+    fti_buf_free(&joined);
+    return e;
+}
+
+static int fti_get_either(const fti_json *j, int object, const char *a, const char *b)
+{
+    int node = fti_json_get(j, object, a);
+    return node >= 0 ? node : fti_json_get(j, object, b);
+}
+
+/* "loss": true, false, 1, 0, or null for "as the rule says" */
+static ft_status fti_get_loss(ft_row_parser *p, const fti_json *j, int message, const char *place, int *loss)
+{
+    int node = fti_json_get(j, message, "loss");
+    *loss = -1;
+    if (fti_json_is(j, fti_json_get(j, message, "loss_scale"), FTI_NUMBER))
+        return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: a loss_scale of its own is not supported", p->where, place);
+    if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
+    if (fti_json_is(j, node, FTI_TRUE) || fti_json_is(j, node, FTI_FALSE)) *loss = fti_json_is(j, node, FTI_TRUE);
+    else if (fti_json_is(j, node, FTI_NUMBER)) *loss = fti_json_number(j, node, 0) != 0;
+    else return fti_row_fail(p, place, "\"loss\" to be true or false", j, node);
+    return FTUNE_OK;
+}
+
+/* One element of a conversation: {"role", "content"}, {"from", "value"}, or the pair {"human", "assistant"}. */
+static ft_status fti_add_message(ft_row_parser *p, const fti_json *j, int node, const char *place)
+{
+    char said[80];
+    int role = fti_get_either(j, node, "role", "from"), content = fti_get_either(j, node, "content", "value"), loss;
+    ft_text name = { NULL, 0 }, text = { NULL, 0 };
+    ft_status e;
+    snprintf(said, sizeof said, "%.60s.content", place);
+    if (!fti_json_is(j, node, FTI_OBJECT)) return fti_row_fail(p, place, "an object", j, node);
+    if (role < 0 && fti_json_get(j, node, "human") >= 0) {
+        e = fti_get_content(p, j, fti_json_get(j, node, "human"), place, &text);
+        if (!e) e = fti_talk_add(&p->talk, ft_text_of("user"), text, -1, place, p->err);
+        if (e || fti_json_get(j, node, "assistant") < 0) return e;
+        e = fti_get_content(p, j, fti_json_get(j, node, "assistant"), place, &text);
+        return e ? e : fti_talk_add(&p->talk, ft_text_of("assistant"), text, -1, place, p->err);
+    }
+    if (!fti_json_is(j, role, FTI_STRING)) return fti_row_fail(p, place, "a \"role\" or \"from\"", j, role);
+    e = fti_get_text(p, j, role, place, &name);
+    if (e) return e;
+    if (fti_role_of(name) == FTI_ROLE_TOOL || fti_json_is(j, fti_json_get(j, node, "tool_calls"), FTI_ARRAY))
+        return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: tool messages are not supported", p->where, place);
+    e = fti_get_content(p, j, content, said, &text);
+    if (!e) e = fti_get_loss(p, j, node, place, &loss);
+    if (!e) {
+        char full[600];
+        snprintf(full, sizeof full, "%.500s: %.60s", p->where, place);
+        e = fti_talk_add(&p->talk, name, text, loss, full, p->err);
+    }
+    return e;
+}
+
+/* A list of messages, or a text that holds one as JSON (then json is parsed and its texts live in the arena). */
+typedef ft_status (*fti_each_fn)(ft_row_parser *p, const fti_json *j, int node, const char *place);
+
+static ft_status fti_for_each(ft_row_parser *p, int node, const char *name, fti_each_fn fn)
+{
+    const fti_json *j = &p->json;
+    fti_json inner;
+    ft_error why = { FTUNE_OK, "" };
+    ft_status e = FTUNE_OK;
+    char place[96];
+    int i = 0, item, parsed = 0;
+    if (fti_json_is(j, node, FTI_STRING)) {
+        ft_text t = fti_json_text(j, node, &p->arena);
+        if (!t.p) return fti_no_memory(p->err, j->node[node].len);
+        if (!t.n) return FTUNE_OK;
+        snprintf(place, sizeof place, "%.64s (JSON in a text)", name);
+        e = fti_json_parse(&inner, t.p, t.n, place, &why);
+        if (e) return fti_fail(p->err, e, "%.250s: %.240s", p->where, why.message);
+        parsed = 1;
+        j = &inner;
+        node = 0;
+    }
+    if (!fti_json_is(j, node, FTI_ARRAY)) e = fti_row_fail(p, name, "a list", j, node);
+    for (item = e ? -1 : fti_json_child(j, node); !e && item >= 0; item = fti_json_next(j, item)) {
+        snprintf(place, sizeof place, "%.64s[%d]", name, i++);
+        e = fn(p, j, item, place);
+    }
+    if (parsed) fti_json_free(&inner);
+    return e;
+}
+
+static ft_status fti_add_history(ft_row_parser *p, const fti_json *j, int node, const char *place)
+{
+    ft_turn turn = { .loss = -1 };
+    int q = fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2 ? fti_json_child(j, node) : -1, r;
+    ft_status e = FTUNE_OK;
+    if (q < 0) return fti_row_fail(p, place, "a pair [query, response]", j, node);
+    r = fti_json_next(j, q);
+    if (!fti_json_is(j, q, FTI_NULL)) e = fti_get_text(p, j, q, place, &turn.query);
+    if (!e && !fti_json_is(j, r, FTI_NULL)) e = fti_get_text(p, j, r, place, &turn.response);
+    if (!e && !fti_push(p->talk.turns, turn)) e = fti_no_memory(p->err, sizeof turn);
+    return e;
+}
+
+static ft_status fti_refuse_tool(ft_row_parser *p, const fti_json *j, int node, const char *place)
+{
+    (void)j;
+    (void)node;
+    return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: tools are not supported", p->where, place);
+}
+
+/* Alpaca: the question is the instruction and, below it, the input. */
+static ft_status fti_alpaca_query(ft_row_parser *p, ft_text *query)
+{
+    ft_text head = { NULL, 0 }, tail = { NULL, 0 };
+    ft_status e = fti_column_text(p, FTI_COL_INSTRUCTION, &head);
+    char *both;
+    if (!e) e = fti_column_text(p, FTI_COL_INPUT, &tail);
+    if (e) return e;
+    *query = head.n ? head : tail.p ? tail : head;
+    if (!head.n || !tail.n) return FTUNE_OK;
+    both = (char *)fti_arena_alloc(&p->arena, head.n + tail.n + 1);
+    if (!both) return fti_no_memory(p->err, head.n + tail.n + 1);
+    memcpy(both, head.p, head.n);
+    both[head.n] = '\n';
+    memcpy(both + head.n + 1, tail.p, tail.n);
+    query->p = both;
+    query->n = head.n + tail.n + 1;
+    return FTUNE_OK;
+}
+
+/* A row of columns: query, response, history and their other names. */
+static ft_status fti_read_columns(ft_row_parser *p, ft_row *row)
+{
+    fti_found *f = p->found;
+    ft_turn turn = { .loss = -1 };
+    ft_status e = FTUNE_OK;
+    if (f[FTI_COL_RESPONSE].node < 0 && f[FTI_COL_TEXT].node >= 0) {
+        if (f[FTI_COL_QUERY].node < 0 && f[FTI_COL_INSTRUCTION].node < 0 && f[FTI_COL_INPUT].node < 0 && f[FTI_COL_HISTORY].node < 0)
+            return fti_column_text(p, FTI_COL_TEXT, &row->text);
+        f[FTI_COL_RESPONSE] = f[FTI_COL_TEXT];
+    }
+    if (f[FTI_COL_QUERY].node >= 0 && strcmp(fti_columns[f[FTI_COL_QUERY].name].name, "query")
+        && (f[FTI_COL_INSTRUCTION].node >= 0 || f[FTI_COL_INPUT].node >= 0))
+        return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected one column for the question, found \"%s\" beside \"%s\": rename or remove one",
+                        p->where, fti_columns[f[FTI_COL_QUERY].name].name, f[FTI_COL_INSTRUCTION].node >= 0 ? "instruction" : "input");
+    if (f[FTI_COL_QUERY].node >= 0) e = fti_column_text(p, FTI_COL_QUERY, &turn.query);
+    else e = fti_alpaca_query(p, &turn.query);
+    if (!e) e = fti_column_text(p, FTI_COL_RESPONSE, &turn.response);
+    if (!e && f[FTI_COL_HISTORY].node >= 0) e = fti_for_each(p, f[FTI_COL_HISTORY].node, "history", fti_add_history);
+    if (!e && !turn.query.p && !turn.response.p)
+        e = fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected messages, conversations, query and response, instruction and output, "
+                     "prompt and completion, or text; found none of them", p->where);
+    if (!e && !fti_push(p->talk.turns, turn)) e = fti_no_memory(p->err, sizeof turn);
+    return e;
+}
+
+static ft_status fti_read_row(ft_row_parser *p, ft_row *row)
+{
+    const fti_found *f = p->found;
+    ft_text system;
+    ft_status e = fti_column_text(p, FTI_COL_SYSTEM, &system);
+    if (!e && f[FTI_COL_TOOLS].node >= 0) e = fti_for_each(p, f[FTI_COL_TOOLS].node, "tools", fti_refuse_tool);
+    if (!e && f[FTI_COL_REJECTED].node >= 0)
+        e = fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: preference pairs (chosen, rejected) are not supported", p->where);
+    if (e) return e;
+    if (f[FTI_COL_LIST].node >= 0) {
+        e = fti_one_name(p, FTI_COL_LIST);
+        if (!e) e = fti_for_each(p, f[FTI_COL_LIST].node, fti_columns[f[FTI_COL_LIST].name].name, fti_add_message);
+    } else if (fti_json_is(&p->json, f[FTI_COL_QUERY].node, FTI_ARRAY)) {       /* prompt and completion as messages */
+        e = fti_for_each(p, f[FTI_COL_QUERY].node, "prompt", fti_add_message);
+        if (!e && f[FTI_COL_RESPONSE].node >= 0) e = fti_for_each(p, f[FTI_COL_RESPONSE].node, "completion", fti_add_message);
+    } else e = fti_read_columns(p, row);
+    if (e) return e;
+    row->system = p->talk.system.p ? p->talk.system : system;
+    row->turns = p->talk.turns;
+    row->n_turns = (int)arrlen(p->talk.turns);
+    if (!row->text.p && !row->n_turns)
+        return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected at least one user message, found none", p->where);
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, const char *where, ft_row *row, ft_error *err)
+{
+    ft_status e;
+    memset(row, 0, sizeof *row);
+    fti_json_free(&p->json);
+    fti_arena_free(&p->arena);
+    if (p->talk.turns) arrsetlen(p->talk.turns, 0);
+    p->talk.system.p = NULL;
+    p->where = where ? where : "row";
+    p->err = err;
+    e = fti_json_parse(&p->json, json, n, p->where, err);
+    if (e) return e;
+    if (!fti_json_is(&p->json, 0, FTI_OBJECT)) return fti_row_fail(p, "row", "an object {...}", &p->json, 0);
+    fti_find_columns(p);
+    return fti_read_row(p, row);
+}
+
+/* ---- a file of rows ---- */
+
+/* Splits a file into rows without reading more than one of them at a time. */
+typedef struct fti_rows {
+    const char *at, *end, *path;
+    int line, array, text, first;           /* line: of at */
+    ft_error *err;
+} fti_rows;
+
+static const char *fti_skip_space(fti_rows *r)
+{
+    for (; r->at < r->end && strchr(" \t\r\n", *r->at) && *r->at; r->at++) r->line += *r->at == '\n';
+    return r->at;
+}
+
+static ft_status fti_rows_open(fti_rows *r, const fti_file *file, const char *path, ft_error *err)
+{
+    size_t n = strlen(path);
+    memset(r, 0, sizeof *r);
+    r->at = file->data;
+    r->end = file->data + file->size;
+    r->path = path;
+    r->line = r->first = 1;
+    r->err = err;
+    if (file->size >= 3 && memcmp(r->at, "\xEF\xBB\xBF", 3) == 0) r->at += 3;
+    r->text = n > 4 && strcmp(path + n - 4, ".txt") == 0;
+    if (r->text || fti_skip_space(r) == r->end || *r->at == '{') return FTUNE_OK;
+    if (*r->at != '[')
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s:%d: expected '{' (one object a line) or '[' (a list of objects), found byte 0x%02x; "
+                        "plain text belongs in a .txt file", path, r->line, (unsigned char)*r->at);
+    r->array = 1;
+    r->at++;
+    return FTUNE_OK;
+}
+
+/* The end of the object that begins at p: brackets are counted, strings skipped. NULL: the file ends before. */
+static const char *fti_object_end(const char *p, const char *end)
+{
+    int depth = 0, quoted = 0;
+    for (; p < end; p++) {
+        if (quoted) {
+            if (*p == '\\') p++;
+            else if (*p == '"') quoted = 0;
+        } else if (*p == '"') quoted = 1;
+        else if (*p == '{' || *p == '[') depth++;
+        else if ((*p == '}' || *p == ']') && --depth <= 0) return p + 1;
+    }
+    return NULL;
+}
+
+/* The next row and its line; row->p NULL at the end. */
+static ft_status fti_rows_next(fti_rows *r, ft_text *row, int *line)
+{
+    const char *stop;
+    row->p = NULL;
+    row->n = 0;
+    if (!r->array) {
+        while (r->at < r->end) {
+            stop = (const char *)memchr(r->at, '\n', (size_t)(r->end - r->at));
+            if (!stop) stop = r->end;
+            row->p = r->at;
+            row->n = (size_t)(stop - r->at);
+            *line = r->line++;
+            r->at = stop < r->end ? stop + 1 : stop;
+            while (row->n && strchr(" \t\r", row->p[row->n - 1]) && row->p[row->n - 1]) row->n--;
+            if (row->n) return FTUNE_OK;
+        }
+        row->p = NULL;
+        return FTUNE_OK;
+    }
+    if (fti_skip_space(r) < r->end && *r->at == ']') {
+        r->at++;
+        if (fti_skip_space(r) == r->end) return FTUNE_OK;
+        return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected nothing after ']', found byte 0x%02x", r->path, r->line, (unsigned char)*r->at);
+    }
+    if (!r->first) {
+        if (r->at == r->end || *r->at != ',')
+            return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected ',' or ']' after a row, found %s", r->path, r->line,
+                            r->at == r->end ? "the end of the file" : "something else");
+        r->at++;
+        fti_skip_space(r);
+    }
+    r->first = 0;
+    stop = r->at < r->end && *r->at == '{' ? fti_object_end(r->at, r->end) : NULL;
+    if (!stop) return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected a complete object {...} in the list, found none", r->path, r->line);
+    row->p = r->at;
+    row->n = (size_t)(stop - r->at);
+    *line = r->line;
+    for (; r->at < stop; r->at++) r->line += *r->at == '\n';
+    return FTUNE_OK;
+}
+
+/* A copy of exactly the size needed: a data set holds thousands. */
+static ft_status fti_sample_keep(ft_sample *out, const ft_sample *s, ft_error *err)
+{
+    memset(out, 0, sizeof *out);
+    out->n = out->cap = s->n;
+    out->truncated = s->truncated;
+    out->input_ids = (int32_t *)fti_alloc((size_t)s->n, sizeof *s->input_ids);
+    out->labels = (int32_t *)fti_alloc((size_t)s->n, sizeof *s->labels);
+    out->origin = (uint8_t *)fti_alloc((size_t)s->n, 1);
+    out->loss_scale = s->loss_scale ? (float *)fti_alloc((size_t)s->n, sizeof *s->loss_scale) : NULL;
+    if (!out->input_ids || !out->labels || !out->origin || (s->loss_scale && !out->loss_scale)) {
+        ft_sample_free(out);
+        return fti_no_memory(err, (size_t)s->n * 13);
+    }
+    memcpy(out->input_ids, s->input_ids, (size_t)s->n * sizeof *s->input_ids);
+    memcpy(out->labels, s->labels, (size_t)s->n * sizeof *s->labels);
+    memcpy(out->origin, s->origin, (size_t)s->n);
+    if (s->loss_scale) memcpy(out->loss_scale, s->loss_scale, (size_t)s->n * sizeof *s->loss_scale);
+    return FTUNE_OK;
+}
+
+/* Labels that some position predicts: all but one at position 0. */
+static int fti_count_targets(const ft_sample *s)
+{
+    int i, n = 0;
+    for (i = 1; s->labels && i < s->n; i++) n += s->labels[i] != FTUNE_IGNORE_INDEX;
+    return n;
+}
+
+/* What loading needs beside the data set itself. */
+typedef struct fti_loader {
+    ft_row_parser *parser;
+    const ft_tokenizer *tok;
+    const ft_chat_options *opt;
+    ft_sample scratch;
+    fti_map   seen;
+} fti_loader;
+
+/* Encode one row into l->scratch, or say in *why what is wrong with it. */
+static ft_status fti_load_row(fti_loader *l, ft_text text, int is_text, const char *where, ft_error *why)
+{
+    ft_row row;
+    ft_status e = FTUNE_OK;
+    if (is_text) {
+        size_t valid = fti_utf8_valid(text.p, text.n);
+        memset(&row, 0, sizeof row);
+        row.text = text;
+        if (valid < text.n) return fti_fail(why, FTUNE_ERR_UTF8, "%s: expected UTF-8, found byte 0x%02x at byte %lu of the line", where,
+                                            (unsigned char)text.p[valid], (unsigned long)valid);
+    } else e = ft_row_parse(l->parser, text.p, text.n, where, &row, why);
+    if (!e) {
+        ft_error inner = { FTUNE_OK, "" };
+        e = ft_row_encode(&l->scratch, l->tok, &row, l->opt, &inner);
+        if (e) fti_fail(why, e, "%.250s: %.240s", where, inner.message);
+    }
+    return e;
+}
+
+static ft_status fti_keep_row(ft_dataset *d, fti_loader *l, const char *where, ft_error *why)
+{
+    const ft_sample *s = &l->scratch;
+    int targets = fti_count_targets(s);
+    ft_sample kept;
+    if (s->dropped) {
+        d->n_too_long++;
+        return FTUNE_OK;
+    }
+    d->n_truncated += s->truncated > 0;
+    if (!targets) return fti_fail(why, FTUNE_ERR_NO_LABELS, "%.400s: expected an answer to learn from, found no target%s", where,
+                                  s->truncated ? " within max_length" : "");
+    if (fti_sample_keep(&kept, s, why)) return FTUNE_ERR_NO_MEMORY;
+    if (!fti_push(d->samples, kept)) {
+        ft_sample_free(&kept);
+        return fti_no_memory(why, sizeof kept);
+    }
+    d->n_tokens += s->n;
+    d->n_targets += targets;
+    return FTUNE_OK;
+}
+
+/* Options that no row can satisfy are an error of the call, not of each row. */
+static ft_status fti_load_rows(ft_dataset *d, fti_loader *l, fti_rows *rows, int strict, ft_error *err)
+{
+    ft_text text;
+    char where[300];
+    int line = 0;
+    for (;;) {
+        ft_error why = { FTUNE_OK, "" };
+        ft_status e = fti_rows_next(rows, &text, &line);
+        if (e || !text.p) return e;
+        d->n_rows++;
+        snprintf(where, sizeof where, "%.270s:%d", rows->path, line);
+        if (fti_map_get(&l->seen, text.p, text.n) >= 0) d->n_repeated++;
+        else if (!fti_map_put(&l->seen, text.p, text.n, 1)) return fti_no_memory(err, sizeof *l->seen.slot);
+        e = fti_load_row(l, text, rows->text, where, &why);
+        if (e) d->n_refused++;
+        else if ((e = fti_keep_row(d, l, where, &why)) == FTUNE_ERR_NO_LABELS) d->n_no_target++;
+        if (e && !d->first_refused.code) d->first_refused = why;
+        if (e && (strict || e == FTUNE_ERR_NO_MEMORY)) return fti_fail(err, e, "%s", why.message);
+    }
+}
+
+FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok, const ft_chat_options *opt,
+                                    int strict, ft_error *err)
+{
+    fti_loader l;
+    fti_rows rows;
+    fti_file file;
+    fti_chat probe;
+    ft_status e;
+    memset(d, 0, sizeof *d);
+    memset(&l, 0, sizeof l);
+    l.tok = tok;
+    l.opt = opt;
+    e = fti_file_open(&file, path, err);
+    if (e) return e;
+    d->fingerprint = fti_crc64(0, file.data, file.size);
+    e = fti_chat_open(&probe, tok, opt, 0, err);             /* a wrong option is one error, not one per row */
+    fti_chat_close(&probe);
+    if (!e) e = ft_row_parser_new(&l.parser, err);
+    if (!e) e = fti_rows_open(&rows, &file, path, err);
+    if (!e) e = fti_load_rows(d, &l, &rows, strict, err);
+    d->n = (int)arrlen(d->samples);
+    if (!e && !d->n)
+        e = fti_fail(err, FTUNE_ERR_NO_LABELS, "%.200s: expected a row to learn from; %d rows: %d refused, %d too long, %d without a target%s%.240s",
+                     path, d->n_rows, d->n_refused, d->n_too_long, d->n_no_target, d->first_refused.code ? "; first: " : "", d->first_refused.message);
+    ft_row_parser_free(l.parser);
+    ft_sample_free(&l.scratch);
+    fti_map_free(&l.seen);
+    fti_file_close(&file);
+    if (e) {
+        ft_dataset counts = *d;
+        ft_dataset_free(d);
+        counts.samples = NULL;
+        counts.n = 0;
+        *d = counts;
+    }
+    return e;
+}
+
+FTUNE_API void ft_dataset_free(ft_dataset *d)
+{
+    int i;
+    if (!d) return;
+    for (i = 0; i < (int)arrlen(d->samples); i++) ft_sample_free(&d->samples[i]);
+    arrfree(d->samples);
+    memset(d, 0, sizeof *d);
+}
+
+/* ---- batches ---- */
+
+FTUNE_API void ft_batch_free(ft_batch *b)
+{
+    if (!b) return;
+    FTUNE_FREE(b->input_ids);
+    FTUNE_FREE(b->targets);
+    FTUNE_FREE(b->position_ids);
+    FTUNE_FREE(b->row_start);
+    FTUNE_FREE(b->weights);
+    memset(b, 0, sizeof *b);
+}
+
+FTUNE_API void ft_batch_clear(ft_batch *b)
+{
+    b->N = b->n_targets = b->n_rows = 0;
+    FTUNE_FREE(b->weights);
+    b->weights = NULL;
+}
+
+static ft_status fti_batch_fit(ft_batch *b, size_t n, int weights, ft_error *err)
+{
+    size_t need = (size_t)b->N + n, cap = (size_t)b->cap;
+    int i, fresh = weights && !b->weights;
+    if (need > INT32_MAX / 2) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "batch: expected fewer than 2^30 tokens");
+    if (need > cap) cap = need > 2 * cap ? need : 2 * cap;
+    if (need > (size_t)b->cap
+        && (!fti_regrow(&b->input_ids, cap, sizeof *b->input_ids) || !fti_regrow(&b->targets, cap, sizeof *b->targets)
+            || !fti_regrow(&b->position_ids, cap, sizeof *b->position_ids) || !fti_regrow(&b->row_start, cap, sizeof *b->row_start)
+            || (b->weights && !fti_regrow(&b->weights, cap, sizeof *b->weights)))) return fti_no_memory(err, cap * 20);
+    if (fresh && !fti_regrow(&b->weights, cap, sizeof *b->weights)) return fti_no_memory(err, cap * 4);
+    for (i = 0; fresh && i < b->N; i++) b->weights[i] = 1.0f;
+    b->cap = (int)cap;
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_batch_add(ft_batch *b, const ft_sample *s, int pad_to, int32_t pad_id, ft_error *err)
+{
+    int n = pad_to > s->n ? pad_to : s->n, start = b->N, i;
+    ft_status e;
+    if (s->dropped || s->n < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: expected a sample with ids, found %s",
+                                                s->dropped ? "one that was dropped as too long" : "an empty one");
+    if (s->labels && !fti_count_targets(s)) return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: expected a sample with a target, found none");
+    e = fti_batch_fit(b, (size_t)n, s->loss_scale != NULL, err);
+    if (e) return e;
+    for (i = 0; i < n; i++) {
+        int pad = i >= s->n, k = start + i;
+        /* the shift: position i predicts token i + 1, the last one predicts nothing */
+        int32_t target = s->labels && i + 1 < s->n ? s->labels[i + 1] : FTUNE_IGNORE_INDEX;
+        b->input_ids[k] = pad ? pad_id : s->input_ids[i];
+        b->targets[k] = target;
+        b->position_ids[k] = pad ? 0 : i;
+        b->row_start[k] = start;
+        if (b->weights) b->weights[k] = target == FTUNE_IGNORE_INDEX ? 0.0f : s->loss_scale ? s->loss_scale[i + 1] : 1.0f;
+        b->n_targets += target != FTUNE_IGNORE_INDEX;
+    }
+    b->N += n;
+    b->n_rows++;
+    return FTUNE_OK;
+}
+
+/* ---- packing ----
+ * Best-fit decreasing: longest samples first, each into the fullest bin that still has room (at most 11/9 of the bins of the
+ * best packing, Johnson 1974). The bins are found through a tree of maxima over all amounts of room:
+ *
+ *     leaf r holds r if some bin has exactly r left, else 0; a parent holds the larger child
+ *     the leftmost leaf >= n is the tightest bin for n: one walk from the root, going left wherever the left child suffices */
+typedef struct fti_packer {
+    int *tree, leaves;                  /* tree[1] the root, tree[leaves + r] the leaf of r */
+    int *top, *below;                   /* top[r]: newest bin with r left, or -1; below[bin]: the one before it */
+} fti_packer;
+
+typedef struct fti_pack_item { int length, at; } fti_pack_item;
+
+static int fti_longest_first(const void *a, const void *b)
+{
+    const fti_pack_item *x = (const fti_pack_item *)a, *y = (const fti_pack_item *)b;
+    if (x->length != y->length) return x->length < y->length ? 1 : -1;
+    return x->at < y->at ? -1 : x->at > y->at;
+}
+
+static void fti_pack_put(fti_packer *k, int room, int bin)
+{
+    int node = k->leaves + room;
+    k->below[bin] = k->top[room];
+    k->top[room] = bin;
+    for (k->tree[node] = room, node /= 2; node; node /= 2) if (k->tree[node] < room) k->tree[node] = room;
+}
+
+/* Take out the tightest bin for n and its room; -1: none. */
+static int fti_pack_take(fti_packer *k, int n, int *room)
+{
+    int node = 1, bin;
+    if (k->tree[1] < n) return -1;
+    while (node < k->leaves) {
+        node *= 2;
+        if (k->tree[node] < n) node++;
+    }
+    *room = node - k->leaves;
+    bin = k->top[*room];
+    k->top[*room] = k->below[bin];
+    if (k->top[*room] >= 0) return bin;
+    for (k->tree[node] = 0, node /= 2; node; node /= 2)
+        k->tree[node] = k->tree[2 * node] > k->tree[2 * node + 1] ? k->tree[2 * node] : k->tree[2 * node + 1];
+    return bin;
+}
+
+/* Number the bins as order meets them, so that a shuffled order stays shuffled. seen: scratch [n]. */
+static int fti_pack_number(int *bin_of, int n, int *seen)
+{
+    int i, bins = 0;
+    for (i = 0; i < n; i++) seen[i] = -1;
+    for (i = 0; i < n; i++) {
+        int *number = &seen[bin_of[i]];
+        if (*number < 0) *number = bins++;
+        bin_of[i] = *number;
+    }
+    return bins;
+}
+
+FTUNE_API ft_status ft_pack(const ft_dataset *d, const int *order, int n, int max_length, int *bin_of, int *n_bins,
+                            ft_error *err)
+{
+    fti_packer k = { NULL, 1, NULL, NULL };
+    fti_pack_item *items = (fti_pack_item *)fti_alloc((size_t)n + 1, sizeof *items);
+    int64_t total = 0;
+    int i, room = 0, bins = 0;
+    ft_status e = FTUNE_OK;
+    *n_bins = 0;
+    if (max_length < 1) e = fti_fail(err, FTUNE_ERR_ARGUMENT, "pack: expected a length of 1 or more, found %d", max_length);
+    for (i = 0; items && !e && i < n; i++) {
+        items[i].length = d->samples[order[i]].n;
+        items[i].at = i;
+        total += items[i].length;
+        if (items[i].length > max_length)
+            e = fti_fail(err, FTUNE_ERR_ARGUMENT, "pack: sample %d: expected at most %d tokens, found %d; set max_length when loading",
+                         order[i], max_length, items[i].length);
+    }
+    if (total < max_length) max_length = (int)total;                   /* one bin then; and no tree larger than the data */
+    while (k.leaves <= max_length && k.leaves < (1 << 29)) k.leaves *= 2;
+    if (!e) {
+        k.tree = (int *)fti_calloc((size_t)k.leaves * 2, sizeof *k.tree);
+        k.top = (int *)fti_alloc((size_t)max_length + 1, sizeof *k.top);
+        k.below = (int *)fti_alloc((size_t)n + 1, sizeof *k.below);
+        if (!items || !k.tree || !k.top || !k.below) e = fti_no_memory(err, (size_t)k.leaves * 12);
+    }
+    if (!e) {
+        for (i = 0; i <= max_length; i++) k.top[i] = -1;
+        qsort(items, (size_t)n, sizeof *items, fti_longest_first);
+        for (i = 0; i < n; i++) {
+            int bin = fti_pack_take(&k, items[i].length, &room);
+            if (bin < 0) {
+                bin = bins++;
+                room = max_length;
+            }
+            bin_of[items[i].at] = bin;
+            fti_pack_put(&k, room - items[i].length, bin);
+        }
+        *n_bins = fti_pack_number(bin_of, n, k.below);
+    }
+    FTUNE_FREE(items);
+    FTUNE_FREE(k.tree);
+    FTUNE_FREE(k.top);
+    FTUNE_FREE(k.below);
+    return e;
+}
+
+/* >>4 weights: safetensors, config.json --------------------------------------------------------------------------
+ *
+ * A model on disk is two things: config.json says how many layers there are and how wide, safetensors holds the
+ * numbers. A safetensors file is 8 bytes of length, a JSON header of that length, and then nothing but numbers. Here is
+ * a whole one, with the vector w = [1, -2]:
+ *
+ *      0  38 00 00 00 00 00 00 00                            N = 56: the header's length, u64 little endian
+ *      8  7b 22 77 22 3a 7b 22 64 74 79 70 65 22 3a 22 46 .. {"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}
+ *     61  20 20 20                                           spaces, until the data begin at a multiple of 8
+ *     64  00 00 80 3f                                        1.0
+ *     68  00 00 00 c0                                        -2.0
+ *
+ * data_offsets count from the first byte behind the header, end exclusive; a matrix is stored row after row. Its
+ * predecessor, pytorch_model.bin, is a Python pickle: a program that runs when it is loaded. Here nothing runs, and a
+ * reader can check everything before it believes anything:
+ *     header inside the file -> valid JSON -> the tensors, in the order of their offsets, cover the data without a gap
+ *     or an overlap -> each one's bytes = product of its shape x size of its type -> the last one ends the file.
+ * (Format and rules: huggingface/safetensors, README and tensor.rs.) The file is mapped, not read: the pages of a
+ * weight come from disk when it is first used, and two processes share them.
+ *
+ * The usual mistakes: to assume that data are aligned (files by older writers begin them at any byte), to multiply the
+ * shape without looking for overflow, and to overwrite a file that some process still has mapped. Here a save writes
+ * another file and renames it.
+ *
+ * config.json, the keys that count, and Qwen2.5-0.5B's values:
+ *     hidden_size 896                width of a token's vector
+ *     num_hidden_layers 24           blocks
+ *     num_attention_heads 14         queries: 14 heads of head_dim 896/14 = 64
+ *     num_key_value_heads 2          keys, values: 7 query heads share one (grouped-query attention, Ainslie et al. 2023)
+ *     intermediate_size 4864         width inside the MLP
+ *     vocab_size 151936              rows of embed_tokens; more than the tokenizer has ids, rounded up for the GPU
+ *     rope_theta 1e6, rms_norm_eps 1e-6
+ *     tie_word_embeddings true       lm_head reads embed_tokens: 136 million parameters saved
+ * Counted as ft_config_parameters counts:
+ *     embed_tokens     151936 x 896                                        136,134,656
+ *     q, o  896 x 896 each;  k, v  896 x 128 each;  biases 896+128+128       1,836,160 a layer
+ *     gate, up, down   3 x 896 x 4864                                       13,074,432 a layer
+ *     two norms        2 x 896                                                   1,792 a layer
+ *     136,134,656 + 24 x 14,912,384 + 896 (last norm)                   =  494,032,768
+ * A default hides here too: a key that is absent has the value that Transformers gives it, and that differs from family
+ * to family. A key we do not implement, and that changes the numbers, is an error: a wrong model that runs is worse
+ * than one that does not. */
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "ftune uses weights where the file has them: it needs a little-endian machine"
+#endif
+
+struct ft_weights {
+    fti_arena  arena;           /* names */
+    fti_file  *file;            /* stb_ds */
+    ft_tensor *tensor;          /* stb_ds */
+    fti_map    by_name;
+};
+
+/* Types by their name in files, in the writer's order; ours, and bits of an element. */
+typedef struct fti_dtype { const char *name; ft_dtype type; int bits; } fti_dtype;
+static const fti_dtype fti_dtypes[] = {
+    { "U64", FTUNE_OTHER, 64 },     { "I64", FTUNE_I64, 64 },       { "F64", FTUNE_F64, 64 },         { "C64", FTUNE_OTHER, 64 },
+    { "F32", FTUNE_F32, 32 },       { "U32", FTUNE_OTHER, 32 },     { "I32", FTUNE_I32, 32 },         { "BF16", FTUNE_BF16, 16 },
+    { "F16", FTUNE_F16, 16 },       { "U16", FTUNE_OTHER, 16 },     { "I16", FTUNE_OTHER, 16 },       { "F8_E8M0", FTUNE_OTHER, 8 },
+    { "F8_E4M3", FTUNE_OTHER, 8 },  { "F8_E5M2", FTUNE_OTHER, 8 },  { "F8_E4M3FNUZ", FTUNE_OTHER, 8 }, { "F8_E5M2FNUZ", FTUNE_OTHER, 8 },
+    { "I8", FTUNE_I8, 8 },          { "U8", FTUNE_U8, 8 },          { "F6_E3M2", FTUNE_OTHER, 6 },    { "F6_E2M3", FTUNE_OTHER, 6 },
+    { "F4", FTUNE_OTHER, 4 },       { "BOOL", FTUNE_OTHER, 8 },
+};
+enum { FTI_DTYPES = sizeof fti_dtypes / sizeof *fti_dtypes };
+
+static int fti_dtype_index(ft_dtype t)
+{
+    for (int i = 0; i < FTI_DTYPES; i++) if (fti_dtypes[i].type == t && t != FTUNE_OTHER) return i;
+    return -1;
+}
+
+FTUNE_API const char *ft_dtype_name(ft_dtype t)
+{
+    int i = fti_dtype_index(t);
+    return i >= 0 ? fti_dtypes[i].name : t == FTUNE_NF4 ? "NF4" : "other";
+}
+
+FTUNE_API size_t ft_dtype_size(ft_dtype t)
+{
+    int i = fti_dtype_index(t);
+    return i >= 0 ? (size_t)fti_dtypes[i].bits / 8 : 0;
+}
+
+FTUNE_API size_t ft_tensor_count(const ft_tensor *t)
+{
+    size_t n = 1;
+    for (int i = 0; i < t->rank; i++) n *= (size_t)t->shape[i];
+    return n;
+}
+
+/* Reading --------------------------------------------------------------------------------------------------------- */
+
+/* A whole number as the format wants it: digits only, no sign, no 1e3, at most max. */
+static int fti_json_size(const fti_json *j, int node, uint64_t max, uint64_t *out)
+{
+    uint64_t v = 0;
+    if (!fti_json_is(j, node, FTI_NUMBER)) return 0;
+    for (uint32_t i = 0; i < j->node[node].len; i++) {
+        char c = j->text[j->node[node].start + i];
+        if (c < '0' || c > '9' || v > (max - (uint64_t)(c - '0')) / 10) return 0;
+        v = 10 * v + (uint64_t)(c - '0');
+    }
+    *out = v;
+    return 1;
+}
+
+typedef struct fti_extent { uint64_t begin, end; int tensor; } fti_extent;
+
+/* "model.safetensors: tensor "w": expected ..., found ..." with what the header says at node. */
+static ft_status fti_tensor_fail(ft_error *err, ft_status code, const fti_json *j, const ft_tensor *t, const char *expected, int node)
+{
+    int n = node < 0 ? 0 : j->node[node].len > 60 ? 60 : (int)j->node[node].len;
+    return fti_fail(err, code, "%s: tensor \"%s\": expected %s, found %.*s", j->name, t->name, expected,
+                    node < 0 ? 7 : n, node < 0 ? "nothing" : j->text + j->node[node].start);
+}
+
+/* One entry of the header. t->data stays NULL until the whole file has been checked. */
+static ft_status fti_tensor_parse(const fti_json *j, int entry, ft_tensor *t, fti_extent *x, ft_error *err)
+{
+    int dtype = fti_json_get(j, entry, "dtype"), shape = fti_json_get(j, entry, "shape");
+    int offsets = fti_json_get(j, entry, "data_offsets"), k = 0, dim;
+    uint64_t bits, size;
+    if (!fti_json_is(j, entry, FTI_OBJECT)) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "dtype, shape, data_offsets", entry);
+    while (k < FTI_DTYPES && !fti_json_equals(j, dtype, fti_dtypes[k].name)) k++;
+    if (k == FTI_DTYPES) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "a dtype such as F32, F16 or BF16", dtype);
+    t->dtype = fti_dtypes[k].type;
+    bits = (uint64_t)fti_dtypes[k].bits;
+    if (!fti_json_is(j, shape, FTI_ARRAY)) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "a shape [..]", shape);
+    if (j->node[shape].count > 4) return fti_tensor_fail(err, FTUNE_ERR_UNSUPPORTED, j, t, "at most 4 dimensions", shape);
+    for (dim = fti_json_child(j, shape); dim >= 0; dim = fti_json_next(j, dim)) {
+        if (!fti_json_size(j, dim, UINT64_MAX, &size)) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "whole dimensions", shape);
+        if (size > INT32_MAX) return fti_tensor_fail(err, FTUNE_ERR_UNSUPPORTED, j, t, "dimensions below 2^31", shape);
+        if (size && bits > UINT64_MAX / size) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "a shape whose product fits 64 bits", shape);
+        bits *= size;
+        t->shape[t->rank++] = (int)size;
+    }
+    dim = fti_json_child(j, offsets);
+    if (!fti_json_is(j, offsets, FTI_ARRAY) || j->node[offsets].count != 2 || !fti_json_size(j, dim, UINT64_MAX, &x->begin)
+        || !fti_json_size(j, fti_json_next(j, dim), UINT64_MAX, &x->end) || x->begin > x->end)
+        return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "data_offsets [begin, end]", offsets);
+    if (bits % 8 || x->end - x->begin != bits / 8)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: tensor \"%s\": expected %" PRIu64 "%s bytes for its shape and type, found %" PRIu64,
+                        j->name, t->name, bits / 8, bits % 8 ? " and a part of" : "", x->end - x->begin);
+    return FTUNE_OK;
+}
+
+static int fti_extent_order(const void *a, const void *b)
+{
+    const fti_extent *x = (const fti_extent *)a, *y = (const fti_extent *)b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return x->end < y->end ? -1 : x->end > y->end;
+}
+
+/* No gap, no overlap, nothing behind the last. */
+static ft_status fti_extents_check(fti_extent *x, int n, const ft_tensor *tensor, uint64_t size, const char *path, ft_error *err)
+{
+    uint64_t at = 0;
+    int sorted = 1;
+    for (int i = 1; i < n; i++) if (fti_extent_order(&x[i - 1], &x[i]) > 0) sorted = 0;
+    if (!sorted) qsort(x, (size_t)n, sizeof *x, fti_extent_order);
+    for (int i = 0; i < n; at = x[i++].end)
+        if (x[i].begin != at)
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: tensor \"%s\": expected its data to begin at %" PRIu64 ", where \"%s\" ends, found %"
+                            PRIu64, path, tensor[x[i].tensor].name, at, i ? tensor[x[i - 1].tensor].name : "the header", x[i].begin);
+    if (at != size)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %" PRIu64 " bytes of data as the header says, found %" PRIu64 "%s",
+                        path, at, size, at > size ? ": the file is cut off, get it again" : "");
+    return FTUNE_OK;
+}
+
+static ft_status fti_metadata_check(const fti_json *j, int node, ft_error *err)
+{
+    int bad = !fti_json_is(j, node, FTI_OBJECT) && !fti_json_is(j, node, FTI_NULL);
+    for (int i = bad ? -1 : fti_json_child(j, node); i >= 0; i = fti_json_next(j, i)) bad |= !fti_json_is(j, i, FTI_STRING);
+    if (!bad) return FTUNE_OK;
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: __metadata__: expected an object of strings", j->name);
+}
+
+/* Every entry of a header: appended to w->tensor, the byte ranges to *extents. Names go to the arena in one block. */
+static ft_status fti_header_read(ft_weights *w, const fti_json *j, fti_extent **extents, ft_error *err)
+{
+    size_t bytes = 0, n = j->node[0].count;
+    char *name;
+    if (!fti_json_is(j, 0, FTI_OBJECT)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a header of tensors", j->name);
+    for (int i = fti_json_child(j, 0); i >= 0; i = fti_json_next(j, i)) bytes += j->node[i].key_len + 1;
+    name = (char *)fti_arena_alloc(&w->arena, bytes);
+    if (!name || !fti_fit(w->tensor, n) || !fti_fit(*extents, n)) return fti_no_memory(err, bytes + n * (sizeof *w->tensor + sizeof **extents));
+    for (int i = fti_json_child(j, 0); i >= 0; i = fti_json_next(j, i)) {
+        const fti_json_node *node = &j->node[i];
+        ft_tensor t;
+        fti_extent x;
+        ft_status e;
+        memset(&t, 0, sizeof t);
+        memset(&x, 0, sizeof x);
+        t.name = name;
+        name += fti_json_undo_to(name, j->text + node->key, node->key_len);
+        *name++ = 0;
+        if (strcmp(t.name, "__metadata__") == 0) {
+            if ((e = fti_metadata_check(j, i, err)) != FTUNE_OK) return e;
+            continue;
+        }
+        if (strlen(t.name) != (size_t)(name - t.name) - 1) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, &t, "a name without U+0000", i);
+        if ((e = fti_tensor_parse(j, i, &t, &x, err)) != FTUNE_OK) return e;
+        x.tensor = (int)arrlen(w->tensor);
+        arrput(w->tensor, t);
+        arrput(*extents, x);
+    }
+    return FTUNE_OK;
+}
+
+/* What lies where a safetensors file should: say what it is. */
+static ft_status fti_not_safetensors(const fti_file *f, const char *path, ft_error *err)
+{
+    const char *p = f->data;
+    uint64_t n = f->size < 8 ? 0 : fti_le64(p), most = f->size < 8 ? 0 : f->size - 8 < 100000000 ? f->size - 8 : 100000000;
+    if (f->size >= 22 && memcmp(p, "version https://git-lf", 22) == 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected tensors, found a Git LFS pointer: the weights were not downloaded; "
+                        "run git lfs pull", path);
+    if (f->size >= 4 && (memcmp(p, "PK\3\4", 4) == 0 || (p[0] == '\x80' && p[1] >= 2 && p[1] <= 5)))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected safetensors, found a PyTorch pickle: that is a program and is never "
+                        "run here; load it with Transformers and save_pretrained it", path);
+    if (f->size < 8) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected safetensors, found a file of %d bytes", path, (int)f->size);
+    if (n > most)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a header of at most %" PRIu64 " bytes, found a length of %" PRIu64 ": not "
+                        "safetensors, or cut off", path, most, n);
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte 8: expected a header that begins with '{'", path);
+}
+
+static ft_status fti_weights_add_file(ft_weights *w, const char *path, ft_error *err)
+{
+    fti_file f;
+    fti_json j;
+    fti_extent *x = NULL;
+    uint64_t n;
+    int first = (int)arrlen(w->tensor);
+    ft_status e = fti_file_open(&f, path, err);
+    if (e) return e;
+    if (!fti_push(w->file, f)) { fti_file_close(&f); return fti_no_memory(err, sizeof f); }
+    n = f.size < 8 ? 0 : fti_le64(f.data);
+    if (!n || n > f.size - 8 || n > 100000000 || f.data[8] != '{') return fti_not_safetensors(&f, path, err);
+    if ((e = fti_json_parse(&j, f.data + 8, (size_t)n, path, err)) != FTUNE_OK) return e;
+    e = fti_header_read(w, &j, &x, err);
+    fti_json_free(&j);
+    if (!e) e = fti_extents_check(x, (int)arrlen(x), w->tensor, f.size - 8 - n, path, err);
+    for (int i = 0; !e && i < (int)arrlen(x); i++) w->tensor[x[i].tensor].data = (void *)(uintptr_t)(f.data + 8 + n + x[i].begin);
+    arrfree(x);
+    for (int i = first; !e && i < (int)arrlen(w->tensor); i++) {
+        const char *name = w->tensor[i].name;
+        if (fti_map_get(&w->by_name, name, strlen(name)) >= 0)
+            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected each tensor once, found the duplicate name \"%s\"", path, name);
+        else if (!fti_map_put(&w->by_name, name, strlen(name), i)) e = fti_no_memory(err, 48 * w->by_name.n);
+    }
+    return e;
+}
+
+/* Shard names are plain file names: "../../etc/passwd" and "C:\x" do not leave the directory. */
+static int fti_plain_name(ft_text t)
+{
+    if (!t.n || memchr(t.p, 0, t.n) || memchr(t.p, '/', t.n) || memchr(t.p, '\\', t.n) || memchr(t.p, ':', t.n)) return 0;
+    return !(t.p[0] == '.' && (t.n == 1 || t.p[1] == '.'));
+}
+
+/* "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", ...}: open each shard once, in the order of
+ * its first mention, then see that every name is in the shard it was promised in. */
+static ft_status fti_index_read(ft_weights *w, const fti_json *j, const char *dir, ft_error *err)
+{
+    fti_map shards = { NULL, 0, 0 };
+    fti_arena a = { NULL };
+    int *end = NULL;                                  /* shard s holds tensors end[s-1] .. end[s]-1 */
+    int map = fti_json_get(j, 0, "weight_map");
+    ft_status e = FTUNE_OK;
+    if (!fti_json_is(j, map, FTI_OBJECT))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: weight_map: expected an object of tensor and file names", j->name);
+    for (int i = fti_json_child(j, map); !e && i >= 0; i = fti_json_next(j, i)) {
+        ft_text shard = fti_json_text(j, i, &a);
+        char *name, *path;
+        if (!shard.p || !fti_plain_name(shard)) {
+            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s:%d: weight_map: expected a file name without directories, found %.*s", j->name,
+                         fti_json_line(j, i), j->node[i].len > 80 ? 80 : (int)j->node[i].len, j->text + j->node[i].start);
+            break;
+        }
+        if (fti_map_get(&shards, shard.p, shard.n) >= 0) continue;
+        name = fti_arena_copy(&a, shard.p, shard.n);
+        path = name ? fti_path_join(&a, dir, name) : NULL;
+        if (!path || !fti_map_put(&shards, name, shard.n, (int)arrlen(end)) || !fti_fit(end, 1)) e = fti_no_memory(err, shard.n);
+        else e = fti_weights_add_file(w, path, err);
+        if (!e) arrput(end, (int)arrlen(w->tensor));
+    }
+    for (int i = fti_json_child(j, map); !e && i >= 0; i = fti_json_next(j, i)) {
+        ft_text shard = fti_json_text(j, i, &a), name = fti_json_key(j, i, &a);
+        int s = shard.p ? fti_map_get(&shards, shard.p, shard.n) : -1, t = name.p ? fti_map_get(&w->by_name, name.p, name.n) : -1;
+        if (s < 0 || !name.p) e = fti_no_memory(err, j->node[i].key_len);
+        else if (t < (s ? end[s - 1] : 0) || t >= end[s])
+            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s:%d: expected tensor \"%.*s\" in %.*s, found it %s", j->name, fti_json_line(j, i),
+                         name.n > 120 ? 120 : (int)name.n, name.p, shard.n > 120 ? 120 : (int)shard.n, shard.p,
+                         t < 0 ? "nowhere" : "in another shard");
+    }
+    arrfree(end);
+    fti_map_free(&shards);
+    fti_arena_free(&a);
+    return e;
+}
+
+static ft_status fti_weights_add_index(ft_weights *w, const char *path, ft_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    fti_file f;
+    fti_json j;
+    char *dir;
+    ft_status e = fti_file_open(&f, path, err);
+    if (e) return e;
+    dir = fti_arena_copy(&w->arena, path, slash ? (size_t)(slash - path) + 1 : 0);
+    if (!dir) e = fti_no_memory(err, strlen(path));
+    if (!e) e = fti_json_parse(&j, f.data, f.size, path, err);
+    if (!e) {
+        e = fti_index_read(w, &j, dir, err);
+        fti_json_free(&j);
+    }
+    fti_file_close(&f);
+    return e;
+}
+
+static ft_status fti_weights_add_directory(ft_weights *w, const char *dir, ft_error *err)
+{
+    static const char *const pickle[] = { "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth" };
+    char *whole = fti_path_join(&w->arena, dir, "model.safetensors");
+    char *index = fti_path_join(&w->arena, dir, "model.safetensors.index.json");
+    if (!whole || !index) return fti_no_memory(err, 2 * strlen(dir));
+    if (fti_file_exists(whole)) return fti_weights_add_file(w, whole, err);
+    if (fti_file_exists(index)) return fti_weights_add_index(w, index, err);
+    for (int i = 0; i < 3; i++) {
+        char *p = fti_path_join(&w->arena, dir, pickle[i]);
+        if (p && fti_file_exists(p))
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected model.safetensors, found %s: a pickle is a program and is never run here; "
+                            "load it with Transformers and save_pretrained it", dir, pickle[i]);
+    }
+    return fti_fail(err, FTUNE_ERR_IO, "%s: expected model.safetensors or model.safetensors.index.json, found neither", dir);
+}
+
+FTUNE_API ft_status ft_weights_open(ft_weights **out, const char *path, ft_error *err)
+{
+    ft_weights *w = (ft_weights *)fti_calloc(1, sizeof *w);
+    size_t n = strlen(path);
+    ft_status e;
+    *out = NULL;
+    if (!w) return fti_no_memory(err, sizeof *w);
+    if (fti_is_directory(path))                                   e = fti_weights_add_directory(w, path, err);
+    else if (n > 5 && strcmp(path + n - 5, ".json") == 0) e = fti_weights_add_index(w, path, err);
+    else                                                          e = fti_weights_add_file(w, path, err);
+    if (e) { ft_weights_close(w); return e; }
+    *out = w;
+    return FTUNE_OK;
+}
+
+FTUNE_API void ft_weights_close(ft_weights *w)
+{
+    if (!w) return;
+    for (int i = 0; i < (int)arrlen(w->file); i++) fti_file_close(&w->file[i]);
+    arrfree(w->file);
+    arrfree(w->tensor);
+    fti_map_free(&w->by_name);
+    fti_arena_free(&w->arena);
+    FTUNE_FREE(w);
+}
+
+FTUNE_API int ft_weights_count(const ft_weights *w) { return (int)arrlen(w->tensor); }
+
+FTUNE_API const ft_tensor *ft_weights_at(const ft_weights *w, int i)
+{
+    return i >= 0 && i < (int)arrlen(w->tensor) ? &w->tensor[i] : NULL;
+}
+
+FTUNE_API const ft_tensor *ft_weights_find(const ft_weights *w, const char *name)
+{
+    return ft_weights_at(w, fti_map_get(&w->by_name, name, strlen(name)));
+}
+
+FTUNE_API ft_status ft_tensor_to_f32(const ft_tensor *t, float *out, ft_error *err)
+{
+    size_t n = ft_tensor_count(t);
+    const char *p = (const char *)t->data;
+    uint16_t h;
+    switch (t->dtype) {
+    case FTUNE_F32:
+        if (n) memcpy(out, p, 4 * n);
+        return FTUNE_OK;
+    case FTUNE_BF16:
+        for (size_t i = 0; i < n; i++) { memcpy(&h, p + 2 * i, 2); out[i] = fti_bf16_to_f32(h); }
+        return FTUNE_OK;
+    case FTUNE_F16:
+        for (size_t i = 0; i < n; i++) { memcpy(&h, p + 2 * i, 2); out[i] = fti_f16_to_f32(h); }
+        return FTUNE_OK;
+    default:
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "tensor \"%s\": expected F32, BF16 or F16, found %s", t->name ? t->name : "",
+                        ft_dtype_name(t->dtype));
+    }
+}
+
+/* Writing --------------------------------------------------------------------------------------------------------- */
+
+/* The reference writer's order: wider types first, so that every tensor is aligned to its own size; then by name. */
+static int fti_tensor_order(const void *a, const void *b)
+{
+    const ft_tensor *x = *(const ft_tensor *const *)a, *y = *(const ft_tensor *const *)b;
+    int dx = fti_dtype_index(x->dtype), dy = fti_dtype_index(y->dtype);
+    return dx != dy ? dx - dy : strcmp(x->name, y->name);
+}
+
+static ft_status fti_header_write(fti_buf *b, const ft_tensor *const *t, int n, const char *path, ft_error *err)
+{
+    uint64_t at = 0;
+    fti_buf_str(b, "{\"__metadata__\":{\"format\":\"pt\"}");      /* Transformers refuses a file that does not say "pt" */
+    for (int i = 0; i < n; i++) {
+        size_t bytes = ft_dtype_size(t[i]->dtype), length = strlen(t[i]->name);
+        if (!bytes || t[i]->rank < 0 || t[i]->rank > 4 || fti_utf8_valid(t[i]->name, length) < length
+            || strcmp(t[i]->name, "__metadata__") == 0 || (i && strcmp(t[i]->name, t[i - 1]->name) == 0))
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: tensor \"%s\": expected a name of its own in UTF-8, at most 4 dimensions and a type "
+                            "that files have, found %s", path, t[i]->name, ft_dtype_name(t[i]->dtype));
+        fti_buf_str(b, ",");
+        fti_buf_json(b, t[i]->name, length);
+        fti_buf_fmt(b, ":{\"dtype\":\"%s\",\"shape\":[", ft_dtype_name(t[i]->dtype));
+        for (int k = 0; k < t[i]->rank; k++) fti_buf_fmt(b, k ? ",%d" : "%d", t[i]->shape[k]);
+        bytes *= ft_tensor_count(t[i]);
+        fti_buf_fmt(b, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", at, at + bytes);
+        at += bytes;
+    }
+    fti_buf_str(b, "}");
+    while (b->n % 8 && !b->failed) fti_buf_add(b, " ", 1);
+    return b->failed ? fti_no_memory(err, b->n) : FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_weights_save(const char *path, const ft_tensor *tensors, int n, ft_error *err)
+{
+    const ft_tensor **sorted = (const ft_tensor **)fti_alloc((size_t)n, sizeof *sorted);
+    fti_buf header = { NULL, 0, 0, 0 };
+    fti_writer w;
+    char length[8];
+    ft_status e;
+    if (!sorted) return fti_no_memory(err, (size_t)n * sizeof *sorted);
+    for (int i = 0; i < n; i++) sorted[i] = &tensors[i];
+    qsort(sorted, (size_t)n, sizeof *sorted, fti_tensor_order);
+    e = fti_header_write(&header, sorted, n, path, err);
+    if (!e) e = fti_writer_open(&w, path, err);
+    if (!e) {
+        for (int i = 0; i < 8; i++) length[i] = (char)((uint64_t)header.n >> 8 * i);
+        fti_writer_add(&w, length, 8);
+        fti_writer_add(&w, header.p, header.n);
+        for (int i = 0; i < n; i++) fti_writer_add(&w, sorted[i]->data, ft_tensor_count(sorted[i]) * ft_dtype_size(sorted[i]->dtype));
+        e = fti_writer_commit(&w, err);
+    }
+    fti_buf_free(&header);
+    FTUNE_FREE(sorted);
+    return e;
+}
+
+/* config.json ----------------------------------------------------------------------------------------------------- */
+
+/* What Transformers assumes for a key that is absent. */
+static int fti_config_defaults(ft_config *c, const char *model_type)
+{
+    static const struct { const char *model_type; int vocab, mlp, kv, positions, bos, eos; } family[] = {
+        { "llama",    32000, 11008,  0,   2048,  1,  2 },
+        { "mistral",  32000, 14336,  8, 131072,  1,  2 },
+        { "qwen2",   151936, 22016, 32,  32768, -1, -1 },
+    };
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(model_type, family[i].model_type)) continue;
+        memset(c, 0, sizeof *c);
+        snprintf(c->model_type, sizeof c->model_type, "%s", model_type);
+        c->vocab_size = family[i].vocab;
+        c->hidden_size = 4096;
+        c->intermediate_size = family[i].mlp;
+        c->num_hidden_layers = c->num_attention_heads = 32;
+        c->num_key_value_heads = family[i].kv;              /* 0: as many as attention heads */
+        c->max_position_embeddings = family[i].positions;
+        c->rms_norm_eps = 1e-6f;
+        c->rope_theta = 10000;
+        c->bos_token_id = family[i].bos;
+        c->eos_token_id[0] = family[i].eos;
+        c->n_eos = family[i].eos >= 0;
+        c->pad_token_id = -1;
+        c->qkv_bias = i == 2;                               /* a habit of the family, without a key */
+        return 1;
+    }
+    return 0;
+}
+
+/* The first complaint wins: later calls return without looking. */
+typedef struct fti_config_reader { fti_json j; ft_error *err; ft_status status; } fti_config_reader;
+
+static void fti_config_fail(fti_config_reader *r, ft_status code, int node, const char *key, const char *expected)
+{
+    int n = node < 0 ? 0 : r->j.node[node].len > 60 ? 60 : (int)r->j.node[node].len;
+    if (r->status) return;
+    r->status = fti_fail(r->err, code, "%s:%d: %s: expected %s, found %.*s", r->j.name, fti_json_line(&r->j, node < 0 ? 0 : node), key,
+                         expected, node < 0 ? 7 : n, node < 0 ? "nothing" : r->j.text + r->j.node[node].start);
+}
+
+/* The value of a key, -1 when absent or null. */
+static int fti_config_get(const fti_config_reader *r, int object, const char *key)
+{
+    int node = fti_json_get(&r->j, object, key);
+    return fti_json_is(&r->j, node, FTI_NULL) ? -1 : node;
+}
+
+static int fti_config_int(fti_config_reader *r, const char *key, int otherwise, int least, int most)
+{
+    int node = fti_config_get(r, 0, key);
+    double x = fti_json_number(&r->j, node, -1);
+    char expected[64];
+    if (node < 0) return otherwise;
+    if (fti_json_is(&r->j, node, FTI_NUMBER) && x >= least && x <= most && x == floor(x)) return (int)x;
+    snprintf(expected, sizeof expected, "a whole number from %d to %d", least, most);
+    fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, expected);
+    return otherwise;
+}
+
+/* Above 0 and at most most. */
+static double fti_config_positive(fti_config_reader *r, int object, const char *key, double otherwise, double most)
+{
+    int node = fti_config_get(r, object, key);
+    double x = fti_json_number(&r->j, node, -1);
+    char expected[64];
+    if (node < 0 && otherwise > 0) return otherwise;
+    if (x > 0 && x <= most) return x;
+    snprintf(expected, sizeof expected, "a number above 0, at most %g", most);
+    fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, expected);
+    return 1;
+}
+
+static int fti_config_bool(fti_config_reader *r, const char *key, int otherwise)
+{
+    int node = fti_config_get(r, 0, key), b = fti_json_bool(&r->j, node, -1);
+    if (node >= 0 && b < 0) fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, "true or false");
+    return b < 0 ? otherwise : b;
+}
+
+/* An id beyond the vocabulary (tiny test models have such) is a token the model cannot have: none. */
+static int32_t fti_config_id(fti_config_reader *r, int node, const char *key, int vocab_size)
+{
+    double id = fti_json_number(&r->j, node, 0.5);
+    if (id != floor(id)) fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, "a token id");
+    return id >= 0 && id < vocab_size ? (int32_t)id : -1;
+}
+
+static void fti_config_tokens(fti_config_reader *r, ft_config *c)
+{
+    int bos = fti_json_get(&r->j, 0, "bos_token_id"), pad = fti_config_get(r, 0, "pad_token_id");
+    int eos = fti_json_get(&r->j, 0, "eos_token_id"), list = fti_json_is(&r->j, eos, FTI_ARRAY);
+    if (c->bos_token_id >= c->vocab_size) c->bos_token_id = -1;
+    if (c->n_eos && c->eos_token_id[0] >= c->vocab_size) c->n_eos = 0;
+    if (fti_json_is(&r->j, bos, FTI_NULL)) c->bos_token_id = -1;                /* null says: none; absent: the default */
+    else if (bos >= 0) c->bos_token_id = fti_config_id(r, bos, "bos_token_id", c->vocab_size);
+    if (pad >= 0) c->pad_token_id = fti_config_id(r, pad, "pad_token_id", c->vocab_size);
+    if (eos < 0) return;
+    c->n_eos = 0;
+    if (fti_json_is(&r->j, eos, FTI_NULL)) return;
+    if (list && r->j.node[eos].count > 8) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, eos, "eos_token_id", "at most 8 ids");
+    for (int i = list ? fti_json_child(&r->j, eos) : eos; i >= 0 && !r->status; i = list ? fti_json_next(&r->j, i) : -1) {
+        int32_t id = fti_config_id(r, i, "eos_token_id", c->vocab_size);
+        if (id >= 0) c->eos_token_id[c->n_eos++] = id;
+    }
+}
+
+/* Rotary embedding: "rope_theta" and "rope_scaling" {"type" or "rope_type"} in older files, "rope_parameters" in newer. */
+static void fti_config_rope(fti_config_reader *r, ft_config *c)
+{
+    static const char *const type[] = { "default", "linear", "llama3" };
+    int o = fti_config_get(r, 0, "rope_parameters"), kind, k = 0;
+    c->rope_theta = fti_config_positive(r, 0, "rope_theta", c->rope_theta, 1e15);
+    if (o < 0) o = fti_config_get(r, 0, "rope_scaling");
+    if (o >= 0 && !fti_json_is(&r->j, o, FTI_OBJECT)) fti_config_fail(r, FTUNE_ERR_FORMAT, o, "rope_parameters", "an object");
+    if (o < 0) return;
+    c->rope_theta = fti_config_positive(r, o, "rope_theta", c->rope_theta, 1e15);
+    if (fti_config_positive(r, o, "partial_rotary_factor", 1, 1e3) != 1)
+        fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, o, "partial_rotary_factor", "1: the whole head rotates");
+    for (int i = fti_json_child(&r->j, o); i >= 0; i = fti_json_next(&r->j, i))
+        if (fti_json_is(&r->j, i, FTI_OBJECT)) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, i, "rope_parameters", "the same for all layers");
+    kind = fti_config_get(r, o, "rope_type");
+    if (kind < 0) kind = fti_config_get(r, o, "type");
+    while (kind >= 0 && k < 3 && !fti_json_equals(&r->j, kind, type[k])) k++;
+    if (k == 3) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, kind, "rope_type", "default, linear or llama3");
+    c->rope_type = k;
+    if (k != FTUNE_ROPE_DEFAULT) c->rope_factor = (float)fti_config_positive(r, o, "factor", 0, 1e6);
+    if (k != FTUNE_ROPE_LLAMA3) return;
+    c->rope_low_freq_factor = (float)fti_config_positive(r, o, "low_freq_factor", 0, 1e6);
+    c->rope_high_freq_factor = (float)fti_config_positive(r, o, "high_freq_factor", 0, 1e6);
+    c->rope_original_max_position_embeddings = (int)fti_config_positive(r, o, "original_max_position_embeddings", 0, 1e9);
+    if (c->rope_high_freq_factor <= c->rope_low_freq_factor)
+        fti_config_fail(r, FTUNE_ERR_FORMAT, o, "rope_parameters", "high_freq_factor above low_freq_factor");
+}
+
+/* Attention that looks back only sliding_window tokens: not implemented, so it must be off or wider than any text. */
+static void fti_config_window(fti_config_reader *r, const ft_config *c)
+{
+    int qwen = strcmp(c->model_type, "qwen2") == 0, node = fti_json_get(&r->j, 0, "sliding_window");
+    int window = fti_config_int(r, "sliding_window", node < 0 && !qwen ? 4096 : INT32_MAX, 1, INT32_MAX);
+    int first = qwen ? fti_config_int(r, "max_window_layers", 28, 0, INT32_MAX) : 0;
+    int types = fti_config_get(r, 0, "layer_types"), i = fti_json_child(&r->j, types);
+    if (qwen && node < 0) window = 4096;
+    if (strcmp(c->model_type, "llama") == 0 || window >= c->max_position_embeddings) return;
+    if (qwen && !fti_config_bool(r, "use_sliding_window", 0)) return;
+    while (i >= 0 && fti_json_equals(&r->j, i, "full_attention")) i = fti_json_next(&r->j, i);
+    if (types >= 0 ? i < 0 : first >= c->num_hidden_layers) return;
+    fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, "sliding_window", "null, or at least max_position_embeddings (attention over "
+                    "the whole text; set it to null for texts shorter than the window)");
+}
+
+/* Keys whose other values change the numbers in ways not implemented. */
+static void fti_config_refuse(fti_config_reader *r)
+{
+    int quantised = fti_config_get(r, 0, "quantization_config"), act = fti_config_get(r, 0, "hidden_act");
+    int dropout = fti_config_get(r, 0, "attention_dropout"), part = fti_config_get(r, 0, "partial_rotary_factor");
+    if (quantised >= 0) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, quantised, "quantization_config", "f32, f16 or bf16 weights");
+    if (act >= 0 && !fti_json_equals(&r->j, act, "silu") && !fti_json_equals(&r->j, act, "swish"))
+        fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, act, "hidden_act", "silu");
+    if (fti_json_number(&r->j, dropout, 0) != 0) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, dropout, "attention_dropout", "0");
+    if (fti_json_number(&r->j, part, 1) != 1) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, part, "partial_rotary_factor", "1");
+}
+
+static const char *const fti_architectures[][2] = {
+    { "llama", "LlamaForCausalLM" }, { "mistral", "MistralForCausalLM" }, { "qwen2", "Qwen2ForCausalLM" } };
+
+static void fti_config_family(fti_config_reader *r, ft_config *c)
+{
+    int type = fti_config_get(r, 0, "model_type"), known = 0;
+    int architecture = fti_json_child(&r->j, fti_config_get(r, 0, "architectures"));
+    if (!fti_json_is(&r->j, 0, FTI_OBJECT)) fti_config_fail(r, FTUNE_ERR_FORMAT, 0, "config", "an object");
+    for (int i = 0; i < 3 && !known; i++)
+        if (type >= 0 ? fti_json_equals(&r->j, type, fti_architectures[i][0]) : fti_json_equals(&r->j, architecture, fti_architectures[i][1]))
+            known = fti_config_defaults(c, fti_architectures[i][0]);
+    if (!known) fti_config_fail(r, type < 0 ? FTUNE_ERR_FORMAT : FTUNE_ERR_UNSUPPORTED, type, "model_type", "llama, mistral or qwen2");
+}
+
+/* Sizes that agree with each other and whose products fit. */
+static ft_status fti_config_check(const ft_config *c, const char *path, ft_error *err)
+{
+    const char *wrong = NULL;
+    if (c->vocab_size < 1 || c->hidden_size < 1 || c->intermediate_size < 1 || c->num_hidden_layers < 1 || c->num_attention_heads < 1
+        || c->num_key_value_heads < 1 || c->head_dim < 1 || c->max_position_embeddings < 1) wrong = "sizes of at least 1";
+    else if (c->vocab_size > 1 << 24 || c->hidden_size > 1 << 20 || c->intermediate_size > 1 << 24 || c->num_hidden_layers > 1 << 12
+             || c->num_attention_heads > 1 << 16 || c->head_dim > 1 << 14 || c->num_attention_heads > (1 << 24) / c->head_dim)
+        wrong = "sizes that a model can have";
+    else if (c->num_attention_heads % c->num_key_value_heads) wrong = "num_attention_heads to be a multiple of num_key_value_heads";
+    else if (c->head_dim % 2) wrong = "an even head_dim, for rotary pairs";
+    if (!wrong) return FTUNE_OK;
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %s, found vocab %d, hidden %d, mlp %d, layers %d, heads %d/%d of %d", path, wrong,
+                    c->vocab_size, c->hidden_size, c->intermediate_size, c->num_hidden_layers, c->num_attention_heads,
+                    c->num_key_value_heads, c->head_dim);
+}
+
+static void fti_config_read(fti_config_reader *r, ft_config *c)
+{
+    int dtype, kv;
+    fti_config_family(r, c);
+    if (r->status) return;
+    kv = fti_config_get(r, 0, "num_key_value_heads");
+    c->vocab_size = fti_config_int(r, "vocab_size", c->vocab_size, 1, 1 << 24);
+    c->hidden_size = fti_config_int(r, "hidden_size", c->hidden_size, 1, 1 << 20);
+    c->intermediate_size = fti_config_int(r, "intermediate_size", c->intermediate_size, 1, 1 << 24);
+    c->num_hidden_layers = fti_config_int(r, "num_hidden_layers", c->num_hidden_layers, 1, 1 << 12);
+    c->num_attention_heads = fti_config_int(r, "num_attention_heads", c->num_attention_heads, 1, 1 << 16);
+    /* null: as many as attention heads, whatever an absent key means in this family */
+    if (kv < 0 && (fti_json_get(&r->j, 0, "num_key_value_heads") >= 0 || !c->num_key_value_heads)) c->num_key_value_heads = c->num_attention_heads;
+    c->num_key_value_heads = fti_config_int(r, "num_key_value_heads", c->num_key_value_heads, 1, 1 << 16);
+    if (c->hidden_size % c->num_attention_heads && fti_config_get(r, 0, "head_dim") < 0)
+        fti_config_fail(r, FTUNE_ERR_FORMAT, fti_config_get(r, 0, "hidden_size"), "hidden_size", "a multiple of num_attention_heads");
+    c->head_dim = fti_config_int(r, "head_dim", c->hidden_size / c->num_attention_heads, 1, 1 << 14);
+    c->max_position_embeddings = fti_config_int(r, "max_position_embeddings", c->max_position_embeddings, 1, 1 << 30);
+    c->rms_norm_eps = (float)fti_config_positive(r, 0, "rms_norm_eps", c->rms_norm_eps, 1);
+    c->tie_word_embeddings = fti_config_bool(r, "tie_word_embeddings", 0);
+    if (strcmp(c->model_type, "llama") == 0) {
+        c->qkv_bias = c->o_bias = fti_config_bool(r, "attention_bias", 0);
+        c->mlp_bias = fti_config_bool(r, "mlp_bias", 0);
+    }
+    dtype = fti_config_get(r, 0, "dtype");
+    if (dtype < 0) dtype = fti_config_get(r, 0, "torch_dtype");
+    c->dtype = fti_json_equals(&r->j, dtype, "bfloat16") ? FTUNE_BF16 : fti_json_equals(&r->j, dtype, "float16") ? FTUNE_F16 : FTUNE_F32;
+    fti_config_tokens(r, c);
+    fti_config_rope(r, c);
+    fti_config_window(r, c);
+    fti_config_refuse(r);
+}
+
+/* The key is absent: a file without lm_head.weight can only be meant tied. */
+static int fti_untold_tie(const char *dir)
+{
+    ft_weights *w = NULL;
+    int tied = ft_weights_open(&w, dir, NULL) == FTUNE_OK && ft_weights_count(w) && !ft_weights_find(w, "lm_head.weight");
+    ft_weights_close(w);
+    return tied;
+}
+
+FTUNE_API ft_status ft_config_load(ft_config *c, const char *path, ft_error *err)
+{
+    fti_config_reader r = { { NULL, 0, NULL, NULL, 0 }, err, FTUNE_OK };
+    fti_arena a = { NULL };
+    fti_file f = { NULL, 0, 0 };
+    int is_dir = fti_is_directory(path);
+    char *file = is_dir ? fti_path_join(&a, path, "config.json") : fti_arena_copy(&a, path, strlen(path));
+    memset(c, 0, sizeof *c);
+    r.status = file ? fti_file_open(&f, file, err) : fti_no_memory(err, strlen(path));
+    if (!r.status) r.status = fti_json_parse(&r.j, f.data, f.size, file, err);
+    if (!r.status) fti_config_read(&r, c);
+    if (!r.status) r.status = fti_config_check(c, file, err);
+    if (!r.status && is_dir && fti_config_get(&r, 0, "tie_word_embeddings") < 0) c->tie_word_embeddings = fti_untold_tie(path);
+    fti_json_free(&r.j);
+    fti_file_close(&f);
+    fti_arena_free(&a);
+    return r.status;
+}
+
+static void fti_config_write_rope(fti_buf *b, const ft_config *c)
+{
+    static const char *const type[] = { "default", "linear", "llama3" };
+    fti_buf_str(b, "  \"rope_scaling\": ");
+    if (c->rope_type == FTUNE_ROPE_DEFAULT) fti_buf_str(b, "null");
+    else {
+        fti_buf_str(b, "{\n    \"factor\": ");
+        fti_buf_number(b, c->rope_factor, 9);
+        if (c->rope_type == FTUNE_ROPE_LLAMA3) {
+            fti_buf_str(b, ",\n    \"high_freq_factor\": ");
+            fti_buf_number(b, c->rope_high_freq_factor, 9);
+            fti_buf_str(b, ",\n    \"low_freq_factor\": ");
+            fti_buf_number(b, c->rope_low_freq_factor, 9);
+            fti_buf_fmt(b, ",\n    \"original_max_position_embeddings\": %d", c->rope_original_max_position_embeddings);
+        }
+        fti_buf_fmt(b, ",\n    \"rope_type\": \"%s\"\n  }", type[c->rope_type]);
+    }
+    fti_buf_str(b, ",\n  \"rope_theta\": ");
+    fti_buf_number(b, c->rope_theta, 17);
+}
+
+static void fti_config_write_id(fti_buf *b, const char *key, int32_t id)
+{
+    if (id >= 0) fti_buf_fmt(b, "  \"%s\": %d,\n", key, (int)id);
+    else fti_buf_fmt(b, "  \"%s\": null,\n", key);
+}
+
+static void fti_config_write(fti_buf *b, const ft_config *c, const char *architecture)
+{
+    int llama = strcmp(c->model_type, "llama") == 0;
+    fti_buf_fmt(b, "{\n  \"architectures\": [\n    \"%s\"\n  ],\n", architecture);
+    if (llama) fti_buf_fmt(b, "  \"attention_bias\": %s,\n", c->o_bias ? "true" : "false");
+    fti_buf_str(b, "  \"attention_dropout\": 0.0,\n");
+    fti_config_write_id(b, "bos_token_id", c->bos_token_id);
+    if (c->n_eos < 2) fti_config_write_id(b, "eos_token_id", c->n_eos ? c->eos_token_id[0] : -1);
+    else {
+        fti_buf_str(b, "  \"eos_token_id\": [");
+        for (int i = 0; i < c->n_eos; i++) fti_buf_fmt(b, "%s\n    %d", i ? "," : "", (int)c->eos_token_id[i]);
+        fti_buf_str(b, "\n  ],\n");
+    }
+    fti_buf_fmt(b, "  \"head_dim\": %d,\n  \"hidden_act\": \"silu\",\n  \"hidden_size\": %d,\n  \"initializer_range\": 0.02,\n",
+                c->head_dim, c->hidden_size);
+    fti_buf_fmt(b, "  \"intermediate_size\": %d,\n  \"max_position_embeddings\": %d,\n", c->intermediate_size, c->max_position_embeddings);
+    if (llama) fti_buf_fmt(b, "  \"mlp_bias\": %s,\n", c->mlp_bias ? "true" : "false");
+    fti_buf_fmt(b, "  \"model_type\": \"%s\",\n  \"num_attention_heads\": %d,\n  \"num_hidden_layers\": %d,\n  \"num_key_value_heads\": %d,\n",
+                c->model_type, c->num_attention_heads, c->num_hidden_layers, c->num_key_value_heads);
+    fti_config_write_id(b, "pad_token_id", c->pad_token_id);
+    fti_buf_str(b, "  \"rms_norm_eps\": ");
+    fti_buf_number(b, c->rms_norm_eps, 9);
+    fti_buf_str(b, ",\n");
+    fti_config_write_rope(b, c);
+    if (!llama) fti_buf_str(b, ",\n  \"sliding_window\": null");
+    fti_buf_fmt(b, ",\n  \"tie_word_embeddings\": %s,\n  \"torch_dtype\": \"%s\",\n  \"use_cache\": true,\n", c->tie_word_embeddings ? "true" : "false",
+                c->dtype == FTUNE_BF16 ? "bfloat16" : c->dtype == FTUNE_F16 ? "float16" : "float32");
+    if (strcmp(c->model_type, "qwen2") == 0) fti_buf_str(b, "  \"use_sliding_window\": false,\n");
+    fti_buf_fmt(b, "  \"vocab_size\": %d\n}\n", c->vocab_size);
+}
+
+FTUNE_API ft_status ft_config_save(const ft_config *c, const char *path, ft_error *err)
+{
+    fti_buf b = { NULL, 0, 0, 0 };
+    fti_arena a = { NULL };
+    char *file = fti_is_directory(path) ? fti_path_join(&a, path, "config.json") : fti_arena_copy(&a, path, strlen(path));
+    int k = 0;
+    ft_status e = fti_config_check(c, path, err);
+    while (k < 3 && strcmp(c->model_type, fti_architectures[k][0])) k++;
+    if (!e && (k == 3 || (k == 0 && c->qkv_bias != c->o_bias) || (k && (c->qkv_bias != (k == 2) || c->o_bias || c->mlp_bias))
+               || c->rope_type < 0 || c->rope_type > FTUNE_ROPE_LLAMA3 || c->n_eos < 0 || c->n_eos > 8))
+        e = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: expected llama, mistral or qwen2 with the biases of that family, found \"%.23s\"",
+                     path, c->model_type);
+    if (!e && file) fti_config_write(&b, c, fti_architectures[k][1]);
+    if (!e && (!file || b.failed)) e = fti_no_memory(err, b.n);
+    if (!e) e = fti_file_write(file, b.p, b.n, err);
+    fti_buf_free(&b);
+    fti_arena_free(&a);
+    return e;
+}
+
+FTUNE_API int64_t ft_config_parameters(const ft_config *c)
+{
+    int64_t C = c->hidden_size, F = c->intermediate_size, V = c->vocab_size;
+    int64_t q = (int64_t)c->num_attention_heads * c->head_dim, kv = (int64_t)c->num_key_value_heads * c->head_dim;
+    int64_t layer = 2 * C + C * (q + 2 * kv) + q * C + 3 * C * F;
+    if (c->qkv_bias) layer += q + 2 * kv;
+    if (c->o_bias)   layer += C;
+    if (c->mlp_bias) layer += 2 * F + C;
+    return V * C * (c->tie_word_embeddings ? 1 : 2) + c->num_hidden_layers * layer + C;
+}
+
+/* >>5 backend ---------------------------------------------------------------------------------------------------- */
+
+enum { FTI_ALIGN = 64 };                /* a cache line; also the widest vector */
+
+typedef struct fti_cpu {
+    float *scratch;                     /* working memory of the ops, grown on demand, reused by every call */
+    size_t scratch_n;
+} fti_cpu;
+
+/* Aligned memory over the plain allocator: the pointer it gave us is kept in front of the block. */
+static void *fti_aligned_alloc(size_t bytes)
+{
+    char *base, *p;
+    if (bytes > SIZE_MAX - 2 * FTI_ALIGN) return NULL;
+    base = (char *)fti_alloc(bytes + 2 * FTI_ALIGN, 1);
+    if (!base) return NULL;
+    p = base + FTI_ALIGN + (FTI_ALIGN - (uintptr_t)base % FTI_ALIGN) % FTI_ALIGN;
+    memcpy(p - sizeof base, &base, sizeof base);
+    return p;
+}
+
+static void fti_aligned_free(void *p)
+{
+    char *base;
+    if (!p) return;
+    memcpy(&base, (char *)p - sizeof base, sizeof base);
+    FTUNE_FREE(base);
+}
+
+/* Latch the first failure. */
+static void fti_backend_fail(ft_backend *be, ft_status code, const char *format, ...) FTI_PRINTF(3, 4);
+static void fti_backend_fail(ft_backend *be, ft_status code, const char *format, ...)
+{
+    va_list args;
+    if (be->error.code) return;
+    be->error.code = code;
+    va_start(args, format);
+    vsnprintf(be->error.message, sizeof be->error.message, format, args);
+    va_end(args);
+}
+
+static void *fti_cpu_alloc(ft_backend *be, size_t bytes)
+{
+    void *p;
+    if (be->error.code) return NULL;
+    p = fti_aligned_alloc(bytes);
+    if (p) memset(p, 0, bytes);
+    else fti_backend_fail(be, FTUNE_ERR_NO_MEMORY, "cpu: no memory for %.1f MB", (double)bytes / 1e6);
+    return p;
+}
+static void fti_cpu_release(ft_backend *be, void *p) { (void)be; fti_aligned_free(p); }
+static void fti_cpu_copy(ft_backend *be, void *dst, const void *src, size_t bytes)
+{
+    if (!be->error.code && bytes) memcpy(dst, src, bytes);
+}
+static void fti_cpu_zero(ft_backend *be, void *p, size_t bytes) { if (!be->error.code && bytes) memset(p, 0, bytes); }
+static void fti_cpu_sync(ft_backend *be) { (void)be; }
+
+/* Scratch of at least n floats, or NULL with the failure latched. Contents do not survive the next request. */
+static float *fti_scratch(ft_backend *be, size_t n)
+{
+    fti_cpu *cpu = (fti_cpu *)be->state;
+    if (n > cpu->scratch_n) {
+        fti_aligned_free(cpu->scratch);
+        cpu->scratch = n < SIZE_MAX / sizeof(float) ? (float *)fti_aligned_alloc(n * sizeof(float)) : NULL;
+        cpu->scratch_n = cpu->scratch ? n : 0;
+        if (!cpu->scratch)
+            fti_backend_fail(be, FTUNE_ERR_NO_MEMORY, "cpu: no memory for %.1f MB of scratch", (double)n * 4e-6);
+    }
+    return be->error.code ? NULL : cpu->scratch;
+}
+
+/* How many threads a job of so many element operations deserves: waking one costs some microseconds. */
+static int fti_threads(const ft_backend *be, size_t work)
+{
+    size_t t = work / 16384 + 1;
+    return t < (size_t)be->threads ? (int)t : be->threads;
+}
+
+FTUNE_API ft_status ft_backend_check(const ft_backend *be, ft_error *err)
+{
+#define FTI_ENTRY(f) if (!be->f) return fti_fail(err, FTUNE_ERR_BACKEND, "backend %s: expected an op %s, found none", \
+                                                 be->name ? be->name : "without name", #f)
+    FTI_ENTRY(destroy);            FTI_ENTRY(alloc);               FTI_ENTRY(release);
+    FTI_ENTRY(upload);             FTI_ENTRY(download);            FTI_ENTRY(copy);
+    FTI_ENTRY(zero);               FTI_ENTRY(sync);
+    FTI_ENTRY(prepare_linear);     FTI_ENTRY(release_linear);
+    FTI_ENTRY(embedding_forward);  FTI_ENTRY(embedding_backward);
+    FTI_ENTRY(linear_forward);     FTI_ENTRY(linear_backward);
+    FTI_ENTRY(rmsnorm_forward);    FTI_ENTRY(rmsnorm_backward);
+    FTI_ENTRY(rope);
+    FTI_ENTRY(attention_forward);  FTI_ENTRY(attention_backward);
+    FTI_ENTRY(silu_mul_forward);   FTI_ENTRY(silu_mul_backward);
+    FTI_ENTRY(add);                FTI_ENTRY(gather_rows);         FTI_ENTRY(scatter_rows);
+    FTI_ENTRY(lm_head_loss);       FTI_ENTRY(adamw);               FTI_ENTRY(sum_squares);
+    FTI_ENTRY(scale);
+#undef FTI_ENTRY
+    return FTUNE_OK;
+}
+
+static void fti_cpu_fill(ft_backend *be);           /* the ops, at the end of >>6 */
+
+static void fti_cpu_destroy(ft_backend *be)
+{
+    fti_cpu *cpu = (fti_cpu *)be->state;
+    if (cpu) fti_aligned_free(cpu->scratch);
+    FTUNE_FREE(cpu);
+    FTUNE_FREE(be);
+}
+
+FTUNE_API void ft_backend_free(ft_backend *be) { if (be) be->destroy(be); }
+
+FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
+{
+    ft_backend *be = (ft_backend *)fti_calloc(1, sizeof *be);
+    *out = NULL;
+    if (!be) return fti_no_memory(err, sizeof *be);
+    be->destroy = fti_cpu_destroy;
+    be->state = fti_calloc(1, sizeof(fti_cpu));
+    if (!be->state) { ft_backend_free(be); return fti_no_memory(err, sizeof(fti_cpu)); }
+#ifdef _OPENMP
+    be->threads = threads > 0 ? threads : omp_get_max_threads();
+#else
+    (void)threads; be->threads = 1;
+#endif
+    be->name = "cpu";                     be->activation = FTUNE_F32;
+    be->alloc = fti_cpu_alloc;            be->release = fti_cpu_release;
+    be->upload = fti_cpu_copy;            be->download = fti_cpu_copy;
+    be->copy = fti_cpu_copy;              be->zero = fti_cpu_zero;
+    be->sync = fti_cpu_sync;
+    fti_cpu_fill(be);
+    *out = be;
+    return FTUNE_OK;
+}
+
+/* >>6 ops -------------------------------------------------------------------------------------------------------- */
+
+/* element i of a tensor as f32, any alignment */
+static float fti_element(const ft_tensor *t, size_t i)
+{
+    const char *p = (const char *)t->data;
+    float f;
+    if (t->dtype == FTUNE_BF16) return fti_bf16_to_f32(fti_le16(p + 2 * i));
+    if (t->dtype == FTUNE_F16)  return fti_f16_to_f32(fti_le16(p + 2 * i));
+    memcpy(&f, p + 4 * i, 4);
+    return f;
+}
+
+/* C = alpha op(A) op(B) + beta C */
+static void fti_matmul(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha, const float *A, int lda,
+                       const float *B, int ldb, float beta, float *C, int ldc)
+{
+    FTI_PARALLEL_FOR(be->threads)
+    for (int i = 0; i < M; i++) {
+        float *c = C + (size_t)i * ldc;
+        for (int j = 0; j < N; j++) c[j] = beta == 0.0f ? 0.0f : beta * c[j];
+        if (transB) {
+            for (int j = 0; j < N; j++) {
+                float s = 0.0f;
+                for (int k = 0; k < K; k++)
+                    s += (transA ? A[(size_t)k * lda + i] : A[(size_t)i * lda + k]) * B[(size_t)j * ldb + k];
+                c[j] += alpha * s;
+            }
+        } else {
+            for (int k = 0; k < K; k++) {
+                float a = alpha * (transA ? A[(size_t)k * lda + i] : A[(size_t)i * lda + k]);
+                const float *b = B + (size_t)k * ldb;
+                for (int j = 0; j < N; j++) c[j] += a * b[j];
+            }
+        }
+    }
+}
+
+FTUNE_API ft_status ft_matmul(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha, const float *A,
+                              int lda, const float *B, int ldb, float beta, float *C, int ldc, ft_error *err)
+{
+    if (M < 0 || N < 0 || K < 0) return fti_fail(err, FTUNE_ERR_ARGUMENT, "matmul: negative size");
+    fti_matmul(be, transA, transB, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+    if (be->error.code) { if (err) *err = be->error; return be->error.code; }
+    return FTUNE_OK;
+}
+
+static void fti_cpu_prepare_linear(ft_backend *be, ft_linear *l, int frozen)
+{
+    (void)frozen;
+    for (int p = 0; p < l->n_parts; p++) {
+        const ft_tensor *w = &l->part[p].weight;
+        if (w->dtype != FTUNE_F32 && w->dtype != FTUNE_BF16 && w->dtype != FTUNE_F16)
+            fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "%s: expected a weight of F32, BF16 or F16", l->part[p].name);
+    }
+}
+static void fti_cpu_release_linear(ft_backend *be, ft_linear *l) { (void)be; (void)l; }
+
+/* v1: the weight widened to f32 in fresh memory when it is not f32 already */
+static float *fti_widen(ft_backend *be, const ft_tensor *w, size_t n)
+{
+    float *p = (float *)fti_cpu_alloc(be, n * sizeof(float));
+    if (p) for (size_t i = 0; i < n; i++) p[i] = fti_element(w, i);
+    return p;
+}
+
+static uint32_t fti_mix32(uint32_t h)
+{
+    h ^= h >> 16; h *= 0x85ebca6bu; h ^= h >> 13; h *= 0xc2b2ae35u;
+    return h ^ h >> 16;
+}
+static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, float p, uint64_t seed, int part)
+{
+    uint32_t limit = (uint32_t)((double)p * 4294967296.0);
+    float keep = 1.0f / (1.0f - p);
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * C))
+    for (int n = 0; n < N; n++) {
+        uint32_t row = fti_mix32((uint32_t)seed ^ fti_mix32((uint32_t)(seed >> 32) + 3u * (uint32_t)n + (uint32_t)part));
+        for (int c = 0; c < C; c++) {
+            float v = fti_mix32(row + (uint32_t)c) >= limit ? x[(size_t)n * C + c] * keep : 0.0f;
+            y[(size_t)n * C + c] = v;
+        }
+    }
+}
+
+static void fti_cpu_linear_forward(ft_backend *be, ft_act *Y, ft_act *XA, const ft_act *X, const ft_linear *l, int N,
+                                   uint64_t seed)
+{
+    float *y = (float *)Y, *xa = (float *)XA; const float *x = (const float *)X;
+    int sum_R = 0, col = 0;
+    if (be->error.code) return;
+    for (int i = 0; i < l->n_parts; i++) sum_R += l->part[i].R;
+    for (int i = 0; i < l->n_parts; i++) {
+        const ft_proj *p = &l->part[i];
+        float *w = fti_widen(be, &p->weight, (size_t)p->in * p->out), *t = NULL, *xd = NULL;
+        if (w) fti_matmul(be, 0, 1, N, p->out, l->in, 1.0f, x, l->in, w, l->in, 0.0f, y + col, l->out);
+        if (p->bias.data) for (int n = 0; n < N; n++) for (int o = 0; o < p->out; o++) y[(size_t)n * l->out + col + o] += fti_element(&p->bias, o);
+        if (p->R) {
+            if (!xa) t = (float *)fti_cpu_alloc(be, (size_t)N * p->R * 4);
+            float *a = xa ? xa : t; int lda = xa ? sum_R : p->R;
+            const float *in = x;
+            if (seed && p->dropout > 0) { xd = (float *)fti_cpu_alloc(be, (size_t)N * l->in * 4); if (xd) fti_dropout(be, xd, x, N, l->in, p->dropout, seed, i); in = xd; }
+            if (!be->error.code) {
+                fti_matmul(be, 0, 1, N, p->R, l->in, 1.0f, in, l->in, p->lora_A, l->in, 0.0f, a, lda);
+                fti_matmul(be, 0, 1, N, p->out, p->R, p->scaling, a, lda, p->lora_B, p->R, 1.0f, y + col, l->out);
+            }
+            if (xa) xa += p->R;
+        }
+        fti_cpu_release(be, w); fti_cpu_release(be, t); fti_cpu_release(be, xd);
+        col += p->out;
+    }
+}
+
+static void fti_cpu_linear_backward(ft_backend *be, ft_act *DX, const ft_act *DY, const ft_act *X, const ft_act *XA,
+                                    const ft_linear *l, int N, uint64_t seed)
+{
+    float *dx = (float *)DX; const float *dy = (const float *)DY, *x = (const float *)X, *xa = (const float *)XA;
+    int sum_R = 0, col = 0;
+    if (be->error.code) return;
+    for (int i = 0; i < l->n_parts; i++) sum_R += l->part[i].R;
+    for (int i = 0; i < l->n_parts; i++) {
+        const ft_proj *p = &l->part[i];
+        const float *dyp = dy + col;
+        if (dx) {
+            float *w = fti_widen(be, &p->weight, (size_t)p->in * p->out);
+            if (w) fti_matmul(be, 0, 0, N, l->in, p->out, 1.0f, dyp, l->out, w, l->in, 1.0f, dx, l->in);
+            fti_cpu_release(be, w);
+        }
+        if (p->R) {
+            int drop = seed && p->dropout > 0;
+            float *t = (float *)fti_cpu_alloc(be, (size_t)N * p->R * 4);
+            float *xd = drop ? (float *)fti_cpu_alloc(be, (size_t)N * l->in * 4) : NULL;
+            if (!be->error.code) {
+                fti_matmul(be, 0, 0, N, p->R, p->out, p->scaling, dyp, l->out, p->lora_B, p->R, 0.0f, t, p->R);
+                if (p->dlora_B) fti_matmul(be, 1, 0, p->out, p->R, N, p->scaling, dyp, l->out, xa, sum_R, 1.0f, p->dlora_B, p->R);
+                if (drop) fti_dropout(be, xd, x, N, l->in, p->dropout, seed, i);
+                if (p->dlora_A) fti_matmul(be, 1, 0, p->R, l->in, N, 1.0f, t, p->R, drop ? xd : x, l->in, 1.0f, p->dlora_A, l->in);
+                if (dx && !drop) fti_matmul(be, 0, 0, N, l->in, p->R, 1.0f, t, p->R, p->lora_A, l->in, 1.0f, dx, l->in);
+                if (dx && drop) {
+                    fti_matmul(be, 0, 0, N, l->in, p->R, 1.0f, t, p->R, p->lora_A, l->in, 0.0f, xd, l->in);
+                    fti_dropout(be, xd, xd, N, l->in, p->dropout, seed, i);
+                    for (size_t e = 0; e < (size_t)N * l->in; e++) dx[e] += xd[e];
+                }
+            }
+            fti_cpu_release(be, t); fti_cpu_release(be, xd);
+            xa += p->R;
+        }
+        if (p->dweight) fti_matmul(be, 1, 0, p->out, l->in, N, 1.0f, dyp, l->out, x, l->in, 1.0f, p->dweight, l->in);
+        if (p->dbias) for (int n = 0; n < N; n++) for (int o = 0; o < p->out; o++) p->dbias[o] += dyp[(size_t)n * l->out + o];
+        col += p->out;
+    }
+}
+
+static void fti_cpu_embedding_forward(ft_backend *be, ft_act *Y, const int32_t *ids, const ft_tensor *w, int N, int C)
+{
+    float *y = (float *)Y;
+    if (be->error.code) return;
+    for (int n = 0; n < N; n++) for (int c = 0; c < C; c++) y[(size_t)n * C + c] = fti_element(w, (size_t)ids[n] * C + c);
+}
+static void fti_cpu_embedding_backward(ft_backend *be, float *dw, const int32_t *ids, const ft_act *DY, int N, int C, int V)
+{
+    const float *dy = (const float *)DY;
+    (void)V;
+    if (be->error.code) return;
+    for (int n = 0; n < N; n++) for (int c = 0; c < C; c++) dw[(size_t)ids[n] * C + c] += dy[(size_t)n * C + c];
+}
+
+static void fti_cpu_rmsnorm_forward(ft_backend *be, ft_act *Y, float *rstd, const ft_act *X, const ft_tensor *w, float eps,
+                                    int N, int C)
+{
+    float *y = (float *)Y; const float *x = (const float *)X;
+    if (be->error.code) return;
+    for (int n = 0; n < N; n++) {
+        const float *xn = x + (size_t)n * C;
+        double s = 0;
+        for (int c = 0; c < C; c++) s += (double)xn[c] * xn[c];
+        float r = (float)(1.0 / sqrt(s / C + eps));
+        rstd[n] = r;
+        for (int c = 0; c < C; c++) y[(size_t)n * C + c] = xn[c] * r * fti_element(w, c);
+    }
+}
+static void fti_cpu_rmsnorm_backward(ft_backend *be, ft_act *DX, float *dw, const ft_act *DY, const ft_act *X,
+                                     const float *rstd, const ft_tensor *w, int N, int C)
+{
+    float *dx = (float *)DX; const float *dy = (const float *)DY, *x = (const float *)X;
+    if (be->error.code) return;
+    for (int n = 0; n < N; n++) {
+        const float *xn = x + (size_t)n * C, *dyn = dy + (size_t)n * C;
+        double s = 0;
+        float r = rstd[n];
+        for (int c = 0; c < C; c++) s += (double)xn[c] * r * fti_element(w, c) * dyn[c];
+        float m = (float)(s / C);
+        for (int c = 0; c < C; c++) {
+            dx[(size_t)n * C + c] += r * (fti_element(w, c) * dyn[c] - xn[c] * r * m);
+            if (dw) dw[c] += dyn[c] * xn[c] * r;
+        }
+    }
+}
+
+static void fti_cpu_rope(ft_backend *be, ft_act *X, const int32_t *position_ids, const float *cos_sin, int N, int n_heads,
+                         int D, int stride, int inverse)
+{
+    float *x = (float *)X;
+    if (be->error.code) return;
+    for (int n = 0; n < N; n++) {
+        const float *cs = cos_sin + (size_t)position_ids[n] * D;
+        for (int h = 0; h < n_heads; h++) {
+            float *a = x + (size_t)n * stride + (size_t)h * D, *b = a + D / 2;
+            for (int k = 0; k < D / 2; k++) {
+                float c = cs[k], s = inverse ? -cs[D / 2 + k] : cs[D / 2 + k], u = a[k], v = b[k];
+                a[k] = u * c - v * s;
+                b[k] = v * c + u * s;
+            }
+        }
+    }
+}
+
+static void fti_cpu_attention_forward(ft_backend *be, ft_act *O, float *lse, const ft_act *Q, const ft_act *Kp, const ft_act *Vp,
+                                      const ft_attention *a)
+{
+    float *o = (float *)O; const float *q = (const float *)Q, *k = (const float *)Kp, *v = (const float *)Vp;
+    float *s;
+    if (be->error.code) return;
+    s = fti_scratch(be, (size_t)a->n_keys + 1);
+    if (!s) return;
+    for (int i = 0; i < a->N; i++) for (int h = 0; h < a->H; h++) {
+        int g = h / (a->H / a->K), end = a->key_end ? a->key_end[i] : a->q0 + i + 1;
+        const float *qi = q + (size_t)i * a->q_stride + (size_t)h * a->D;
+        float *oi = o + (size_t)i * a->o_stride + (size_t)h * a->D, top = -INFINITY;
+        double sum = 0;
+        for (int j = a->row_start[i]; j < end; j++) {
+            const float *kj = k + (size_t)j * a->kv_stride + (size_t)g * a->D;
+            double dot = 0;
+            for (int d = 0; d < a->D; d++) dot += (double)qi[d] * kj[d];
+            s[j] = (float)dot * a->scale;
+            if (s[j] > top) top = s[j];
+        }
+        for (int d = 0; d < a->D; d++) oi[d] = 0;
+        for (int j = a->row_start[i]; j < end; j++) { s[j] = expf(s[j] - top); sum += s[j]; }
+        for (int j = a->row_start[i]; j < end; j++) {
+            const float *vj = v + (size_t)j * a->kv_stride + (size_t)g * a->D;
+            float pj = (float)(s[j] / sum);
+            for (int d = 0; d < a->D; d++) oi[d] += pj * vj[d];
+        }
+        if (lse) lse[(size_t)i * a->H + h] = top + (float)log(sum);
+    }
+}
+
+static void fti_cpu_attention_backward(ft_backend *be, ft_act *DQ, ft_act *DK, ft_act *DV, const ft_act *DO, const ft_act *O,
+                                       const float *lse, const ft_act *Q, const ft_act *Kp, const ft_act *Vp,
+                                       const ft_attention *a)
+{
+    float *dq = (float *)DQ, *dk = (float *)DK, *dv = (float *)DV; const float *d_o = (const float *)DO, *o = (const float *)O;
+    const float *q = (const float *)Q, *k = (const float *)Kp, *v = (const float *)Vp;
+    if (be->error.code) return;
+    for (int i = 0; i < a->N; i++) {
+        for (int h = 0; h < a->H; h++) for (int d = 0; d < a->D; d++) dq[(size_t)i * a->q_stride + (size_t)h * a->D + d] = 0;
+        for (int g = 0; g < a->K; g++) for (int d = 0; d < a->D; d++)
+            dk[(size_t)i * a->kv_stride + (size_t)g * a->D + d] = dv[(size_t)i * a->kv_stride + (size_t)g * a->D + d] = 0;
+    }
+    for (int i = 0; i < a->N; i++) for (int h = 0; h < a->H; h++) {
+        int g = h / (a->H / a->K);
+        size_t qo = (size_t)i * a->q_stride + (size_t)h * a->D, oo = (size_t)i * a->o_stride + (size_t)h * a->D;
+        double delta = 0;
+        for (int d = 0; d < a->D; d++) delta += (double)o[oo + d] * d_o[oo + d];
+        for (int j = a->row_start[i]; j <= i; j++) {
+            size_t kj = (size_t)j * a->kv_stride + (size_t)g * a->D;
+            double s = 0, dp = 0;
+            for (int d = 0; d < a->D; d++) { s += (double)q[qo + d] * k[kj + d]; dp += (double)d_o[oo + d] * v[kj + d]; }
+            float p = expf((float)s * a->scale - lse[(size_t)i * a->H + h]);
+            float ds = p * (float)(dp - delta) * a->scale;
+            for (int d = 0; d < a->D; d++) {
+                dq[qo + d] += ds * k[kj + d]; dk[kj + d] += ds * q[qo + d]; dv[kj + d] += p * d_o[oo + d];
+            }
+        }
+    }
+}
+
+static void fti_cpu_silu_mul_forward(ft_backend *be, ft_act *Y, const ft_act *GU, int N, int F)
+{
+    float *y = (float *)Y; const float *gu = (const float *)GU;
+    if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * F))
+    for (int n = 0; n < N; n++) for (int f = 0; f < F; f++) {
+        float g = gu[(size_t)n * 2 * F + f], u = gu[(size_t)n * 2 * F + F + f];
+        y[(size_t)n * F + f] = g / (1.0f + expf(-g)) * u;
+    }
+}
+static void fti_cpu_silu_mul_backward(ft_backend *be, ft_act *DGU, const ft_act *DY, const ft_act *GU, int N, int F)
+{
+    float *dgu = (float *)DGU; const float *dy = (const float *)DY, *gu = (const float *)GU;
+    if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * F))
+    for (int n = 0; n < N; n++) for (int f = 0; f < F; f++) {
+        size_t i = (size_t)n * 2 * F + f;
+        float g = gu[i], u = gu[i + F], d = dy[(size_t)n * F + f], s = 1.0f / (1.0f + expf(-g));
+        dgu[i] = d * u * s * (1.0f + g * (1.0f - s));
+        dgu[i + F] = d * g * s;
+    }
+}
+
+static void fti_cpu_add(ft_backend *be, ft_act *X, const ft_act *Y, size_t n)
+{
+    float *x = (float *)X; const float *y = (const float *)Y;
+    if (be->error.code) return;
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+static void fti_cpu_gather_rows(ft_backend *be, ft_act *Y, const ft_act *X, const int32_t *rows, int M, int C)
+{
+    float *y = (float *)Y; const float *x = (const float *)X;
+    if (be->error.code) return;
+    for (int m = 0; m < M; m++) memcpy(y + (size_t)m * C, x + (size_t)rows[m] * C, (size_t)C * 4);
+}
+static void fti_cpu_scatter_rows(ft_backend *be, ft_act *DX, const ft_act *DY, const int32_t *rows, int M, int C)
+{
+    float *dx = (float *)DX; const float *dy = (const float *)DY;
+    if (be->error.code) return;
+    for (int m = 0; m < M; m++) for (int c = 0; c < C; c++) dx[(size_t)rows[m] * C + c] += dy[(size_t)m * C + c];
+}
+
+static void fti_cpu_lm_head_loss(ft_backend *be, float *logprob, uint8_t *correct, ft_act *DH, const ft_act *H, const int32_t *targets,
+                                 const float *weight, float dloss, const ft_linear *head, int M)
+{
+    float *dh = (float *)DH; const float *h = (const float *)H;
+    int V = head->out, C = head->in, chunk = 64, sum_R = head->part[0].R;
+    float *z, *xa = NULL;
+    if (be->error.code) return;
+    z = (float *)fti_cpu_alloc(be, (size_t)chunk * V * 4);
+    if (sum_R) xa = (float *)fti_cpu_alloc(be, (size_t)chunk * sum_R * 4);
+    for (int m0 = 0; m0 < M && !be->error.code; m0 += chunk) {
+        int n = M - m0 < chunk ? M - m0 : chunk;
+        fti_cpu_linear_forward(be, z, xa, h + (size_t)m0 * C, head, n, 0);
+        for (int i = 0; i < n; i++) {
+            float *zi = z + (size_t)i * V, top = zi[0];
+            int32_t t = targets[m0 + i];
+            int best = 0;
+            double sum = 0;
+            for (int v = 1; v < V; v++) if (zi[v] > top) { top = zi[v]; best = v; }
+            for (int v = 0; v < V; v++) sum += expf(zi[v] - top);
+            float lse = top + (float)log(sum), s = t == FTUNE_IGNORE_INDEX ? 0.0f : dloss * (weight ? weight[m0 + i] : 1.0f);
+            if (logprob) logprob[m0 + i] = t == FTUNE_IGNORE_INDEX ? 0.0f : zi[t] - lse;
+            if (correct) correct[m0 + i] = t == best;
+            for (int v = 0; v < V; v++) zi[v] = s * (expf(zi[v] - lse) - (v == t));
+        }
+        if (dh) fti_cpu_linear_backward(be, dh + (size_t)m0 * C, z, h + (size_t)m0 * C, xa, head, n, 0);
+    }
+    fti_cpu_release(be, z); fti_cpu_release(be, xa);
+}
+
+static void fti_cpu_adamw(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o)
+{
+    double c1 = 1.0 - pow(o->beta1, (double)o->step), c2 = 1.0 - pow(o->beta2, (double)o->step);
+    float step = (float)(o->lr / c1), root = (float)sqrt(c2), decay = (float)(1.0 - (double)o->lr * o->weight_decay);
+    if (be->error.code) return;
+    for (size_t i = 0; i < n; i++) {
+        m[i] += (1.0f - o->beta1) * (g[i] - m[i]);
+        v[i] = o->beta2 * v[i] + (1.0f - o->beta2) * g[i] * g[i];
+        p[i] = p[i] * decay - step * m[i] / (sqrtf(v[i]) / root + o->eps);
+    }
+}
+static double fti_cpu_sum_squares(ft_backend *be, const float *x, size_t n)
+{
+    double s = 0;
+    if (be->error.code) return 0;
+    for (size_t i = 0; i < n; i++) s += (double)x[i] * x[i];
+    return s;
+}
+static void fti_cpu_scale(ft_backend *be, float *x, float s, size_t n)
+{
+    if (be->error.code) return;
+    for (size_t i = 0; i < n; i++) x[i] *= s;
+}
+
+static void fti_cpu_fill(ft_backend *be)
+{
+    be->prepare_linear = fti_cpu_prepare_linear;        be->release_linear = fti_cpu_release_linear;
+    be->embedding_forward = fti_cpu_embedding_forward;  be->embedding_backward = fti_cpu_embedding_backward;
+    be->linear_forward = fti_cpu_linear_forward;        be->linear_backward = fti_cpu_linear_backward;
+    be->rmsnorm_forward = fti_cpu_rmsnorm_forward;      be->rmsnorm_backward = fti_cpu_rmsnorm_backward;
+    be->rope = fti_cpu_rope;
+    be->attention_forward = fti_cpu_attention_forward;  be->attention_backward = fti_cpu_attention_backward;
+    be->silu_mul_forward = fti_cpu_silu_mul_forward;    be->silu_mul_backward = fti_cpu_silu_mul_backward;
+    be->add = fti_cpu_add;                              be->scale = fti_cpu_scale;
+    be->gather_rows = fti_cpu_gather_rows;              be->scatter_rows = fti_cpu_scatter_rows;
+    be->lm_head_loss = fti_cpu_lm_head_loss;
+    be->adamw = fti_cpu_adamw;                          be->sum_squares = fti_cpu_sum_squares;
+}
+
+/* >>7 lora: lora_A, lora_B, scaling ------------------------------------------------------------------------------
+ *
+ * Full fine-tuning moves every weight, and AdamW keeps two more numbers for each: Qwen2.5-0.5B wants 494 million x
+ * (4 weight + 4 gradient + 8 moments) bytes = 7.9 GB. LoRA (Hu et al. 2021, arXiv:2106.09685) leaves W [out, in] as it
+ * is and learns a difference of low rank r beside it:
+ *
+ *            in = 896                       y = W x + b + scaling * B (A x)
+ *        x ------------> W [896, 896] ----------------------> (+) --> y        scaling = lora_alpha / r
+ *        |                                                     |
+ *        +--> A [8, 896] --> 8 numbers --> B [896, 8] --> x scaling
+ *
+ * Trainable parameters are r * (in + out) for each projection. Qwen2.5-0.5B, r = 8:
+ *     q_proj  8 x (896 +  896) = 14,336      gate_proj, up_proj  8 x (896 + 4864) = 46,080 each
+ *     k_proj  8 x (896 +  128) =  8,192      down_proj           8 x (4864 + 896) = 46,080
+ *     v_proj                      8,192      o_proj                                 14,336
+ *     q_proj,v_proj: 24 x 22,528 = 540,672          all seven: 24 x 183,296 = 4,399,104, under 1 % of the model
+ *
+ * A begins random, uniform in +-1/sqrt(in); B begins zero. So B A = 0, and the first forward is the base model's, bit
+ * for bit: training starts from what the model already knows. Were both zero, neither would ever move, since the
+ * gradient of A is B^T (..) and that of B is (..) (A x)^T. With B = 0 the first update moves only B, the next both.
+ *
+ * scaling keeps the size of the update apart from the rank: with lora_alpha fixed, a larger r brings more directions
+ * and not a larger step. For large r alpha / r is too timid; alpha / sqrt(r) (use_rslora, Kalajdzievski 2023,
+ * arXiv:2312.03732) keeps the gradients at one size.
+ *
+ * Afterwards W + scaling * B A is one matrix again: merged, the adapter costs nothing at inference. In backward
+ *     dB += scaling * dy (A x)^T        dA += scaling * (B^T dy) x^T        dx += W^T dy + scaling * A^T (B^T dy)
+ * and W gets no gradient at all, which saves a third of the arithmetic of training.
+ *
+ * adapter_config.json and adapter_model.safetensors are PEFT's files. PEFT drops a key that matches nothing without a
+ * word, and trains happily when half of the modules were never attached; here both are errors. A field that we do not
+ * implement and that changes the numbers is refused by its name. */
+
+FTUNE_API ft_lora_config ft_lora_config_default(void)
+{
+    ft_lora_config c;
+    memset(&c, 0, sizeof c);
+    c.r = 8;
+    c.lora_alpha = 16;
+    strcpy(c.target_modules, "all-linear");
+    return c;
+}
+
+FTUNE_API int ft_lora_matches(const ft_lora_config *c, const char *module)
+{
+    size_t length = strlen(module);
+    const char *last = strrchr(module, '.');
+    for (const char *p = c->target_modules; *p; p += *p == ',') {
+        const char *end = p + strcspn(p, ",");
+        size_t n;
+        while (p < end && *p == ' ') p++;
+        for (n = (size_t)(end - p); n && p[n - 1] == ' '; n--) {}
+        if (n == 10 && memcmp(p, "all-linear", 10) == 0 && strcmp(last ? last + 1 : module, "lm_head")) return 1;
+        if (n && n <= length && memcmp(module + length - n, p, n) == 0 && (n == length || module[length - n - 1] == '.')) return 1;
+        p = end;
+    }
+    return 0;
+}
+
+/* Append a name to the comma-separated list; false when it is no plain name or the list is full. */
+static int fti_target_add(ft_lora_config *c, const char *p, size_t n)
+{
+    size_t used = strlen(c->target_modules);
+    if (!n || used + n + 2 > sizeof c->target_modules) return 0;
+    for (size_t i = 0; i < n; i++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-", p[i]) || !p[i]) return 0;
+    if (used) c->target_modules[used++] = ',';
+    memcpy(c->target_modules + used, p, n);
+    c->target_modules[used + n] = 0;
+    return 1;
+}
+
+/* A string is a regular expression over whole module names. Read are those that only list names:
+ *     q_proj    .*q_proj    .*\.(q_proj|v_proj)    ^.*\.(?:q_proj|v_proj)$                                            */
+static int fti_target_regex(ft_lora_config *c, const char *p, size_t n)
+{
+    const char *end = p + n;
+    if (p < end && *p == '^') p++;
+    if (p < end && end[-1] == '$') end--;
+    if (end - p >= 2 && memcmp(p, ".*", 2) == 0) p += 2;
+    if (end - p >= 2 && memcmp(p, "\\.", 2) == 0) p += 2;
+    if (end - p >= 2 && *p == '(' && end[-1] == ')') {
+        p++;
+        end--;
+        if (end - p >= 2 && memcmp(p, "?:", 2) == 0) p += 2;
+    } else if (memchr(p, '|', (size_t)(end - p))) return 0;
+    for (;;) {
+        const char *bar = (const char *)memchr(p, '|', (size_t)(end - p)), *stop = bar ? bar : end;
+        if (memchr(p, '.', (size_t)(stop - p)) || !fti_target_add(c, p, (size_t)(stop - p))) return 0;
+        if (!bar) return 1;
+        p = bar + 1;
+    }
+}
+
+static void fti_lora_targets(fti_config_reader *r, ft_lora_config *c)
+{
+    int node = fti_config_get(r, 0, "target_modules"), ok = 1;
+    fti_arena a = { NULL };
+    if (node < 0) { strcpy(c->target_modules, "q_proj,v_proj"); return; }        /* what PEFT takes for these families */
+    c->target_modules[0] = 0;
+    if (fti_json_is(&r->j, node, FTI_STRING)) {
+        ft_text t = fti_json_text(&r->j, node, &a);
+        ok = t.p && fti_target_regex(c, t.p, t.n);
+        if (!t.p) r->status = fti_no_memory(r->err, r->j.node[node].len);
+    } else {
+        ok = fti_json_is(&r->j, node, FTI_ARRAY) && r->j.node[node].count;
+        for (int i = ok ? fti_json_child(&r->j, node) : -1; i >= 0 && ok; i = fti_json_next(&r->j, i)) {
+            ft_text t = fti_json_text(&r->j, i, &a);
+            if (fti_json_is(&r->j, i, FTI_STRING) && !t.p) r->status = fti_no_memory(r->err, r->j.node[i].len);
+            ok = t.p && fti_target_add(c, t.p, t.n);
+        }
+    }
+    if (!ok) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, "target_modules", "\"all-linear\", a list of names of at most 510 bytes, or a "
+                             "regular expression that lists names, like .*\\.(q_proj|v_proj)");
+    fti_arena_free(&a);
+}
+
+/* Neither absent, null, false, empty nor "none": the field does something. */
+static int fti_lora_in_use(const fti_json *j, int node)
+{
+    if (node < 0 || fti_json_is(j, node, FTI_NULL) || fti_json_is(j, node, FTI_FALSE)) return 0;
+    if (fti_json_is(j, node, FTI_ARRAY) || fti_json_is(j, node, FTI_OBJECT)) return j->node[node].count > 0;
+    return !fti_json_equals(j, node, "none");
+}
+
+static void fti_lora_refuse(fti_config_reader *r)
+{
+    static const char *const field[] = {
+        "use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication", "lora_bias",
+        "layers_to_transform", "layers_pattern", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora",
+        "alora_invocation_tokens", "use_bdlora", "arrow_config", "velora_config", "monteclora_config", "kasa_config" };
+    static const char *const harmless[] = { "gaussian", "eva", "orthogonal" };   /* others change the base weights too */
+    int init = fti_config_get(r, 0, "init_lora_weights"), task = fti_config_get(r, 0, "task_type"), k = 0;
+    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
+        int node = fti_json_get(&r->j, 0, field[i]);
+        if (fti_lora_in_use(&r->j, node)) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, field[i], "it left out, as it is not implemented");
+    }
+    if (task >= 0 && !fti_json_equals(&r->j, task, "CAUSAL_LM")) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, task, "task_type", "CAUSAL_LM");
+    while (fti_json_is(&r->j, init, FTI_STRING) && k < 3 && !fti_json_equals(&r->j, init, harmless[k])) k++;
+    if (k == 3) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, init, "init_lora_weights", "true, false or gaussian: others change the base model");
+}
+
+static void fti_lora_read(fti_config_reader *r, ft_lora_config *c)
+{
+    int type = fti_config_get(r, 0, "peft_type"), base = fti_config_get(r, 0, "base_model_name_or_path"), dropout;
+    fti_arena a = { NULL };
+    ft_text name = fti_json_text(&r->j, base, &a);
+    if (!fti_json_equals(&r->j, type, "LORA")) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, type, "peft_type", "\"LORA\"");
+    c->r = fti_config_int(r, "r", 8, 1, 65536);
+    c->lora_alpha = (float)fti_config_positive(r, 0, "lora_alpha", 8, 1e6);
+    c->use_rslora = fti_config_bool(r, "use_rslora", 0);
+    dropout = fti_config_get(r, 0, "lora_dropout");
+    c->lora_dropout = (float)fti_json_number(&r->j, dropout, dropout < 0 ? 0 : -1);
+    if (!(c->lora_dropout >= 0 && c->lora_dropout < 1)) fti_config_fail(r, FTUNE_ERR_FORMAT, dropout, "lora_dropout", "0 or more, below 1");
+    if (name.p && name.n < sizeof c->base_model_name_or_path) memcpy(c->base_model_name_or_path, name.p, name.n);
+    fti_arena_free(&a);
+    fti_lora_refuse(r);
+    fti_lora_targets(r, c);
+}
+
+FTUNE_API ft_status ft_lora_config_load(ft_lora_config *c, const char *dir, ft_error *err)
+{
+    fti_config_reader r = { { NULL, 0, NULL, NULL, 0 }, err, FTUNE_OK };
+    fti_arena a = { NULL };
+    fti_file f = { NULL, 0, 0 };
+    char *file = fti_path_join(&a, dir, "adapter_config.json");
+    memset(c, 0, sizeof *c);
+    r.status = file ? fti_file_open(&f, file, err) : fti_no_memory(err, strlen(dir));
+    if (!r.status) r.status = fti_json_parse(&r.j, f.data, f.size, file, err);
+    if (!r.status) fti_lora_read(&r, c);
+    fti_json_free(&r.j);
+    fti_file_close(&f);
+    fti_arena_free(&a);
+    return r.status;
+}
+
+/* "all-linear" is written out: not every reader of the file knows the word. */
+static void fti_lora_write(fti_buf *b, const ft_lora_config *c)
+{
+    const char *list = strcmp(c->target_modules, "all-linear") ? c->target_modules : "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
+    const char *comma = "";
+    fti_buf_str(b, "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": ");
+    if (c->base_model_name_or_path[0]) fti_buf_json(b, c->base_model_name_or_path, strlen(c->base_model_name_or_path));
+    else fti_buf_str(b, "null");
+    fti_buf_str(b, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n  \"init_lora_weights\": true,\n"
+                   "  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n  \"lora_alpha\": ");
+    if (c->lora_alpha == floorf(c->lora_alpha)) fti_buf_fmt(b, "%.0f", c->lora_alpha);       /* some readers want an int */
+    else fti_buf_number(b, c->lora_alpha, 9);
+    fti_buf_str(b, ",\n  \"lora_dropout\": ");
+    fti_buf_number(b, c->lora_dropout, 9);
+    fti_buf_fmt(b, ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  \"rank_pattern\": {},\n"
+                   "  \"revision\": null,\n  \"target_modules\": [", c->r);
+    for (const char *p = list; *p; p += *p == ',') {
+        size_t n = strcspn(p, ","), from = strspn(p, " "), to = n;
+        while (to > from && p[to - 1] == ' ') to--;
+        if (to > from) {
+            fti_buf_fmt(b, "%s\n    ", comma);
+            fti_buf_json(b, p + from, to - from);
+            comma = ",";
+        }
+        p += n;
+    }
+    fti_buf_fmt(b, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}\n", c->use_rslora ? "true" : "false");
+}
+
+FTUNE_API ft_status ft_lora_config_save(const ft_lora_config *c, const char *dir, ft_error *err)
+{
+    fti_buf b = { NULL, 0, 0, 0 };
+    fti_arena a = { NULL };
+    char *file = fti_path_join(&a, dir, "adapter_config.json");
+    ft_status e;
+    fti_lora_write(&b, c);
+    e = !file || b.failed ? fti_no_memory(err, b.n) : fti_make_directory(dir, err);
+    if (!e) e = fti_file_write(file, b.p, b.n, err);
+    fti_buf_free(&b);
+    fti_arena_free(&a);
+    return e;
+}
+
+/* >>8 model: the forward pass, then the backward pass in reverse order -------------------------------------------
+ *
+ * A decoder is one stream of numbers, x [N, C], that every layer reads and adds to. One layer, with the shapes of
+ * Qwen2.5-0.5B (C 896, H 14 heads of D 64 for queries, K 2 for keys and values, F 4864):
+ *
+ *     x_in  [N, 896] --+------------------------------ rmsnorm --> h     [N, 896]
+ *                      |                                qkv   --> q|k|v [N, 1152]    = (H + 2K) D, one matmul
+ *                      |                                rope      q and k turn by their position
+ *                      |                                attention o     [N, 896], lse [N, H]
+ *     x_mid [N, 896] --+<--- o_proj --- add             (a token sees itself and its own row's past)
+ *                      |
+ *                      +------------------------------ rmsnorm --> h     [N, 896]
+ *                      |                                gate|up   g|u   [N, 9728]    one matmul
+ *                      |                                silu(g)*u  s     [N, 4864]
+ *     x_out [N, 896] --+<--- down_proj --- add
+ *
+ * Backward reads the picture upwards. An addition hands its gradient to both of its inputs, so dx [N, C] is one buffer
+ * that runs back along the stream, and each branch adds to it:
+ *
+ *     ds = dx W_down ; dg|du = silu_mul' ; dh = dg|du W_gate_up ; dx += rmsnorm'(dh)
+ *     do = dx W_o ; dq|dk|dv = attention' ; turn back ; dh = dq|dk|dv W_qkv ; dx += rmsnorm'(dh)
+ *
+ * What must be remembered from the forward pass is what these derivatives read: per layer and token
+ *     x_in, x_mid (2C)   q|k|v (H+2K)D   o HD   gate|up 2F   lse H   rstd 2   x A^T of the adapters
+ * times 4 bytes: 54 KB for the layer above. Norm outputs and silu(g)*u are made again instead: reading two rows costs
+ * less than keeping a third. A frozen linear needs no saved input at all, because only dW would read it.
+ *
+ * Three savings, all exact:
+ *   - gradients stop at the lowest adapter: nothing below it can learn, so nobody asks for dx there, and layers below
+ *     it keep no activations;
+ *   - a frozen weight has no gradient buffer, and its share of the work (a third) is never done;
+ *   - after the last layer's attention only rows with a target go on. The other rows' outputs reach no loss, so the
+ *     last o_proj, its MLP, the final norm and lm_head run on M rows instead of N.
+ * Usual mistakes: forgetting that a tied embedding collects two gradients (from the bottom and from the head), and
+ * letting a padded or packed neighbour into attention. Shapes: Vaswani et al. 2017; RoPE 2104.09864; SwiGLU 2002.05202.
+ * See examples/05_forward.c and 07_gradient_check.c. */
+
+enum { FTI_QKV, FTI_O, FTI_GATE_UP, FTI_DOWN, FTI_LINEARS };   /* a layer's linears in order of data flow */
+
+/* One tensor of the checkpoint: its name in the file and its place in the model. */
+typedef struct fti_slot { ft_tensor *tensor; float **grad; int decay, is_norm, is_bias; void *owned; } fti_slot;
+
+/* What backward reads of one layer. */
+typedef struct fti_saved {
+    ft_act *x_in, *qkv, *o, *x_mid, *gu, *xa[FTI_LINEARS];
+    float  *lse, *rstd1, *rstd2;
+} fti_saved;
+
+/* Sizes that decide the layout of the activation block. */
+typedef struct fti_shape {
+    int C, F, H, K, D, QKV, HD, L;
+    int first;                           /* lowest layer that learns; L: none */
+    int R[FTI_LINEARS];                  /* width of x A^T */
+    size_t act;                          /* bytes of one activation */
+} fti_shape;
+
+/* One forward pass: pointers into the activation block, backend memory. N tokens, of which M go on to lm_head. */
+typedef struct fti_pass {
+    int N, M, keep;                      /* keep: save for backward */
+    uint64_t seed;
+    int32_t *ids, *positions, *row_start, *rows, *targets;
+    float   *weights, *logprob;
+    uint8_t *correct;
+    fti_saved *layer;                    /* [L]; layers that keep nothing share the first one's memory */
+    ft_act *o_rows, *x_rows, *x_last;    /* the M rows */
+    float  *rstd_last;
+    ft_act *h, *dh, *dx, *wide1, *wide2; /* working rows; wide: the wider of F and q|k|v */
+} fti_pass;
+
+/* Keys and values of the past, for >>10: [L, rows, 2KD], the rows of one prompt side by side. */
+typedef struct fti_cache {
+    ft_act  *kv, *fresh;                 /* fresh [N, 2KD]: of the new tokens */
+    int      rows, decode;               /* decode: each prompt brings one token; else whole prompts come, packed */
+    int32_t *from, *to; int moved;       /* backend [moved]: pieces of D numbers in q|k|v and in one layer's kv */
+    int32_t *begin, *end;                /* backend [N] while decoding: the rows that each token sees */
+} fti_cache;
+
+typedef struct fti_merged { ft_tensor original; int R; } fti_merged;
+
+struct fti_model {
+    fti_arena arena;                     /* names, lists */
+    char      dir[512];                  /* where the base came from, for adapter_config.json */
+    fti_slot *slot; int n_slots;
+    ft_proj **proj; int n_proj;          /* every linear's projections but lm_head, in order of data flow */
+    ft_param *param; int n_params;
+    float    *values, *grads; size_t n_values, n_decay;     /* all trainable numbers side by side: decayed ones first */
+    fti_merged *merged;                  /* [n_proj] while merged, else NULL */
+    int       prepared, lowest;          /* lowest linear that learns, 4*layer + FTI_..; -1: the embedding */
+    void     *block; size_t block_bytes; /* activations */
+    void     *host;  size_t host_bytes;  /* rows, targets, results on this side */
+    float    *cos_sin; int n_positions;  /* [n_positions, D] */
+    fti_pass  pass;
+};
+
+/* ---- building: names and shapes from the config ---- */
+
+static ft_tensor fti_tensor_of(const char *name, int rank, int rows, int cols)
+{
+    ft_tensor t;
+    memset(&t, 0, sizeof t);
+    t.name = name; t.dtype = FTUNE_F32; t.rank = rank;
+    t.shape[0] = rows; t.shape[1] = cols;
+    return t;
+}
+
+static char *fti_name(fti_arena *a, const char *format, int layer, const char *what)
+{
+    char text[160];
+    int n = snprintf(text, sizeof text, format, layer, what);
+    return fti_arena_copy(a, text, n > 0 && (size_t)n < sizeof text ? (size_t)n : 0);
+}
+
+static void fti_add_slot(ft_model *m, ft_tensor *t, float **grad, char *name, int rank, int rows, int cols)
+{
+    fti_slot *s = &m->priv->slot[m->priv->n_slots++];
+    memset(s, 0, sizeof *s);
+    *t = fti_tensor_of(name, rank, rows, cols);
+    s->tensor = t; s->grad = grad;
+    s->is_bias = name && strstr(name, ".bias") != NULL;
+    s->is_norm = rank == 1 && !s->is_bias;
+    s->decay = rank == 2;
+}
+
+static int fti_add_proj(ft_model *m, ft_linear *l, int layer, const char *what, int in, int out, int bias)
+{
+    struct fti_model *q = m->priv;
+    ft_proj *p = &l->part[l->n_parts++];
+    char *module = fti_name(&q->arena, "model.layers.%d.%s", layer, what);
+    char *weight = fti_name(&q->arena, "model.layers.%d.%s.weight", layer, what);
+    char *b = fti_name(&q->arena, "model.layers.%d.%s.bias", layer, what);
+    if (!module || !weight || !b) return 0;
+    p->name = module; p->in = in; p->out = out;
+    l->in = in; l->out += out;
+    fti_add_slot(m, &p->weight, &p->dweight, weight, 2, out, in);
+    if (bias) fti_add_slot(m, &p->bias, &p->dbias, b, 1, out, 0);
+    q->proj[q->n_proj++] = p;
+    return 1;
+}
+
+static int fti_add_layer(ft_model *m, int i)
+{
+    const ft_config *c = &m->config;
+    int C = c->hidden_size, F = c->intermediate_size, D = c->head_dim;
+    int HD = c->num_attention_heads * D, KD = c->num_key_value_heads * D;
+    ft_layer *l = &m->layers[i];
+    char *n1 = fti_name(&m->priv->arena, "model.layers.%d.%s", i, "input_layernorm.weight");
+    char *n2 = fti_name(&m->priv->arena, "model.layers.%d.%s", i, "post_attention_layernorm.weight");
+    if (!n1 || !n2) return 0;
+    fti_add_slot(m, &l->input_layernorm, &l->dinput_layernorm, n1, 1, C, 0);
+    fti_add_slot(m, &l->post_attention_layernorm, &l->dpost_attention_layernorm, n2, 1, C, 0);
+    return fti_add_proj(m, &l->qkv, i, "self_attn.q_proj", C, HD, c->qkv_bias)
+        && fti_add_proj(m, &l->qkv, i, "self_attn.k_proj", C, KD, c->qkv_bias)
+        && fti_add_proj(m, &l->qkv, i, "self_attn.v_proj", C, KD, c->qkv_bias)
+        && fti_add_proj(m, &l->o, i, "self_attn.o_proj", HD, C, c->o_bias)
+        && fti_add_proj(m, &l->gate_up, i, "mlp.gate_proj", C, F, c->mlp_bias)
+        && fti_add_proj(m, &l->gate_up, i, "mlp.up_proj", C, F, c->mlp_bias)
+        && fti_add_proj(m, &l->down, i, "mlp.down_proj", F, C, c->mlp_bias);
+}
+
+/* Names and shapes, no numbers yet. */
+static ft_status fti_model_build(ft_model **out, const ft_config *c, ft_backend *be, ft_error *err)
+{
+    ft_model *m;
+    struct fti_model *q;
+    int ok = 1, L = c->num_hidden_layers;
+    ft_status st;
+    *out = NULL;
+    if (!be) return fti_fail(err, FTUNE_ERR_ARGUMENT, "model: no backend was given (ft_backend_cpu makes one)");
+    if ((st = fti_config_check(c, "config", err)) != FTUNE_OK) return st;
+    if (!(m = (ft_model *)fti_calloc(1, sizeof *m))) return fti_no_memory(err, sizeof *m);
+    m->config = *c; m->be = be;
+    if (!(q = m->priv = (struct fti_model *)fti_calloc(1, sizeof *q))) goto no_memory;
+    q->lowest = FTI_LINEARS * L;
+    m->layers = (ft_layer *)fti_calloc((size_t)L, sizeof *m->layers);
+    q->slot = (fti_slot *)fti_calloc((size_t)L * 16 + 3, sizeof *q->slot);
+    q->proj = (ft_proj **)fti_calloc((size_t)L * 7, sizeof *q->proj);
+    q->pass.layer = (fti_saved *)fti_calloc((size_t)L, sizeof *q->pass.layer);
+    if (!m->layers || !q->slot || !q->proj || !q->pass.layer) goto no_memory;
+    fti_add_slot(m, &m->embed_tokens, &m->dembed_tokens, fti_arena_copy(&q->arena, "model.embed_tokens.weight", 25), 2,
+                 c->vocab_size, c->hidden_size);
+    for (int i = 0; ok && i < L; i++) ok = fti_add_layer(m, i);
+    if (!ok) goto no_memory;
+    fti_add_slot(m, &m->norm, &m->dnorm, fti_arena_copy(&q->arena, "model.norm.weight", 17), 1, c->hidden_size, 0);
+    m->lm_head.n_parts = 1;
+    m->lm_head.in = m->lm_head.part[0].in = c->hidden_size;
+    m->lm_head.out = m->lm_head.part[0].out = c->vocab_size;
+    m->lm_head.part[0].name = "lm_head";
+    if (!c->tie_word_embeddings)
+        fti_add_slot(m, &m->lm_head.part[0].weight, &m->lm_head.part[0].dweight,
+                     fti_arena_copy(&q->arena, "lm_head.weight", 14), 2, c->vocab_size, c->hidden_size);
+    for (int i = 0; i < q->n_slots; i++) if (!q->slot[i].tensor->name) goto no_memory;
+    *out = m;
+    return FTUNE_OK;
+no_memory:
+    ft_model_free(m);
+    return fti_no_memory(err, sizeof(ft_layer) * (size_t)L);
+}
+
+/* lm_head reads what embed_tokens reads. In full training both add to one gradient. */
+static void fti_tie(ft_model *m)
+{
+    if (!m->config.tie_word_embeddings) return;
+    m->lm_head.part[0].weight = m->embed_tokens;
+    m->lm_head.part[0].dweight = m->dembed_tokens;
+}
+
+/* The backend latched its first failure, if any: hand it on and clear it. */
+static ft_status fti_backend_status(ft_backend *be, ft_error *err)
+{
+    ft_status code;
+    be->sync(be);
+    if ((code = be->error.code) == FTUNE_OK) return FTUNE_OK;
+    if (err) *err = be->error;
+    memset(&be->error, 0, sizeof be->error);
+    return code;
+}
+
+/* Linear i of the model in order of data flow: 4 * layer + FTI_QKV .. FTI_DOWN, lm_head last. */
+static ft_linear *fti_linear_at(const ft_model *m, int i)
+{
+    ft_layer *l = &m->layers[i / FTI_LINEARS];
+    if (i == FTI_LINEARS * m->config.num_hidden_layers) return (ft_linear *)&m->lm_head;
+    return i % FTI_LINEARS == FTI_QKV ? &l->qkv : i % FTI_LINEARS == FTI_O ? &l->o
+         : i % FTI_LINEARS == FTI_GATE_UP ? &l->gate_up : &l->down;
+}
+
+static int fti_learns(const ft_linear *l)
+{
+    for (int i = 0; i < l->n_parts; i++) if (l->part[i].R || l->part[i].dweight) return 1;
+    return 0;
+}
+
+/* Let the backend pack its weights: once, before the first pass that needs them. */
+static void fti_prepare(ft_model *m)
+{
+    if (m->priv->prepared) return;
+    for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++) {
+        ft_linear *l = fti_linear_at(m, i);
+        m->be->prepare_linear(m->be, l, l->part[0].dweight == NULL);
+    }
+    m->priv->prepared = 1;
+}
+
+static void fti_unprepare(ft_model *m)
+{
+    if (!m->priv->prepared) return;
+    for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++)
+        m->be->release_linear(m->be, fti_linear_at(m, i));
+    m->priv->prepared = 0;
+}
+
+static void fti_drop_trainable(ft_model *m)
+{
+    struct fti_model *q = m->priv;
+    for (int i = 0; i < q->n_proj; i++) {
+        ft_proj *p = q->proj[i];
+        p->R = 0;
+        p->lora_A = p->lora_B = p->dlora_A = p->dlora_B = NULL;
+    }
+    if (q->values) m->be->release(m->be, q->values);
+    if (q->grads) m->be->release(m->be, q->grads);
+    FTUNE_FREE(q->param);
+    q->values = q->grads = NULL; q->param = NULL;
+    q->n_params = 0; q->n_values = q->n_decay = 0;
+    q->lowest = FTI_LINEARS * m->config.num_hidden_layers;
+    m->has_lora = 0;
+}
+
+FTUNE_API void ft_model_free(ft_model *m)
+{
+    struct fti_model *q;
+    if (!m) return;
+    if ((q = m->priv) != NULL) {
+        fti_unprepare(m);
+        if (q->merged) ft_lora_unmerge(m, NULL);
+        fti_drop_trainable(m);
+        for (int i = 0; i < q->n_slots; i++) if (q->slot[i].owned) m->be->release(m->be, q->slot[i].owned);
+        if (q->block) m->be->release(m->be, q->block);
+        if (q->cos_sin) m->be->release(m->be, q->cos_sin);
+        FTUNE_FREE(q->host);
+        FTUNE_FREE(q->slot);
+        FTUNE_FREE(q->proj);
+        FTUNE_FREE(q->pass.layer);
+        fti_arena_free(&q->arena);
+        FTUNE_FREE(q);
+    }
+    ft_weights_close(m->weights);
+    FTUNE_FREE(m->layers);
+    FTUNE_FREE(m);
+}
+
+/* ---- numbers: from a file, from a seed, back to a file ---- */
+
+/* A tensor of backend memory as f32 on this side. */
+static ft_status fti_to_host(const ft_model *m, const ft_tensor *t, float *out, ft_error *err)
+{
+    size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
+    ft_tensor host = *t;
+    ft_status st;
+    if (t->dtype == FTUNE_F32) {
+        m->be->download(m->be, out, t->data, bytes);
+        return fti_backend_status(m->be, err);
+    }
+    if (!(host.data = fti_alloc(bytes, 1))) return fti_no_memory(err, bytes);
+    m->be->download(m->be, host.data, t->data, bytes);
+    st = fti_backend_status(m->be, err);
+    if (st == FTUNE_OK) st = ft_tensor_to_f32(&host, out, err);
+    FTUNE_FREE(host.data);
+    return st;
+}
+
+/* Does the backend read host memory? Then mapped weights are used where they lie. */
+static int fti_reads_host(const ft_backend *be) { return strcmp(be->name, "cpu") == 0; }
+
+static ft_status fti_bind(ft_model *m, fti_slot *s, const char *dir, ft_error *err)
+{
+    ft_tensor *t = s->tensor;
+    const ft_tensor *f = ft_weights_find(m->weights, t->name);
+    size_t size, bytes;
+    if (!f) return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: tensor %s: expected by config.json, not in the file", dir, t->name);
+    if (f->dtype != FTUNE_F32 && f->dtype != FTUNE_BF16 && f->dtype != FTUNE_F16)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tensor %s: expected F32, BF16 or F16, found %s", dir, t->name,
+                        ft_dtype_name(f->dtype));
+    if (f->rank != t->rank || f->shape[0] != t->shape[0] || (t->rank == 2 && f->shape[1] != t->shape[1]))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: tensor %s: config.json expects [%d%s%.0d], found rank %d, [%d, %d]",
+                        dir, t->name, t->shape[0], t->rank == 2 ? ", " : "", t->rank == 2 ? t->shape[1] : 0, f->rank,
+                        f->shape[0], f->rank > 1 ? f->shape[1] : 1);
+    size = ft_dtype_size(f->dtype);
+    bytes = ft_tensor_count(f) * size;
+    t->dtype = f->dtype;
+    t->data = f->data;
+    if (fti_reads_host(m->be) && (uintptr_t)f->data % size == 0) return FTUNE_OK;
+    if (!(t->data = s->owned = m->be->alloc(m->be, bytes))) return fti_backend_status(m->be, err);
+    m->be->upload(m->be, t->data, f->data, bytes);
+    return fti_backend_status(m->be, err);
+}
+
+/* A tensor nobody asked for would change the numbers if we had understood it. */
+static ft_status fti_check_unused(const ft_model *m, const char *dir, ft_error *err)
+{
+    fti_map names = { 0 };
+    ft_status st = FTUNE_OK;
+    int ok = 1;
+    for (int i = 0; ok && i < m->priv->n_slots; i++)
+        ok = fti_map_put(&names, m->priv->slot[i].tensor->name, strlen(m->priv->slot[i].tensor->name), i);
+    if (!ok) st = fti_no_memory(err, 64 * (size_t)m->priv->n_slots);
+    for (int i = 0; st == FTUNE_OK && i < ft_weights_count(m->weights); i++) {
+        const char *name = ft_weights_at(m->weights, i)->name;
+        size_t n = strlen(name);
+        if (fti_map_get(&names, name, n) >= 0 || (n > 9 && strcmp(name + n - 9, ".inv_freq") == 0)) continue;
+        if (m->config.tie_word_embeddings && strcmp(name, "lm_head.weight") == 0) continue;
+        st = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tensor %s: not part of a %s model as config.json describes it", dir,
+                      name, m->config.model_type);
+    }
+    fti_map_free(&names);
+    return st;
+}
+
+FTUNE_API ft_status ft_model_load(ft_model **out, const char *dir, ft_backend *be, ft_error *err)
+{
+    ft_config c;
+    ft_weights *w = NULL;
+    ft_model *m = NULL;
+    ft_status st;
+    *out = NULL;
+    if ((st = ft_config_load(&c, dir, err)) != FTUNE_OK) return st;
+    if ((st = ft_weights_open(&w, dir, err)) != FTUNE_OK) return st;
+    if (!ft_weights_find(w, "lm_head.weight")) c.tie_word_embeddings = 1;
+    if ((st = fti_model_build(&m, &c, be, err)) != FTUNE_OK) { ft_weights_close(w); return st; }
+    m->weights = w;
+    snprintf(m->priv->dir, sizeof m->priv->dir, "%s", dir);
+    for (int i = 0; st == FTUNE_OK && i < m->priv->n_slots; i++) st = fti_bind(m, &m->priv->slot[i], dir, err);
+    if (st == FTUNE_OK) st = fti_check_unused(m, dir, err);
+    if (st != FTUNE_OK) { ft_model_free(m); return st; }
+    fti_tie(m);
+    *out = m;
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_model_init(ft_model **out, const ft_config *c, uint64_t seed, ft_backend *be, ft_error *err)
+{
+    ft_model *m = NULL;
+    ft_rng rng;
+    ft_status st = fti_model_build(&m, c, be, err);
+    *out = NULL;
+    if (st != FTUNE_OK) return st;
+    ft_rng_seed(&rng, seed);
+    for (int i = 0; st == FTUNE_OK && i < m->priv->n_slots; i++) {
+        fti_slot *s = &m->priv->slot[i];
+        size_t n = ft_tensor_count(s->tensor);
+        float *x = (float *)fti_alloc(n, sizeof *x);
+        if (!x) { st = fti_no_memory(err, n * sizeof *x); break; }
+        for (size_t k = 0; k < n; k++) x[k] = s->is_norm ? 1.0f : s->is_bias ? 0.0f : 0.02f * ft_rng_normal(&rng);
+        s->tensor->data = s->owned = be->alloc(be, n * sizeof *x);
+        if (s->owned) be->upload(be, s->owned, x, n * sizeof *x);
+        FTUNE_FREE(x);
+        st = fti_backend_status(be, err);
+    }
+    if (st != FTUNE_OK) { ft_model_free(m); return st; }
+    fti_tie(m);
+    *out = m;
+    return FTUNE_OK;
+}
+
+/* n numbers of x, rounded in place to a narrower type; the bytes then begin where x began. */
+static void fti_round_to(float *x, size_t n, ft_dtype dtype)
+{
+    char *out = (char *)x;
+    if (dtype == FTUNE_F32) return;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = dtype == FTUNE_BF16 ? fti_f32_to_bf16(x[i]) : fti_f32_to_f16(x[i]);
+        memcpy(out + 2 * i, &h, 2);
+    }
+}
+
+FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype dtype, ft_error *err)
+{
+    int n = m->priv->n_slots;
+    ft_tensor *list = (ft_tensor *)fti_calloc((size_t)n, sizeof *list);
+    fti_arena a = { 0 };
+    ft_config c = m->config;
+    char *path = fti_path_join(&a, dir, "model.safetensors"), *config = fti_path_join(&a, dir, "config.json");
+    ft_status st = fti_make_directory(dir, err);
+    if (st == FTUNE_OK && (!list || !path || !config)) st = fti_no_memory(err, (size_t)n * sizeof *list);
+    if (st == FTUNE_OK && dtype != FTUNE_F32 && dtype != FTUNE_BF16 && dtype != FTUNE_F16)
+        st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_save: expected F32, BF16 or F16, found %s", ft_dtype_name(dtype));
+    for (int i = 0; st == FTUNE_OK && i < n; i++) {
+        size_t count = ft_tensor_count(m->priv->slot[i].tensor);
+        list[i] = *m->priv->slot[i].tensor;
+        list[i].dtype = dtype;
+        if (!(list[i].data = fti_alloc(count, sizeof(float)))) { st = fti_no_memory(err, count * 4); break; }
+        st = fti_to_host(m, m->priv->slot[i].tensor, (float *)list[i].data, err);
+        fti_round_to((float *)list[i].data, count, dtype);
+    }
+    c.dtype = dtype;
+    if (st == FTUNE_OK) st = ft_weights_save(path, list, n, err);
+    if (st == FTUNE_OK) st = ft_config_save(&c, config, err);
+    for (int i = 0; list && i < n && list[i].data; i++)
+        if (list[i].data != m->priv->slot[i].tensor->data) FTUNE_FREE(list[i].data);
+    FTUNE_FREE(list);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* ---- what is trained: adapters, or everything ---- */
+
+/* One block of values and one of gradients for all parameters: the norm is then one sum, AdamW one or two calls. */
+static size_t fti_padded(size_t n) { return (n + 15) / 16 * 16; }      /* 64 bytes: no two share a cache line */
+
+static ft_status fti_alloc_trainable(ft_model *m, int n_params, size_t n_values, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    q->param = (ft_param *)fti_calloc((size_t)n_params, sizeof *q->param);
+    if (!q->param) return fti_no_memory(err, (size_t)n_params * sizeof *q->param);
+    q->values = (float *)m->be->alloc(m->be, n_values * sizeof(float));
+    q->grads = (float *)m->be->alloc(m->be, n_values * sizeof(float));
+    q->n_values = n_values;
+    return fti_backend_status(m->be, err);
+}
+
+static ft_param *fti_add_param(struct fti_model *q, size_t *used, const char *name, int rank, int rows, int cols, int decay)
+{
+    ft_param *p = &q->param[q->n_params++];
+    p->name = name; p->rank = rank; p->decay = decay;
+    p->shape[0] = rows; p->shape[1] = cols;
+    p->value = q->values + *used;
+    p->grad = q->grads + *used;
+    *used += fti_padded((size_t)rows * (size_t)(rank == 2 ? cols : 1));
+    if (decay) q->n_decay = *used;
+    return p;
+}
+
+FTUNE_API int ft_model_params(const ft_model *m, const ft_param **params)
+{
+    if (params) *params = m->priv->param;
+    return m->priv->n_params;
+}
+
+FTUNE_API void ft_model_zero_grad(ft_model *m)
+{
+    if (m->priv->grads) m->be->zero(m->be, m->priv->grads, m->priv->n_values * sizeof(float));
+}
+
+FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    size_t n_values = 0, used = 0;
+    ft_status st;
+    if (m->has_lora || q->merged)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_unfreeze: the model has an adapter; merge and save it, then load the result");
+    if (q->param) return FTUNE_OK;
+    for (int i = 0; i < q->n_slots; i++) n_values += fti_padded(ft_tensor_count(q->slot[i].tensor));
+    fti_unprepare(m);
+    if ((st = fti_alloc_trainable(m, q->n_slots, n_values, err)) != FTUNE_OK) { fti_drop_trainable(m); return st; }
+    for (int decay = 1; decay >= 0; decay--)
+        for (int i = 0; st == FTUNE_OK && i < q->n_slots; i++) {
+            fti_slot *s = &q->slot[i];
+            ft_tensor *t = s->tensor;
+            ft_param *p;
+            float *x;
+            if (s->decay != decay) continue;
+            if (!(x = (float *)fti_alloc(ft_tensor_count(t), sizeof *x))) { st = fti_no_memory(err, ft_tensor_count(t) * 4); break; }
+            p = fti_add_param(q, &used, t->name, t->rank, t->shape[0], t->shape[1], decay);
+            if ((st = fti_to_host(m, t, x, err)) == FTUNE_OK) m->be->upload(m->be, p->value, x, ft_tensor_count(t) * 4);
+            FTUNE_FREE(x);
+        }
+    if (st == FTUNE_OK) st = fti_backend_status(m->be, err);
+    if (st != FTUNE_OK) { fti_drop_trainable(m); return st; }
+    for (int i = 0, k = 0; i < 2 * q->n_slots; i++) {               /* decided: move every tensor over */
+        fti_slot *s = &q->slot[i % q->n_slots];
+        if (s->decay != (i < q->n_slots)) continue;
+        if (s->owned) m->be->release(m->be, s->owned);
+        s->owned = NULL;
+        s->tensor->data = q->param[k].value;
+        s->tensor->dtype = FTUNE_F32;
+        *s->grad = q->param[k++].grad;
+    }
+    fti_tie(m);
+    ft_weights_close(m->weights);
+    m->weights = NULL;
+    q->lowest = -1;
+    return FTUNE_OK;
+}
+
+/* Parameters, and blocks laid out like them (moments), as tensors of one file under name + suffix. */
+static ft_status fti_params_save(const ft_model *m, const char *path, int n_blocks, float *const *blocks,
+                                 const char *const *suffixes, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    size_t n = (size_t)n_blocks * (size_t)q->n_params;
+    ft_tensor *list = (ft_tensor *)fti_calloc(n, sizeof *list);
+    float *host = (float *)fti_alloc(q->n_values * (size_t)n_blocks, sizeof *host);
+    fti_arena a = { 0 };
+    ft_status st = list && host ? FTUNE_OK : fti_no_memory(err, q->n_values * (size_t)n_blocks * sizeof *host);
+    for (int b = 0; st == FTUNE_OK && b < n_blocks; b++) {
+        float *copy = host + q->n_values * (size_t)b;
+        m->be->download(m->be, copy, blocks[b], q->n_values * sizeof *copy);
+        for (int i = 0; i < q->n_params; i++) {
+            const ft_param *p = &q->param[i];
+            size_t len = strlen(p->name), more = strlen(suffixes[b]);
+            char *name = (char *)fti_arena_alloc(&a, len + more + 1);
+            if (!name) { st = fti_no_memory(err, len + more + 1); break; }
+            memcpy(name, p->name, len);
+            memcpy(name + len, suffixes[b], more + 1);
+            list[b * q->n_params + i] = fti_tensor_of(name, p->rank, p->shape[0], p->shape[1]);
+            list[b * q->n_params + i].data = copy + (p->value - q->values);
+        }
+    }
+    if (st == FTUNE_OK) st = fti_backend_status(m->be, err);
+    if (st == FTUNE_OK) st = ft_weights_save(path, list, (int)n, err);
+    FTUNE_FREE(host);
+    FTUNE_FREE(list);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* PEFT's key, or the same with the adapter's name before ".weight", as some tools write it. */
+static const ft_tensor *fti_find_param(const ft_weights *w, const char *name, const char *suffix)
+{
+    char text[400];
+    const ft_tensor *t;
+    size_t n = strlen(name);
+    snprintf(text, sizeof text, "%s%s", name, suffix);
+    if ((t = ft_weights_find(w, text)) != NULL || n < 7) return t;
+    snprintf(text, sizeof text, "%.*s.default.weight%s", (int)(n - 7), name, suffix);
+    return ft_weights_find(w, text);
+}
+
+/* Name up to a few of the tensors, so that the reader sees the pattern. */
+static void fti_list_name(char *list, size_t cap, const char *name, int count)
+{
+    size_t n = strlen(list);
+    if (count <= 3) snprintf(list + n, cap - n, "%s%s", count > 1 ? ", " : "", name);
+    else if (count == 4) snprintf(list + n, cap - n, ", ...");
+}
+
+/* Fill a block from a file that must hold exactly these tensors (others: how many other blocks share the file). */
+static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const char *path, const char *suffix, int others,
+                                 float *block, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    char missing[300] = "";
+    int n_missing = 0, n_found = 0;
+    for (int i = 0; i < q->n_params; i++) {
+        const ft_param *p = &q->param[i];
+        const ft_tensor *t = fti_find_param(w, p->name, suffix);
+        size_t count;
+        float *x;
+        ft_status st;
+        if (!t) { fti_list_name(missing, sizeof missing, p->name, ++n_missing); continue; }
+        n_found++;
+        if (t->rank != p->rank || t->shape[0] != p->shape[0] || (p->rank == 2 && t->shape[1] != p->shape[1]))
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected [%d, %d], found [%d, %d]: made for another model or rank",
+                            path, t->name, p->shape[0], p->rank == 2 ? p->shape[1] : 1, t->shape[0], t->rank > 1 ? t->shape[1] : 1);
+        count = ft_tensor_count(t);
+        if (!(x = (float *)fti_alloc(count, sizeof *x))) return fti_no_memory(err, count * sizeof *x);
+        if ((st = ft_tensor_to_f32(t, x, err)) == FTUNE_OK)
+            m->be->upload(m->be, block + (p->value - q->values), x, count * sizeof *x);
+        FTUNE_FREE(x);
+        if (st != FTUNE_OK) return st;
+    }
+    if (n_missing)
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d of %d expected tensors are missing: %s", path, n_missing, q->n_params, missing);
+    if (n_found * (1 + others) != ft_weights_count(w)) {
+        char extra[300] = "";
+        int n_extra = 0;
+        for (int i = 0; i < ft_weights_count(w); i++) {
+            const char *name = ft_weights_at(w, i)->name;
+            int known = 0;
+            for (int k = 0; k < q->n_params && !known; k++) {
+                const ft_tensor *t = fti_find_param(w, q->param[k].name, suffix);
+                known = t && t->name == name;
+            }
+            if (!known) fti_list_name(extra, sizeof extra, name, ++n_extra);
+        }
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d tensors match nothing in this model: %s", path, n_extra, extra);
+    }
+    return fti_backend_status(m->be, err);
+}
+
+/* ---- LoRA on a whole model ---- */
+
+static char *fti_lora_key(fti_arena *a, const char *module, char which)
+{
+    char text[400];
+    int n = snprintf(text, sizeof text, "base_model.model.%s.lora_%c.weight", module, which);
+    return fti_arena_copy(a, text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
+}
+
+/* "all-linear" is resolved to names before it is saved, as PEFT does. */
+static void fti_lora_resolve(ft_lora_config *c)
+{
+    if (strcmp(c->target_modules, "all-linear") == 0)
+        strcpy(c->target_modules, "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj");
+}
+
+static ft_status fti_lora_check(const ft_model *m, const ft_lora_config *c, int n_matched, ft_error *err)
+{
+    if (m->priv->merged)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: an adapter is merged into the weights; ft_lora_unmerge first");
+    if (m->priv->param && !m->has_lora)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: every weight is being trained (ft_model_unfreeze); load the model anew");
+    if (c->r < 1 || c->r > 4096) return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: r: expected 1 .. 4096, found %d", c->r);
+    if (!(c->lora_dropout >= 0.0f && c->lora_dropout < 1.0f))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: lora_dropout: expected 0 up to but not 1, found %g", (double)c->lora_dropout);
+    if (strcmp(c->target_modules, "all-linear") != 0 && ft_lora_matches(c, "lm_head"))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "lora: target_modules: an adapter on lm_head is not implemented");
+    if (n_matched == 0)
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "lora: target_modules \"%s\" matches no module of this model; it has q_proj, k_proj, "
+                        "v_proj, o_proj, gate_proj, up_proj, down_proj, or all-linear", c->target_modules);
+    return FTUNE_OK;
+}
+
+/* Room for the adapters, all zero, and the pointers to them. */
+static ft_status fti_lora_make(ft_model *m, const ft_lora_config *c, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    size_t n_values = 0, used = 0;
+    int n = 0;
+    ft_status st;
+    for (int i = 0; i < q->n_proj; i++) {
+        if (!ft_lora_matches(c, q->proj[i]->name)) continue;
+        n++;
+        n_values += fti_padded((size_t)c->r * (size_t)q->proj[i]->in) + fti_padded((size_t)c->r * (size_t)q->proj[i]->out);
+    }
+    if ((st = fti_lora_check(m, c, n, err)) != FTUNE_OK) return st;
+    fti_unprepare(m);
+    fti_drop_trainable(m);
+    if ((st = fti_alloc_trainable(m, 2 * n, n_values, err)) != FTUNE_OK) { fti_drop_trainable(m); return st; }
+    for (int i = 0; i < q->n_proj; i++) {
+        ft_proj *p = q->proj[i];
+        char *a, *b;
+        ft_param *pa, *pb;
+        if (!ft_lora_matches(c, p->name)) continue;
+        a = fti_lora_key(&q->arena, p->name, 'A');
+        b = fti_lora_key(&q->arena, p->name, 'B');
+        if (!a || !b) { fti_drop_trainable(m); return fti_no_memory(err, 400); }
+        pa = fti_add_param(q, &used, a, 2, c->r, p->in, 1);
+        pb = fti_add_param(q, &used, b, 2, p->out, c->r, 1);
+        p->R = c->r;
+        p->scaling = c->lora_alpha / (c->use_rslora ? sqrtf((float)c->r) : (float)c->r);
+        p->dropout = c->lora_dropout;
+        p->lora_A = pa->value; p->dlora_A = pa->grad;
+        p->lora_B = pb->value; p->dlora_B = pb->grad;
+    }
+    for (q->lowest = 0; !fti_learns(fti_linear_at(m, q->lowest)); q->lowest++) {}
+    m->lora = *c;
+    m->has_lora = 1;
+    fti_lora_resolve(&m->lora);
+    if (!m->lora.base_model_name_or_path[0])
+        snprintf(m->lora.base_model_name_or_path, sizeof m->lora.base_model_name_or_path, "%s", q->dir);
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_t seed, ft_error *err)
+{
+    ft_status st = fti_lora_make(m, c, err);
+    ft_rng rng;
+    if (st != FTUNE_OK) return st;
+    ft_rng_seed(&rng, seed);
+    for (int i = 0; st == FTUNE_OK && i < m->priv->n_proj; i++) {
+        ft_proj *p = m->priv->proj[i];
+        size_t n = (size_t)p->R * (size_t)p->in;
+        float bound = 1.0f / sqrtf((float)p->in), *x;
+        if (!p->R) continue;
+        if (!(x = (float *)fti_alloc(n, sizeof *x))) { st = fti_no_memory(err, n * sizeof *x); break; }
+        for (size_t k = 0; k < n; k++) x[k] = bound * (2.0f * ft_rng_uniform(&rng) - 1.0f);
+        m->be->upload(m->be, p->lora_A, x, n * sizeof *x);
+        FTUNE_FREE(x);
+        st = fti_backend_status(m->be, err);
+    }
+    if (st != FTUNE_OK) fti_drop_trainable(m);
+    return st;
+}
+
+FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err)
+{
+    ft_lora_config c;
+    ft_weights *w = NULL;
+    fti_arena a = { 0 };
+    char *path = fti_path_join(&a, dir, "adapter_model.safetensors");
+    ft_status st = path ? ft_lora_config_load(&c, dir, err) : fti_no_memory(err, strlen(dir) + 32);
+    if (st == FTUNE_OK) st = ft_weights_open(&w, path, err);
+    if (st == FTUNE_OK) st = fti_lora_make(m, &c, err);
+    if (st == FTUNE_OK && (st = fti_params_read(m, w, path, "", 0, m->priv->values, err)) != FTUNE_OK) fti_drop_trainable(m);
+    ft_weights_close(w);
+    fti_arena_free(&a);
+    return st;
+}
+
+FTUNE_API ft_status ft_lora_save(const ft_model *m, const char *dir, ft_error *err)
+{
+    fti_arena a = { 0 };
+    char *path = fti_path_join(&a, dir, "adapter_model.safetensors");
+    static const char *const suffix[1] = { "" };
+    ft_status st = FTUNE_OK;
+    if (!m->has_lora) st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_lora_save: the model has no adapter");
+    else if (!path) st = fti_no_memory(err, strlen(dir) + 32);
+    if (st == FTUNE_OK) st = fti_make_directory(dir, err);
+    if (st == FTUNE_OK) st = fti_params_save(m, path, 1, &m->priv->values, suffix, err);
+    if (st == FTUNE_OK) st = ft_lora_config_save(&m->lora, dir, err);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* W + scaling * B A of one projection, in f32. */
+static ft_status fti_merge_one(ft_model *m, ft_proj *p, ft_error *err)
+{
+    size_t in = (size_t)p->in, out = (size_t)p->out, R = (size_t)p->R;
+    float *W = (float *)fti_alloc(out * in, sizeof *W), *A = (float *)fti_alloc(R * in, sizeof *A);
+    float *B = (float *)fti_alloc(out * R, sizeof *B), *merged = NULL;
+    ft_status st = W && A && B ? fti_to_host(m, &p->weight, W, err) : fti_no_memory(err, out * in * sizeof *W);
+    if (st == FTUNE_OK) {
+        m->be->download(m->be, A, p->lora_A, R * in * sizeof *A);
+        m->be->download(m->be, B, p->lora_B, out * R * sizeof *B);
+        m->be->sync(m->be);
+        for (size_t o = 0; o < out; o++)
+            for (size_t r = 0; r < R; r++) {
+                float b = p->scaling * B[o * R + r];
+                for (size_t i = 0; i < in; i++) W[o * in + i] += b * A[r * in + i];
+            }
+        if ((merged = (float *)m->be->alloc(m->be, out * in * sizeof *W)) != NULL)
+            m->be->upload(m->be, merged, W, out * in * sizeof *W);
+        st = fti_backend_status(m->be, err);
+    }
+    if (st == FTUNE_OK) {
+        p->weight.data = merged;
+        p->weight.dtype = FTUNE_F32;
+    } else if (merged) m->be->release(m->be, merged);
+    FTUNE_FREE(W); FTUNE_FREE(A); FTUNE_FREE(B);
+    return st;
+}
+
+FTUNE_API ft_status ft_lora_merge(ft_model *m, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_status st = FTUNE_OK;
+    if (!m->has_lora) return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_lora_merge: the model has no adapter");
+    if (q->merged) return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_lora_merge: the adapter is merged already");
+    if (!(q->merged = (fti_merged *)fti_calloc((size_t)q->n_proj, sizeof *q->merged)))
+        return fti_no_memory(err, (size_t)q->n_proj * sizeof *q->merged);
+    fti_unprepare(m);
+    for (int i = 0; st == FTUNE_OK && i < q->n_proj; i++) {
+        if (!q->proj[i]->R) continue;
+        q->merged[i].original = q->proj[i]->weight;
+        if ((st = fti_merge_one(m, q->proj[i], err)) != FTUNE_OK) break;
+        q->merged[i].R = q->proj[i]->R;
+        q->proj[i]->R = 0;
+    }
+    if (st != FTUNE_OK) ft_lora_unmerge(m, NULL);
+    return st;
+}
+
+/* The originals were only set aside, so they come back exactly: subtracting B A again would not give the same bits. */
+FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    if (!q->merged) return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_lora_unmerge: nothing is merged");
+    fti_unprepare(m);
+    for (int i = 0; i < q->n_proj; i++) {
+        if (!q->merged[i].R) continue;
+        m->be->release(m->be, q->proj[i]->weight.data);
+        q->proj[i]->weight = q->merged[i].original;
+        q->proj[i]->R = q->merged[i].R;
+    }
+    FTUNE_FREE(q->merged);
+    q->merged = NULL;
+    return FTUNE_OK;
+}
+
+/* ---- memory of one pass ---- */
+
+/* Cut the block into pieces of 64-byte multiples. base NULL: only measure. */
+typedef struct fti_cut { char *base; size_t used; } fti_cut;
+static void *fti_take(fti_cut *c, size_t count, size_t size)
+{
+    char *p = c->base ? c->base + c->used : NULL;
+    size_t bytes = count > SIZE_MAX / 4 / size ? SIZE_MAX / 4 : (count * size + 63) / 64 * 64;
+    c->used = c->used > SIZE_MAX / 4 ? c->used : c->used + bytes;
+    return p;
+}
+static ft_act *fti_take_rows(fti_cut *c, const fti_shape *s, int rows, int width)
+{
+    ft_act *p = fti_take(c, (size_t)rows * (size_t)width, s->act);
+    return width ? p : NULL;
+}
+
+static fti_shape fti_shape_of(const ft_config *c, ft_dtype activation)
+{
+    fti_shape s;
+    memset(&s, 0, sizeof s);
+    s.C = c->hidden_size; s.F = c->intermediate_size; s.L = s.first = c->num_hidden_layers;
+    s.H = c->num_attention_heads; s.K = c->num_key_value_heads; s.D = c->head_dim;
+    s.HD = s.H * s.D;
+    s.QKV = s.HD + 2 * s.K * s.D;
+    s.act = ft_dtype_size(activation);
+    return s;
+}
+
+static fti_shape fti_model_shape(const ft_model *m)
+{
+    fti_shape s = fti_shape_of(&m->config, m->be->activation);
+    s.first = m->priv->lowest < 0 ? 0 : m->priv->lowest / FTI_LINEARS;
+    for (int i = 0; i < FTI_LINEARS * s.L; i++) {      /* layers may differ: take the widest x A^T of each kind */
+        const ft_linear *l = fti_linear_at(m, i);
+        int R = 0;
+        for (int k = 0; k < l->n_parts; k++) R += l->part[k].R;
+        if (R > s.R[i % FTI_LINEARS]) s.R[i % FTI_LINEARS] = R;
+    }
+    return s;
+}
+
+/* Layer l's saved activations; layers that keep nothing all use the memory of the first kept one (they are done with
+ * it before it is needed), and x_out of one overwrites x_in of the same place. */
+static size_t fti_layout(fti_pass *p, const fti_shape *s, void *base)
+{
+    fti_cut c = { (char *)base, 0 };
+    size_t N = (size_t)p->N, M = (size_t)p->M;
+    int wide1 = s->F > s->HD ? s->F : s->HD, wide2 = s->F > s->QKV ? s->F : s->QKV;
+    int first = p->keep && s->first < s->L ? s->first : s->L - 1;
+    fti_saved one;
+    p->ids = (int32_t *)fti_take(&c, N, 4); p->positions = (int32_t *)fti_take(&c, N, 4);
+    p->row_start = (int32_t *)fti_take(&c, N, 4);
+    p->rows = (int32_t *)fti_take(&c, M, 4); p->targets = (int32_t *)fti_take(&c, M, 4);
+    p->weights = (float *)fti_take(&c, M, 4); p->logprob = (float *)fti_take(&c, M, 4);
+    p->correct = (uint8_t *)fti_take(&c, M, 1);
+    for (int l = first; l < s->L; l++) {
+        one.x_in = fti_take_rows(&c, s, p->N, s->C); one.x_mid = fti_take_rows(&c, s, p->N, s->C);
+        one.qkv = fti_take_rows(&c, s, p->N, s->QKV); one.o = fti_take_rows(&c, s, p->N, s->HD);
+        one.lse = (float *)fti_take(&c, N * (size_t)s->H, 4); one.gu = fti_take_rows(&c, s, p->N, 2 * s->F);
+        one.rstd1 = (float *)fti_take(&c, N, 4); one.rstd2 = (float *)fti_take(&c, N, 4);
+        for (int k = 0; k < FTI_LINEARS; k++) one.xa[k] = fti_take_rows(&c, s, p->N, s->R[k]);
+        if (p->layer) p->layer[l] = one;
+    }
+    for (int l = 0; p->layer && l < first; l++) p->layer[l] = p->layer[first];
+    p->o_rows = fti_take_rows(&c, s, p->M, s->HD); p->x_rows = fti_take_rows(&c, s, p->M, s->C);
+    p->x_last = fti_take_rows(&c, s, p->M, s->C); p->rstd_last = (float *)fti_take(&c, M, 4);
+    p->h = fti_take_rows(&c, s, p->N, s->C); p->wide1 = fti_take_rows(&c, s, p->N, wide1);
+    p->dh = p->keep ? fti_take_rows(&c, s, p->N, s->C) : NULL;
+    p->dx = p->keep ? fti_take_rows(&c, s, p->N, s->C) : NULL;
+    p->wide2 = p->keep ? fti_take_rows(&c, s, p->N, wide2) : NULL;
+    return c.used;
+}
+
+/* Room for N tokens of which M go on to lm_head. Grows when a batch is larger than all before. */
+static ft_status fti_reserve(ft_model *m, int N, int M, int keep, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    fti_shape s = fti_model_shape(m);
+    size_t bytes, host = (size_t)N * 16 + 64;
+    q->pass.N = N; q->pass.M = M; q->pass.keep = keep;
+    bytes = fti_layout(&q->pass, &s, NULL);
+    if (bytes > q->block_bytes) {
+        if (q->block) m->be->release(m->be, q->block);
+        q->block_bytes = 0;
+        if (!(q->block = m->be->alloc(m->be, bytes))) return fti_backend_status(m->be, err);
+        q->block_bytes = bytes;
+    }
+    if (host > q->host_bytes) {
+        FTUNE_FREE(q->host);
+        q->host_bytes = 0;
+        if (!(q->host = fti_alloc(host, 1))) return fti_no_memory(err, host);
+        q->host_bytes = host;
+    }
+    fti_layout(&q->pass, &s, q->block);
+    return FTUNE_OK;
+}
+
+/* ---- rotary table ---- */
+
+/* inv_freq of pair k: theta^(-2k/D), stretched as rope_scaling says. */
+static double fti_inv_freq(const ft_config *c, int k)
+{
+    double inv = pow(c->rope_theta, -2.0 * k / c->head_dim), wave = 6.283185307179586 / inv;
+    double m = c->rope_original_max_position_embeddings, low = c->rope_low_freq_factor, high = c->rope_high_freq_factor, t;
+    if (c->rope_type == FTUNE_ROPE_LINEAR) return inv / c->rope_factor;
+    if (c->rope_type != FTUNE_ROPE_LLAMA3 || wave < m / high) return inv;   /* short waves count neighbours: keep them */
+    if (wave > m / low) return inv / c->rope_factor;                        /* waves longer than the old context: stretch */
+    t = (m / wave - low) / (high - low);
+    return (1.0 - t) * inv / c->rope_factor + t * inv;
+}
+
+static ft_status fti_rope_reserve(ft_model *m, int positions, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    int D = m->config.head_dim, n = q->n_positions ? q->n_positions : 128;
+    float *table;
+    size_t bytes;
+    if (positions <= q->n_positions) return FTUNE_OK;
+    while (n < positions) n = n > INT32_MAX / 2 ? positions : 2 * n;
+    if (!(table = (float *)fti_alloc((size_t)n, (size_t)D * sizeof *table))) return fti_no_memory(err, (size_t)n * (size_t)D * 4);
+    bytes = (size_t)n * (size_t)D * sizeof *table;
+    for (int k = 0; k < D / 2; k++) {
+        double inv = fti_inv_freq(&m->config, k);
+        for (int p = 0; p < n; p++) {                  /* angles in double: at position 100000 a float is off by 0.004 */
+            table[(size_t)p * (size_t)D + (size_t)k] = (float)cos(p * inv);
+            table[(size_t)p * (size_t)D + (size_t)(D / 2 + k)] = (float)sin(p * inv);
+        }
+    }
+    if (q->cos_sin) m->be->release(m->be, q->cos_sin);
+    q->n_positions = 0;
+    if ((q->cos_sin = (float *)m->be->alloc(m->be, bytes)) != NULL) {
+        m->be->upload(m->be, q->cos_sin, table, bytes);
+        q->n_positions = n;
+    }
+    FTUNE_FREE(table);
+    return fti_backend_status(m->be, err);
+}
+
+/* ---- forward ---- */
+
+/* Dropout of linear k of layer l in this pass: its own stream, the same in forward and backward. */
+static uint64_t fti_dropout_seed(const fti_pass *p, int l, int k)
+{
+    uint64_t x;
+    if (!p->seed) return 0;
+    x = (p->seed + 0x9e3779b97f4a7c15u * (uint64_t)(FTI_LINEARS * l + k + 1));
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    return (x ^ (x >> 27)) | 1;
+}
+
+static ft_attention fti_attention_of(const fti_shape *s, const fti_pass *p)
+{
+    ft_attention a;
+    memset(&a, 0, sizeof a);
+    a.N = a.n_keys = p->N;
+    a.H = s->H; a.K = s->K; a.D = s->D;
+    a.q_stride = a.kv_stride = s->QKV; a.o_stride = s->HD;
+    a.scale = (float)(1.0 / sqrt((double)s->D));
+    a.row_start = p->row_start;
+    return a;
+}
+
+/* Element i of activations at p. */
+static ft_act *fti_at(const fti_shape *s, const ft_act *p, size_t i) { return (char *)p + i * s->act; }
+static size_t fti_bytes(const fti_shape *s, int rows, int width) { return (size_t)rows * (size_t)width * s->act; }
+
+/* With a cache (>>10): store the new keys and values; while decoding, each prompt's one query reads its own past. */
+static void fti_attend(ft_model *m, const fti_shape *s, const fti_pass *p, const fti_saved *a, int l, const fti_cache *cache)
+{
+    ft_backend *be = m->be;
+    ft_attention at = fti_attention_of(s, p);
+    size_t HD = (size_t)s->HD, KD = (size_t)s->K * (size_t)s->D;
+    const ft_act *k = fti_at(s, a->qkv, HD), *v = fti_at(s, a->qkv, HD + KD);
+    if (cache) {                                       /* the cache began as zeros, so adding is storing */
+        ft_act *kv = fti_at(s, cache->kv, (size_t)l * (size_t)cache->rows * 2 * KD);
+        be->gather_rows(be, cache->fresh, a->qkv, cache->from, cache->moved, s->D);
+        be->scatter_rows(be, kv, cache->fresh, cache->to, cache->moved, s->D);
+        if (cache->decode) {
+            k = kv; v = fti_at(s, kv, KD);
+            at.n_keys = cache->rows; at.kv_stride = (int)(2 * KD);
+            at.row_start = cache->begin; at.key_end = cache->end;
+        }
+    }
+    be->attention_forward(be, a->o, p->keep ? a->lse : NULL, a->qkv, k, v, &at);
+}
+
+/* Tokens to the normed last hidden state of the M rows that go on, in pass.h. */
+static void fti_forward(ft_model *m, const fti_cache *cache)
+{
+    ft_backend *be = m->be;
+    struct fti_model *q = m->priv;
+    fti_pass *p = &q->pass;
+    fti_shape s = fti_model_shape(m);
+    float eps = m->config.rms_norm_eps;
+    be->embedding_forward(be, p->layer[0].x_in, p->ids, &m->embed_tokens, p->N, s.C);
+    for (int l = 0; l < s.L; l++) {
+        const ft_layer *w = &m->layers[l];
+        const fti_saved *a = &p->layer[l];
+        const ft_act *o = a->o, *x_in = a->x_in;
+        ft_act *x_out = l + 1 < s.L ? p->layer[l + 1].x_in : p->x_last;
+        int n = p->N;
+        be->rmsnorm_forward(be, p->h, a->rstd1, a->x_in, &w->input_layernorm, eps, n, s.C);
+        be->linear_forward(be, a->qkv, a->xa[FTI_QKV], p->h, &w->qkv, n, fti_dropout_seed(p, l, FTI_QKV));
+        be->rope(be, a->qkv, p->positions, q->cos_sin, n, s.H + s.K, s.D, s.QKV, 0);      /* k's heads follow q's */
+        fti_attend(m, &s, p, a, l, cache);
+        if (l + 1 == s.L && p->M < p->N) {             /* from here on only rows with a target */
+            n = p->M;
+            be->gather_rows(be, p->o_rows, a->o, p->rows, n, s.HD);
+            be->gather_rows(be, p->x_rows, a->x_in, p->rows, n, s.C);
+            o = p->o_rows; x_in = p->x_rows;
+        }
+        be->linear_forward(be, a->x_mid, a->xa[FTI_O], o, &w->o, n, fti_dropout_seed(p, l, FTI_O));
+        be->add(be, a->x_mid, x_in, (size_t)n * (size_t)s.C);
+        be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, eps, n, s.C);
+        be->linear_forward(be, a->gu, a->xa[FTI_GATE_UP], p->h, &w->gate_up, n, fti_dropout_seed(p, l, FTI_GATE_UP));
+        be->silu_mul_forward(be, p->wide1, a->gu, n, s.F);
+        be->linear_forward(be, x_out, a->xa[FTI_DOWN], p->wide1, &w->down, n, fti_dropout_seed(p, l, FTI_DOWN));
+        be->add(be, x_out, a->x_mid, (size_t)n * (size_t)s.C);
+    }
+    be->rmsnorm_forward(be, p->h, p->rstd_last, p->x_last, &m->norm, eps, p->M, s.C);
+}
+
+/* ---- backward: the same lines, last first ---- */
+
+/* Each step is: make again what the linear read (if it learns), gradients of its weights, dx if anything below learns. */
+typedef struct fti_back { ft_model *m; fti_pass *p; fti_shape s; float eps; int lowest; } fti_back;
+
+static void fti_linear_back(fti_back *b, ft_act *dx, const ft_act *dy, const ft_act *x, const fti_saved *a,
+                            const ft_linear *w, int n, int l, int k)
+{
+    ft_backend *be = b->m->be;
+    if (FTI_LINEARS * l + k <= b->lowest) dx = NULL;                   /* nobody below can learn */
+    if (dx) be->zero(be, dx, fti_bytes(&b->s, n, w->in));
+    if (dx || fti_learns(w)) be->linear_backward(be, dx, dy, x, a->xa[k], w, n, fti_dropout_seed(b->p, l, k));
+}
+
+/* dx [n, C] of x_out becomes dx of x_mid. */
+static int fti_mlp_back(fti_back *b, int l, int n, ft_act *dx)
+{
+    ft_backend *be = b->m->be;
+    const ft_layer *w = &b->m->layers[l];
+    const fti_saved *a = &b->p->layer[l];
+    fti_pass *p = b->p;
+    if (fti_learns(&w->down)) be->silu_mul_forward(be, p->wide1, a->gu, n, b->s.F);
+    fti_linear_back(b, p->wide2, dx, p->wide1, a, &w->down, n, l, FTI_DOWN);
+    if (FTI_LINEARS * l + FTI_DOWN <= b->lowest) return 0;
+    be->silu_mul_backward(be, a->gu, p->wide2, a->gu, n, b->s.F);
+    if (fti_learns(&w->gate_up))
+        be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, b->eps, n, b->s.C);
+    fti_linear_back(b, p->dh, a->gu, p->h, a, &w->gate_up, n, l, FTI_GATE_UP);
+    if (FTI_LINEARS * l + FTI_GATE_UP <= b->lowest) return 0;
+    be->rmsnorm_backward(be, dx, w->dpost_attention_layernorm, p->dh, a->x_mid, a->rstd2, &w->post_attention_layernorm, n, b->s.C);
+    return 1;
+}
+
+/* dx of x_mid becomes dx of x_in. In the last layer dx comes in as M rows and leaves as N. */
+static int fti_attention_back(fti_back *b, int l, int n, ft_act *dx)
+{
+    ft_backend *be = b->m->be;
+    const ft_layer *w = &b->m->layers[l];
+    const fti_saved *a = &b->p->layer[l];
+    fti_pass *p = b->p;
+    const fti_shape *s = &b->s;
+    int pruned = n < p->N, N = p->N;
+    ft_attention at = fti_attention_of(s, p);
+    ft_act *d_o = pruned ? p->wide2 : p->wide1, *dqkv = p->wide2;
+    size_t k = (size_t)s->HD, v = k + (size_t)s->K * (size_t)s->D;
+    fti_linear_back(b, d_o, dx, pruned ? p->o_rows : a->o, a, &w->o, n, l, FTI_O);
+    if (FTI_LINEARS * l + FTI_O <= b->lowest) return 0;
+    if (pruned) {                                      /* rows without a target: zero gradient so far */
+        be->zero(be, p->wide1, fti_bytes(s, N, s->HD));
+        be->scatter_rows(be, p->wide1, d_o, p->rows, n, s->HD);
+        be->zero(be, p->dx, fti_bytes(s, N, s->C));
+        be->scatter_rows(be, p->dx, dx, p->rows, n, s->C);
+    }
+    be->attention_backward(be, dqkv, fti_at(s, dqkv, k), fti_at(s, dqkv, v), p->wide1, a->o, a->lse, a->qkv,
+                           fti_at(s, a->qkv, k), fti_at(s, a->qkv, v), &at);
+    be->rope(be, dqkv, p->positions, b->m->priv->cos_sin, N, s->H + s->K, s->D, s->QKV, 1);
+    if (fti_learns(&w->qkv)) be->rmsnorm_forward(be, p->h, a->rstd1, a->x_in, &w->input_layernorm, b->eps, N, s->C);
+    fti_linear_back(b, p->dh, dqkv, p->h, a, &w->qkv, N, l, FTI_QKV);
+    if (FTI_LINEARS * l + FTI_QKV <= b->lowest) return 0;
+    be->rmsnorm_backward(be, p->dx, w->dinput_layernorm, p->dh, a->x_in, a->rstd1, &w->input_layernorm, N, s->C);
+    return 1;
+}
+
+/* From dh, the gradient of the normed last hidden state, down to whatever learns lowest. */
+static void fti_backward(ft_model *m)
+{
+    ft_backend *be = m->be;
+    fti_back b;
+    int last = m->config.num_hidden_layers - 1;
+    ft_act *dx;
+    b.m = m; b.p = &m->priv->pass; b.s = fti_model_shape(m);
+    b.eps = m->config.rms_norm_eps; b.lowest = m->priv->lowest;
+    dx = b.p->M < b.p->N ? b.p->x_rows : b.p->dx;      /* x_rows has done its work: its gradient takes its place */
+    be->zero(be, dx, fti_bytes(&b.s, b.p->M, b.s.C));
+    be->rmsnorm_backward(be, dx, m->dnorm, b.p->dh, b.p->x_last, b.p->rstd_last, &m->norm, b.p->M, b.s.C);
+    for (int l = last; l >= 0; l--) {
+        int n = l == last ? b.p->M : b.p->N;
+        if (!fti_mlp_back(&b, l, n, dx) || !fti_attention_back(&b, l, n, dx)) return;
+        dx = b.p->dx;
+    }
+    if (m->dembed_tokens)
+        be->embedding_backward(be, m->dembed_tokens, b.p->ids, dx, b.p->N, b.s.C, m->config.vocab_size);
+}
+
+/* ---- one batch ---- */
+
+static ft_status fti_batch_check(const ft_model *m, const ft_batch *b, int *positions, int *n_targets, ft_error *err)
+{
+    int V = m->config.vocab_size, top = -1, M = 0;
+    if (b->N < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: no tokens");
+    for (int i = 0; i < b->N; i++) {
+        int32_t id = b->input_ids[i], target = b->targets[i];
+        if (id < 0 || id >= V || (target != FTUNE_IGNORE_INDEX && (target < 0 || target >= V)))
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: id %d, target %d: expected ids 0 .. %d; the tokenizer does "
+                            "not belong to this model", i, (int)id, (int)target, V - 1);
+        if (b->row_start[i] < 0 || b->row_start[i] > i || b->position_ids[i] < 0)
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: row_start %d, position %d: expected 0 .. %d and not "
+                            "negative", i, (int)b->row_start[i], (int)b->position_ids[i], i);
+        if (b->position_ids[i] > top) top = b->position_ids[i];
+        M += target != FTUNE_IGNORE_INDEX;
+    }
+    *positions = top + 1;
+    *n_targets = M;
+    return FTUNE_OK;
+}
+
+/* Everything a pass needs, on the backend. all: every row goes on to lm_head, not only those with a target. */
+static ft_status fti_begin(ft_model *m, const ft_batch *b, int all, int keep, uint64_t seed, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_backend *be = m->be;
+    fti_pass *p = &q->pass;
+    int positions = 0, M = 0, k = 0;
+    int32_t *rows, *targets;
+    float *weights;
+    size_t n4 = (size_t)b->N * 4;
+    ft_status st = fti_batch_check(m, b, &positions, &M, err);
+    if (st != FTUNE_OK) return st;
+    if (all) M = b->N;
+    if (M == 0) return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: %d tokens and not one target: nothing to learn from", b->N);
+    fti_prepare(m);
+    if ((st = fti_reserve(m, b->N, M, keep, err)) != FTUNE_OK) return st;
+    if ((st = fti_rope_reserve(m, positions, err)) != FTUNE_OK) return st;
+    p->seed = seed;
+    rows = (int32_t *)q->host; targets = rows + M; weights = (float *)(targets + M);
+    for (int i = 0; i < b->N; i++) {
+        if (!all && b->targets[i] == FTUNE_IGNORE_INDEX) continue;
+        rows[k] = i; targets[k] = b->targets[i];
+        weights[k++] = b->weights ? b->weights[i] : 1.0f;
+    }
+    be->upload(be, p->ids, b->input_ids, n4);
+    be->upload(be, p->positions, b->position_ids, n4);
+    be->upload(be, p->row_start, b->row_start, n4);
+    be->upload(be, p->rows, rows, (size_t)M * 4);
+    be->upload(be, p->targets, targets, (size_t)M * 4);
+    be->upload(be, p->weights, weights, (size_t)M * 4);
+    return fti_backend_status(be, err);
+}
+
+FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_backend *be = m->be;
+    fti_pass *p = &q->pass;
+    int learn = dloss != 0.0f;
+    float *logprob, *weights;
+    uint8_t *correct;
+    ft_status st;
+    if (learn && (!q->param || q->merged))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_step: nothing to train: ft_lora_attach or ft_model_unfreeze first%s",
+                        q->merged ? " (the adapter is merged: ft_lora_unmerge)" : "");
+    if ((st = fti_begin(m, b, 0, learn, seed, err)) != FTUNE_OK) return st;
+    fti_forward(m, NULL);
+    if (learn) be->zero(be, p->dh, (size_t)p->M * (size_t)m->config.hidden_size * ft_dtype_size(be->activation));
+    be->lm_head_loss(be, p->logprob, p->correct, learn ? p->dh : NULL, p->h, p->targets, p->weights, dloss, &m->lm_head, p->M);
+    if (learn) fti_backward(m);
+    weights = (float *)q->host + 2 * (size_t)p->M;
+    logprob = weights + p->M;
+    correct = (uint8_t *)q->host;                      /* rows and targets have been sent; their place is free */
+    be->download(be, logprob, p->logprob, (size_t)p->M * sizeof *logprob);
+    be->download(be, correct, p->correct, (size_t)p->M);
+    if ((st = fti_backend_status(be, err)) != FTUNE_OK) return st;
+    loss->sum = 0.0;
+    loss->n = p->M; loss->correct = 0;
+    for (int i = 0; i < p->M; i++) {
+        loss->sum -= (double)weights[i] * (double)logprob[i];
+        loss->correct += correct[i] != 0;
+        if (loss->logprobs) loss->logprobs[i] = logprob[i];
+    }
+    return FTUNE_OK;
+}
+
+/* lm_head of the M rows in pass.h, to host memory [M, V], a few rows at a time. */
+static ft_status fti_logits(ft_model *m, float *out, ft_error *err)
+{
+    enum { ROWS = 64 };
+    ft_backend *be = m->be;
+    fti_pass *p = &m->priv->pass;
+    size_t V = (size_t)m->config.vocab_size, act = ft_dtype_size(be->activation);
+    int rows = p->M < ROWS ? p->M : ROWS;
+    ft_tensor z = fti_tensor_of("logits", 2, rows, m->config.vocab_size);
+    ft_status st = FTUNE_OK;
+    z.dtype = be->activation;
+    if (!(z.data = be->alloc(be, (size_t)rows * V * act))) return fti_backend_status(be, err);
+    for (int i = 0; st == FTUNE_OK && i < p->M; i += rows) {
+        z.shape[0] = p->M - i < rows ? p->M - i : rows;
+        be->linear_forward(be, z.data, NULL, (char *)p->h + (size_t)i * (size_t)m->config.hidden_size * act, &m->lm_head,
+                           z.shape[0], 0);
+        st = fti_to_host(m, &z, out + (size_t)i * V, err);
+    }
+    be->release(be, z.data);
+    return st;
+}
+
+FTUNE_API ft_status ft_model_logits(ft_model *m, const ft_batch *b, float *logits, ft_error *err)
+{
+    ft_status st = fti_begin(m, b, 1, 0, 0, err);
+    if (st != FTUNE_OK) return st;
+    fti_forward(m, NULL);
+    return fti_logits(m, logits, err);
+}
+
+/* ---- what a run will take ---- */
+
+FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights, const ft_lora_config *lora,
+                                  int tokens_per_batch, ft_error *err)
+{
+    static const char *const name[7] = { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                                         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj" };
+    static const int kind[7] = { FTI_QKV, FTI_QKV, FTI_QKV, FTI_O, FTI_GATE_UP, FTI_GATE_UP, FTI_DOWN };
+    fti_shape s = fti_shape_of(c, FTUNE_F32);
+    fti_pass pass;
+    int64_t linear = 0, size = (int64_t)ft_dtype_size(weights), head = (int64_t)c->vocab_size * c->hidden_size;
+    double adapter = 0, attention;
+    ft_status st = fti_config_check(c, "config", err);
+    memset(p, 0, sizeof *p);
+    memset(&pass, 0, sizeof pass);
+    if (st != FTUNE_OK) return st;
+    if (tokens_per_batch < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "plan: tokens_per_batch: expected at least 1, found %d", tokens_per_batch);
+    p->parameters = ft_config_parameters(c);
+    if (!lora) s.first = 0;
+    for (int l = 0; l < s.L; l++)
+        for (int i = 0; i < 7; i++) {
+            int in = i == 3 ? s.HD : i == 6 ? s.F : s.C;
+            int out = i == 0 ? s.HD : i < 3 ? s.K * s.D : i == 3 || i == 6 ? s.C : s.F;
+            char module[96];
+            snprintf(module, sizeof module, "model.layers.%d.%s", l, name[i]);
+            linear += (int64_t)in * out;
+            if (!lora || !ft_lora_matches(lora, module)) continue;
+            p->trainable += (int64_t)lora->r * (in + out);
+            if (s.first == s.L) s.first = l;
+            if (l == s.first) s.R[kind[i]] += lora->r;
+        }
+    if (!lora) p->trainable = p->parameters;
+    adapter = lora ? (double)p->trainable : 0.0;
+    pass.N = pass.M = tokens_per_batch;
+    pass.keep = 1;
+    p->weights = p->parameters * size;
+    p->packed = lora ? (linear + head) * size : 0;
+    p->adapters = lora ? 4 * p->trainable : 4 * p->parameters;           /* full: the f32 copy that is trained */
+    p->gradients = 4 * p->trainable;
+    p->moments = 8 * p->trainable;
+    p->activations = (int64_t)fti_layout(&pass, &s, NULL);
+    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < 64 ? tokens_per_batch : 64);
+    p->kv_cache = 8 * (int64_t)s.L * s.K * s.D * tokens_per_batch;
+    p->peak = p->weights + p->packed + p->adapters + p->gradients + p->moments + p->activations + p->logits;
+    attention = 2.0 * tokens_per_batch * s.HD * s.L;                     /* causal: q k^T and p v over half the square */
+    p->flop_per_token_forward = 2.0 * (double)(linear + head) + 2.0 * adapter + attention;
+    p->flop_per_token_backward = 2.0 * (double)(linear + head) * (lora ? 1 : 2) + 4.0 * adapter + 2.5 * attention;
+    return FTUNE_OK;
+}
+
+/* >>9 training: AdamW, schedule, clipping, step, checkpoint -------------------------------------------------------
+ *
+ * One update looks at a window of `accumulate` batches, averages the loss over every target in it, and moves each
+ * parameter p by its gradient g:
+ *
+ *     m = b1 m + (1 - b1) g          a running mean of g: which way
+ *     v = b2 v + (1 - b2) g^2        a running mean of g^2: how large g usually is
+ *     p = p - lr ( m' / (sqrt(v') + eps) + wd p )        m' = m / (1 - b1^t), v' = v / (1 - b2^t)
+ *
+ * m and v begin at 0 and would be far too small at first; the division by 1 - b^t undoes that. Try t = 1, g = 0.5:
+ * m = 0.05, v = 0.00025, m' = 0.5, v' = 0.25, and p moves by lr * 0.5 / 0.5 = lr. Any g gives the same: AdamW's first
+ * step has length lr everywhere, which is why lr is chosen per kind of training (LoRA 1e-4, everything 1e-5) and hardly
+ * per model. wd pulls weights to zero, but not biases and norms. (Kingma & Ba 2014; Loshchilov & Hutter 1711.05101.)
+ *
+ * The schedule, for 10 updates, lr 1 and warmup 2 (s = updates already done):
+ *
+ *     s         0     1     2     3     4     5     6     7     8     9
+ *     linear    0    .5     1   .88   .75   .63   .50   .38   .25   .13        (T - s) / (T - w)
+ *     cosine    0    .5     1   .96   .85   .69   .50   .31   .15   .04        (1 + cos(pi (s - w) / (T - w))) / 2
+ *
+ * The first update of a warmup has lr 0, as in Transformers: it fills m and v and moves nothing.
+ *
+ * The accumulation mistake. Two batches, one with 2 targets of loss 3, one with 8 of loss 1. Averaging the two means
+ * gives (3 + 1) / 2 = 2; the mean over all ten targets is (2*3 + 8*1) / 10 = 1.4. The first makes a target in a short
+ * answer weigh four times one in a long answer, and changes with how rows fall into batches. So we count the targets
+ * of the whole window first and give every batch dloss = 1 / that count: 1 x 8, 2 x 4 and 8 x 1 are the same update.
+ *
+ * Clipping: g shrinks as one vector to length max_grad_norm when it is longer, so one odd row cannot throw the model
+ * away. The logged norm is the one before.
+ *
+ * A checkpoint holds all that the next update depends on: parameters, m, v, the number of updates done, and the order
+ * of the rows, which is a function of seed and epoch and so needs no place of its own. Resumed is equal to never stopped, bit
+ * for bit; anything that would make it differ (data, base model, an option) is compared first and named.
+ * See examples/09_train_one_sentence.c, 10_train_a_file.c. */
+
+typedef struct fti_point { int64_t step; double epoch, loss, grad_norm, lr; int is_eval; } fti_point;
+
+struct ft_trainer {
+    ft_model *m;
+    const ft_dataset *train, *eval;
+    ft_train_options o;
+    fti_arena arena;                     /* out_dir */
+    float   *exp_avg, *exp_avg_sq;       /* m and v, laid out like the parameters */
+    /* a unit is what options.batch counts: one row, or one packed row of several */
+    int      n_units, *unit_start, *unit_sample;      /* samples of unit u: unit_sample[unit_start[u] .. unit_start[u + 1]) */
+    int     *unit_tokens, *unit_targets;
+    int     *order; int64_t order_epoch; /* this epoch's permutation of units */
+    int64_t  step, total, per_epoch, tokens, targets;
+    double   sum_since_log, sum_all;  int64_t n_since_log;    /* losses of updates */
+    ft_batch batch;
+    fti_point *history;                  /* of the curve */
+    uint64_t data_hash, base_hash;
+    double   started; int64_t started_step, started_tokens, started_rows, rows;
+};
+
+FTUNE_API ft_train_options ft_train_options_default(void)
+{
+    ft_train_options o;
+    memset(&o, 0, sizeof o);
+    o.lr = 1e-4f; o.beta1 = 0.9f; o.beta2 = 0.999f; o.eps = 1e-8f;
+    o.max_grad_norm = 1.0f;
+    o.schedule = FTUNE_SCHEDULE_COSINE;
+    o.batch = 8; o.accumulate = 1; o.epochs = 3;
+    o.shuffle = 1; o.seed = 42;
+    o.log_every = 10;
+    return o;
+}
+
+/* A share of all steps or a number of steps. 0.1f is a little more than a tenth, and ceil would make 11 of 100 steps of
+ * that: go back to the decimal that was meant. */
+static double fti_warmup_steps(const ft_train_options *o, int64_t total)
+{
+    if (o->warmup >= 1.0f) return floor((double)o->warmup);
+    return ceil(floor((double)o->warmup * 1e6 + 0.5) / 1e6 * (double)total);
+}
+
+FTUNE_API float ft_learning_rate(const ft_train_options *o, int64_t s, int64_t total)
+{
+    double w = fti_warmup_steps(o, total), rest = (double)total - w > 1.0 ? (double)total - w : 1.0, f = 1.0;
+    if ((double)s < w) f = (double)s / w;
+    else if (o->schedule == FTUNE_SCHEDULE_LINEAR) f = ((double)total - (double)s) / rest;
+    else if (o->schedule == FTUNE_SCHEDULE_COSINE) f = 0.5 * (1.0 + cos(3.14159265358979323846 * ((double)s - w) / rest));
+    return (float)((double)o->lr * (f > 0.0 ? f : 0.0));
+}
+
+/* ---- rows, packed rows, their order ---- */
+
+static ft_status fti_unit_batch(ft_batch *b, const ft_trainer *t, int unit, ft_error *err)
+{
+    ft_status st = FTUNE_OK;
+    for (int k = t->unit_start[unit]; st == FTUNE_OK && k < t->unit_start[unit + 1]; k++)
+        st = ft_batch_add(b, &t->train->samples[t->unit_sample[k]], 0, 0, err);
+    return st;
+}
+
+/* Samples into units: each its own, or packed once; the order of units then changes every epoch. */
+static ft_status fti_make_units(ft_trainer *t, ft_error *err)
+{
+    int n = t->train->n, n_units = n;
+    int *unit_of = (int *)fti_alloc((size_t)n, 2 * sizeof(int)), *all;
+    ft_status st = FTUNE_OK;
+    t->unit_sample = (int *)fti_alloc((size_t)n, sizeof(int));
+    t->unit_start = (int *)fti_calloc((size_t)n + 1, sizeof(int));
+    t->unit_tokens = (int *)fti_calloc((size_t)n, sizeof(int));
+    t->unit_targets = (int *)fti_calloc((size_t)n, sizeof(int));
+    t->order = (int *)fti_alloc((size_t)n, sizeof(int));
+    if (!unit_of || !t->unit_sample || !t->unit_start || !t->unit_tokens || !t->unit_targets || !t->order) {
+        FTUNE_FREE(unit_of);
+        return fti_no_memory(err, (size_t)n * sizeof(int));
+    }
+    all = unit_of + n;
+    for (int i = 0; i < n; i++) unit_of[i] = all[i] = i;
+    if (t->o.packing_length > 0) st = ft_pack(t->train, all, n, t->o.packing_length, unit_of, &n_units, err);
+    if (st == FTUNE_OK) {
+        for (int i = 0; i < n; i++) t->unit_start[unit_of[i] + 1]++;
+        for (int u = 0; u < n_units; u++) t->unit_start[u + 1] += t->unit_start[u];
+        for (int i = n - 1; i >= 0; i--) all[i] = t->unit_start[unit_of[i]];         /* free places, filled in order */
+        for (int i = 0; i < n; i++) t->order[i] = 0;
+        for (int i = 0; i < n; i++) t->unit_sample[t->unit_start[unit_of[i]] + t->order[unit_of[i]]++] = i;
+        t->n_units = n_units;
+    }
+    FTUNE_FREE(unit_of);
+    for (int u = 0; st == FTUNE_OK && u < n_units; u++) {
+        ft_batch_clear(&t->batch);
+        st = fti_unit_batch(&t->batch, t, u, err);
+        t->unit_tokens[u] = t->batch.N;
+        t->unit_targets[u] = t->batch.n_targets;
+    }
+    return st;
+}
+
+static int fti_window_end(const ft_trainer *t, int begin, int units) { return t->n_units - begin < units ? t->n_units : begin + units; }
+
+/* A new epoch: a permutation from seed + epoch, and room for its largest batch. */
+static ft_status fti_begin_epoch(ft_trainer *t, int64_t epoch, ft_error *err)
+{
+    int tokens = 0, targets = 0;
+    ft_rng rng;
+    if (t->order_epoch == epoch) return FTUNE_OK;
+    ft_rng_seed(&rng, t->o.seed + (uint64_t)epoch);
+    for (int i = 0; i < t->n_units; i++) t->order[i] = i;
+    for (int i = t->n_units - 1; t->o.shuffle && i > 0; i--) {         /* Fisher-Yates */
+        int k = (int)ft_rng_below(&rng, (uint64_t)i + 1), swap = t->order[i];
+        t->order[i] = t->order[k]; t->order[k] = swap;
+    }
+    for (int begin = 0; begin < t->n_units; begin += t->o.batch) {
+        int64_t n = 0, k = 0;
+        for (int i = begin; i < fti_window_end(t, begin, t->o.batch); i++) {
+            n += t->unit_tokens[t->order[i]];
+            k += t->unit_targets[t->order[i]];
+        }
+        if (n > INT32_MAX / 4) return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: a batch of %d rows has %lld tokens: choose a smaller batch",
+                                               t->o.batch, (long long)n);
+        if (n > tokens) tokens = (int)n;
+        if (k > targets) targets = (int)k;
+    }
+    t->order_epoch = epoch;
+    return fti_reserve(t->m, tokens, targets, 1, err);
+}
+
+/* ---- making a trainer ---- */
+
+static uint64_t fti_hash_samples(const ft_dataset *d)
+{
+    uint64_t h = d->fingerprint;
+    for (int i = 0; i < d->n; i++) {
+        h = fti_crc64(h, d->samples[i].input_ids, (size_t)d->samples[i].n * sizeof(int32_t));
+        h = fti_crc64(h, d->samples[i].labels, (size_t)d->samples[i].n * sizeof(int32_t));
+    }
+    return h;
+}
+
+/* Sizes of the model, and of a frozen base the beginning of every tensor: enough to tell two models apart. */
+static uint64_t fti_hash_base(const ft_model *m)
+{
+    const ft_config *c = &m->config;
+    char piece[4096];
+    uint64_t h;
+    int n = snprintf(piece, sizeof piece, "%s %d %d %d %d %d %d %d %.9g %.17g %d %d %.9g", c->model_type, c->vocab_size,
+                     c->hidden_size, c->intermediate_size, c->num_hidden_layers, c->num_attention_heads,
+                     c->num_key_value_heads, c->head_dim, (double)c->rms_norm_eps, c->rope_theta, c->tie_word_embeddings,
+                     c->rope_type, (double)c->rope_factor);
+    h = fti_crc64(0, piece, (size_t)n);
+    for (int i = 0; m->has_lora && i < m->priv->n_slots; i++) {
+        const ft_tensor *t = m->priv->slot[i].tensor;
+        size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
+        if (bytes > sizeof piece) bytes = sizeof piece;
+        m->be->download(m->be, piece, t->data, bytes);
+        m->be->sync(m->be);
+        h = fti_crc64(h, piece, bytes);
+    }
+    return h;
+}
+
+static ft_status fti_train_check(const ft_model *m, const ft_dataset *d, const ft_train_options *o, ft_error *err)
+{
+    if (!m->priv->param || m->priv->merged)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: nothing to train: ft_lora_attach or ft_model_unfreeze first");
+    if (d->n < 1)
+        return fti_fail(err, FTUNE_ERR_NO_LABELS, "trainer: the data set has no row with a target (%d rows read, %d too long, "
+                        "%d without a target, %d refused)", d->n_rows, d->n_too_long, d->n_no_target, d->n_refused);
+    if (o->batch < 1 || o->accumulate < 1 || o->batch > 65536 || o->accumulate > 65536)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: batch %d, accumulate %d: expected 1 .. 65536", o->batch, o->accumulate);
+    if (o->steps < 1 && o->epochs < 1)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: neither steps nor epochs is above 0");
+    if (!(o->lr >= 0.0f) || !(o->beta1 >= 0.0f && o->beta1 < 1.0f) || !(o->beta2 >= 0.0f && o->beta2 < 1.0f)
+        || !(o->eps > 0.0f) || !(o->weight_decay >= 0.0f) || !(o->max_grad_norm >= 0.0f) || !(o->warmup >= 0.0f))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: lr, weight_decay, max_grad_norm and warmup must not be negative, betas in "
+                        "[0, 1), eps above 0");
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_trainer_new(ft_trainer **out, ft_model *m, const ft_dataset *train, const ft_dataset *eval,
+                                   const ft_train_options *o, ft_error *err)
+{
+    ft_trainer *t;
+    int64_t batches;
+    ft_status st = fti_train_check(m, train, o, err);
+    *out = NULL;
+    if (st != FTUNE_OK) return st;
+    if (!(t = (ft_trainer *)fti_calloc(1, sizeof *t))) return fti_no_memory(err, sizeof *t);
+    t->m = m; t->train = train; t->eval = eval && eval->n > 0 ? eval : NULL; t->o = *o;
+    t->order_epoch = -1;
+    if (o->out_dir && !(t->o.out_dir = fti_arena_copy(&t->arena, o->out_dir, strlen(o->out_dir)))) {
+        ft_trainer_free(t);
+        return fti_no_memory(err, strlen(o->out_dir));
+    }
+    t->exp_avg = (float *)m->be->alloc(m->be, m->priv->n_values * sizeof(float));
+    t->exp_avg_sq = (float *)m->be->alloc(m->be, m->priv->n_values * sizeof(float));
+    st = fti_backend_status(m->be, err);
+    if (st == FTUNE_OK) st = fti_make_units(t, err);
+    if (st != FTUNE_OK) { ft_trainer_free(t); return st; }
+    batches = (t->n_units + t->o.batch - 1) / t->o.batch;
+    t->per_epoch = (batches + t->o.accumulate - 1) / t->o.accumulate;    /* the last window of an epoch may be smaller */
+    t->total = o->steps > 0 ? o->steps : t->per_epoch * o->epochs;
+    t->data_hash = fti_hash_samples(train);
+    t->base_hash = fti_hash_base(m);
+    t->started = fti_now();
+    *out = t;
+    return FTUNE_OK;
+}
+
+FTUNE_API void ft_trainer_free(ft_trainer *t)
+{
+    if (!t) return;
+    if (t->exp_avg) t->m->be->release(t->m->be, t->exp_avg);
+    if (t->exp_avg_sq) t->m->be->release(t->m->be, t->exp_avg_sq);
+    FTUNE_FREE(t->unit_start); FTUNE_FREE(t->unit_sample);
+    FTUNE_FREE(t->unit_tokens); FTUNE_FREE(t->unit_targets);
+    FTUNE_FREE(t->order);
+    ft_batch_free(&t->batch);
+    arrfree(t->history);
+    fti_arena_free(&t->arena);
+    FTUNE_FREE(t);
+}
+
+/* ---- one update ---- */
+
+/* The most memory this process has held, where the system tells (Linux: VmHWM, in KiB). */
+static size_t fti_memory_peak(void)
+{
+    size_t kib = 0;
+#if !defined(_WIN32)
+    char text[4096];
+    int f = open("/proc/self/status", O_RDONLY);
+    if (f >= 0) {
+        ssize_t n = read(f, text, sizeof text - 1);
+        const char *p;
+        close(f);
+        text[n > 0 ? n : 0] = 0;
+        if ((p = strstr(text, "VmHWM:")) != NULL) kib = (size_t)strtoull(p + 6, NULL, 10);
+    }
+#endif
+    return kib * 1024;
+}
+
+static uint64_t fti_step_seed(const ft_trainer *t, int begin)
+{
+    uint64_t x = t->o.seed * 0x9e3779b97f4a7c15u + (uint64_t)t->step * 0xd1342543de82ef95u + (uint64_t)begin + 1;
+    return (x ^ (x >> 31)) | 1;          /* 0 would mean no dropout */
+}
+
+/* Forward and backward over the window; gradients of its mean loss. */
+static ft_status fti_accumulate(ft_trainer *t, ft_loss *total, int64_t *tokens, ft_error *err)
+{
+    int begin = (int)(t->step % t->per_epoch) * t->o.batch * t->o.accumulate;
+    int end = fti_window_end(t, begin, t->o.batch * t->o.accumulate);
+    int64_t n = 0;
+    ft_status st = FTUNE_OK;
+    memset(total, 0, sizeof *total);
+    *tokens = 0;
+    for (int i = begin; i < end; i++) n += t->unit_targets[t->order[i]];
+    ft_model_zero_grad(t->m);
+    for (int i = begin; st == FTUNE_OK && i < end; i += t->o.batch) {
+        ft_loss loss = { 0 };
+        ft_batch_clear(&t->batch);
+        for (int k = i; st == FTUNE_OK && k < end && k < i + t->o.batch; k++) st = fti_unit_batch(&t->batch, t, t->order[k], err);
+        if (st == FTUNE_OK) st = ft_model_step(t->m, &t->batch, 1.0f / (float)n, fti_step_seed(t, i), &loss, err);
+        total->sum += loss.sum; total->n += loss.n; total->correct += loss.correct;
+        *tokens += t->batch.N;
+    }
+    t->rows += st == FTUNE_OK ? end - begin : 0;
+    return st;
+}
+
+/* Clip, then AdamW: decayed parameters stand first in the block. */
+static void fti_update(ft_trainer *t, float lr, double norm)
+{
+    struct fti_model *q = t->m->priv;
+    ft_backend *be = t->m->be;
+    ft_adamw a;
+    a.lr = lr; a.beta1 = t->o.beta1; a.beta2 = t->o.beta2; a.eps = t->o.eps;
+    a.weight_decay = t->o.weight_decay; a.step = t->step + 1;
+    if (t->o.max_grad_norm > 0.0f && norm + 1e-6 > (double)t->o.max_grad_norm)
+        be->scale(be, q->grads, (float)((double)t->o.max_grad_norm / (norm + 1e-6)), q->n_values);
+    be->adamw(be, q->values, q->grads, t->exp_avg, t->exp_avg_sq, q->n_decay, &a);
+    if (q->n_decay == q->n_values) return;
+    a.weight_decay = 0.0f;
+    be->adamw(be, q->values + q->n_decay, q->grads + q->n_decay, t->exp_avg + q->n_decay, t->exp_avg_sq + q->n_decay,
+              q->n_values - q->n_decay, &a);
+}
+
+FTUNE_API int ft_trainer_done(const ft_trainer *t) { return t->step >= t->total; }
+
+FTUNE_API ft_status ft_trainer_step(ft_trainer *t, ft_progress *p, ft_error *err)
+{
+    ft_backend *be = t->m->be;
+    ft_loss loss;
+    int64_t tokens;
+    double norm, mean, seconds;
+    float lr = ft_learning_rate(&t->o, t->step, t->total);
+    ft_status st;
+    if (ft_trainer_done(t)) return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: all %lld steps are done", (long long)t->total);
+    if ((st = fti_begin_epoch(t, t->step / t->per_epoch, err)) != FTUNE_OK) return st;
+    if ((st = fti_accumulate(t, &loss, &tokens, err)) != FTUNE_OK) return st;
+    mean = loss.sum / loss.n;
+    norm = sqrt(be->sum_squares(be, t->m->priv->grads, t->m->priv->n_values));
+    if (!isfinite(mean) || !isfinite(norm))
+        return fti_fail(err, FTUNE_ERR_NOT_FINITE, "step %lld: loss %g, gradient norm %g: the weights were left as they are; lower lr, "
+                        "or look at the rows of this step", (long long)t->step + 1, mean, norm);
+    fti_update(t, lr, norm);
+    if ((st = fti_backend_status(be, err)) != FTUNE_OK) return st;
+    t->step++;
+    t->tokens += tokens; t->targets += loss.n;
+    t->sum_since_log += mean; t->n_since_log++; t->sum_all += mean;
+    if (!p) return FTUNE_OK;
+    seconds = fti_now() - t->started;
+    memset(p, 0, sizeof *p);
+    p->step = t->step; p->total = t->total; p->epoch = (double)t->step / (double)t->per_epoch;
+    p->loss = mean; p->grad_norm = norm; p->lr = lr;
+    p->accuracy = (double)loss.correct / loss.n;
+    p->tokens = t->tokens; p->targets = t->targets;
+    p->tokens_per_second = seconds > 0.0 ? (double)(t->tokens - t->started_tokens) / seconds : 0.0;
+    p->seconds_left = seconds / (double)(t->step - t->started_step) * (double)(t->total - t->step);
+    p->memory_bytes = fti_memory_peak();
+    return FTUNE_OK;
+}
+
+/* Mean over all targets of the set, not mean of batch means. */
+FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_evaluation *e, ft_error *err)
+{
+    ft_batch b = { 0 };
+    double sum = 0.0;
+    int64_t correct = 0;
+    ft_status st = FTUNE_OK;
+    memset(e, 0, sizeof *e);
+    if (batch < 1) batch = 1;
+    for (int i = 0; st == FTUNE_OK && i < d->n; i += batch) {
+        ft_loss loss = { 0 };
+        ft_batch_clear(&b);
+        for (int k = i; st == FTUNE_OK && k < d->n && k < i + batch; k++) st = ft_batch_add(&b, &d->samples[k], 0, 0, err);
+        if (st == FTUNE_OK) st = ft_model_step(m, &b, 0.0f, 0, &loss, err);
+        sum += loss.sum; correct += loss.correct; e->targets += loss.n;
+    }
+    ft_batch_free(&b);
+    if (st != FTUNE_OK) return st;
+    if (e->targets == 0) return fti_fail(err, FTUNE_ERR_NO_LABELS, "evaluate: the data set has no target");
+    e->loss = sum / (double)e->targets;
+    e->perplexity = exp(e->loss);
+    e->accuracy = (double)correct / (double)e->targets;
+    return FTUNE_OK;
+}
+
+/* ---- log.jsonl and loss.svg ---- */
+
+/* "name": x   with null for what JSON cannot say */
+static void fti_json_field(fti_buf *b, const char *name, double x, const char *format)
+{
+    fti_buf_fmt(b, "%s\"%s\": ", b->n && b->p[b->n - 1] != '{' ? ", " : "", name);
+    if (isfinite(x)) fti_buf_fmt(b, format, x);
+    else fti_buf_str(b, "null");
+}
+
+static ft_status fti_log_append(const ft_trainer *t, fti_buf *line, ft_error *err)
+{
+    fti_arena a = { 0 };
+    char *path = fti_path_join(&a, t->o.out_dir, "log.jsonl");
+    FILE *f = path ? fopen(path, "ab") : NULL;
+    ft_status st = FTUNE_OK;
+    fti_buf_str(line, "}\n");
+    if (!path || line->failed) st = fti_no_memory(err, 256);
+    else if (!f) st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    else if (fwrite(line->p, 1, line->n, f) != line->n || fflush(f)) st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be written", path);
+    if (f) fclose(f);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* Before the first line: a new run begins a new log; a resumed one keeps what happened up to its step. */
+static ft_status fti_log_begin(const ft_trainer *t, ft_error *err)
+{
+    fti_arena a = { 0 };
+    fti_buf kept = { 0 };
+    fti_file f;
+    char *path = fti_path_join(&a, t->o.out_dir, "log.jsonl");
+    ft_status st = path ? fti_make_directory(t->o.out_dir, err) : fti_no_memory(err, 256);
+    if (st == FTUNE_OK && t->step > 0 && fti_file_exists(path) && (st = fti_file_open(&f, path, err)) == FTUNE_OK) {
+        for (size_t i = 0, n; i < f.size; i += n) {
+            const char *end = (const char *)memchr(f.data + i, '\n', f.size - i);
+            fti_json j;
+            n = end ? (size_t)(end - f.data) + 1 - i : f.size - i;
+            if (!end || fti_json_parse(&j, f.data + i, n, path, NULL) != FTUNE_OK) continue;
+            if (fti_json_int(&j, fti_json_get(&j, 0, "step"), t->step + 1) <= t->step) fti_buf_add(&kept, f.data + i, n);
+            fti_json_free(&j);
+        }
+        fti_file_close(&f);
+    }
+    if (st == FTUNE_OK && kept.failed) st = fti_no_memory(err, kept.cap);
+    if (st == FTUNE_OK) st = fti_file_write(path, kept.p ? kept.p : "", kept.n, err);
+    fti_buf_free(&kept);
+    fti_arena_free(&a);
+    return st;
+}
+
+static double fti_nice_step(double range)              /* 1, 2 or 5 times a power of ten: about five ticks */
+{
+    double raw = range / 5.0, p = pow(10.0, floor(log10(raw))), f = raw / p;
+    return (f < 1.5 ? 1.0 : f < 3.5 ? 2.0 : f < 7.5 ? 5.0 : 10.0) * p;
+}
+
+/* A line chart without a library: two axes, a few ticks, a polyline each for training and evaluation. */
+static void fti_svg(fti_buf *b, const fti_point *h, int n)
+{
+    double low = 1e300, high = -1e300, last = 1.0, dx, dy;
+    const double X = 56, Y = 24, W = 560, H = 280;
+    for (int i = 0; i < n; i++) {
+        if (!isfinite(h[i].loss)) continue;
+        if (h[i].loss < low) low = h[i].loss;
+        if (h[i].loss > high) high = h[i].loss;
+        if ((double)h[i].step > last) last = (double)h[i].step;
+    }
+    if (low > high) { low = 0.0; high = 1.0; }
+    if (low > 0.0 && low < 0.5 * high) low = 0.0;
+    if (high - low < 1e-9) high = low + 1.0;
+    dy = fti_nice_step(high - low); dx = fti_nice_step(last);
+    low = floor(low / dy) * dy; high = ceil(high / dy) * dy;
+    if (dx < 1.0) dx = 1.0;
+    fti_buf_str(b, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 350\" width=\"640\" height=\"350\" "
+                   "font-family=\"sans-serif\" font-size=\"12\" fill=\"#444\">\n<rect width=\"640\" height=\"350\" fill=\"#fff\"/>\n");
+    for (double v = low; v <= high + dy / 2; v += dy) {
+        double y = Y + H * (high - v) / (high - low);
+        fti_buf_fmt(b, "<path d=\"M%.0f %.1fh%.0f\" stroke=\"#e4e4e4\"/><text x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
+                    X, y, W, X - 6, y + 4, fabs(v) < dy / 1e6 ? 0.0 : v);
+    }
+    for (double s = 0.0; s <= last; s += dx)
+        fti_buf_fmt(b, "<text x=\"%.1f\" y=\"%.0f\" text-anchor=\"middle\">%.0f</text>\n", X + W * s / last, Y + H + 18, s);
+    for (int eval = 0; eval < 2; eval++) {
+        const char *colour = eval ? "#d9622b" : "#2b6cb0";
+        fti_buf_fmt(b, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" points=\"", colour);
+        for (int i = 0; i < n; i++)
+            if (h[i].is_eval == eval && isfinite(h[i].loss))
+                fti_buf_fmt(b, "%.1f,%.1f ", X + W * (double)h[i].step / last, Y + H * (high - h[i].loss) / (high - low));
+        fti_buf_fmt(b, "\"/>\n<text x=\"%d\" y=\"%.0f\" fill=\"%s\">%s</text>\n", eval ? 570 : 500, Y + 14, colour, eval ? "eval" : "train");
+    }
+    fti_buf_fmt(b, "<path d=\"M%.0f %.0fv%.0fh%.0f\" fill=\"none\" stroke=\"#444\"/>\n<text x=\"%.0f\" y=\"%.0f\" text-anchor=\"middle\">"
+                "step</text>\n<text x=\"%.0f\" y=\"15\">loss</text>\n</svg>\n", X, Y, H, W, X + W / 2, Y + H + 38, X - 20);
+}
+
+static ft_status fti_write_svg(const ft_trainer *t, ft_error *err)
+{
+    fti_arena a = { 0 };
+    fti_buf b = { 0 };
+    char *path = fti_path_join(&a, t->o.out_dir, "loss.svg");
+    ft_status st;
+    fti_svg(&b, t->history, (int)arrlen(t->history));
+    st = path && !b.failed ? fti_file_write(path, b.p, b.n, err) : fti_no_memory(err, b.cap);
+    fti_buf_free(&b);
+    fti_arena_free(&a);
+    return st;
+}
+
+static ft_status fti_log_step(ft_trainer *t, const ft_progress *p, ft_error *err)
+{
+    fti_point point = { 0 };
+    char line[200];
+    fti_buf b = { 0 };
+    ft_status st = FTUNE_OK;
+    int left = (int)(p->seconds_left + 0.5);
+    point.step = p->step; point.epoch = p->epoch; point.grad_norm = p->grad_norm; point.lr = p->lr;
+    point.loss = t->sum_since_log / (double)t->n_since_log;
+    t->sum_since_log = 0.0; t->n_since_log = 0;
+    if (!fti_push(t->history, point)) return fti_no_memory(err, sizeof point);
+    if (t->o.log) {
+        snprintf(line, sizeof line, "step %lld/%lld  epoch %.2f  loss %.4f  acc %.3f  norm %.3g  lr %.3g  %.0f tok/s  %d:%02d left  %.0f MiB",
+                 (long long)p->step, (long long)p->total, p->epoch, point.loss, p->accuracy, p->grad_norm, p->lr, p->tokens_per_second,
+                 left / 60, left % 60, (double)p->memory_bytes / 1048576.0);
+        t->o.log(t->o.log_user, line);
+    }
+    if (!t->o.out_dir) return FTUNE_OK;
+    fti_buf_fmt(&b, "{\"step\": %lld", (long long)p->step);
+    fti_json_field(&b, "epoch", p->epoch, "%.6g");
+    fti_json_field(&b, "loss", point.loss, "%.9g");
+    fti_json_field(&b, "grad_norm", p->grad_norm, "%.9g");
+    fti_json_field(&b, "learning_rate", p->lr, "%.9g");
+    fti_json_field(&b, "num_tokens", (double)p->tokens, "%.0f");
+    fti_json_field(&b, "mean_token_accuracy", p->accuracy, "%.6g");
+    fti_json_field(&b, "tokens_per_second", p->tokens_per_second, "%.1f");
+    fti_json_field(&b, "memory_gib", (double)p->memory_bytes / 1073741824.0, "%.4f");
+    fti_json_field(&b, "elapsed_time", fti_now() - t->started, "%.2f");
+    fti_json_field(&b, "remaining_time", p->seconds_left, "%.2f");
+    st = fti_log_append(t, &b, err);
+    fti_buf_free(&b);
+    return st;
+}
+
+static ft_status fti_log_eval(ft_trainer *t, ft_error *err)
+{
+    fti_point point = { 0 };
+    ft_evaluation e;
+    fti_buf b = { 0 };
+    char line[160];
+    ft_status st = ft_evaluate(t->m, t->eval, t->o.batch, &e, err);
+    if (st != FTUNE_OK) return st;
+    point.step = t->step; point.epoch = (double)t->step / (double)t->per_epoch; point.loss = e.loss; point.is_eval = 1;
+    if (!fti_push(t->history, point)) return fti_no_memory(err, sizeof point);
+    if (t->o.log) {
+        snprintf(line, sizeof line, "eval at step %lld  loss %.4f  perplexity %.4g  accuracy %.3f", (long long)t->step, e.loss,
+                 e.perplexity, e.accuracy);
+        t->o.log(t->o.log_user, line);
+    }
+    if (!t->o.out_dir) return FTUNE_OK;
+    fti_buf_fmt(&b, "{\"step\": %lld", (long long)t->step);
+    fti_json_field(&b, "epoch", point.epoch, "%.6g");
+    fti_json_field(&b, "eval_loss", e.loss, "%.9g");
+    fti_json_field(&b, "eval_perplexity", e.perplexity, "%.9g");
+    fti_json_field(&b, "eval_mean_token_accuracy", e.accuracy, "%.6g");
+    st = fti_log_append(t, &b, err);
+    fti_buf_free(&b);
+    return st;
+}
+
+/* The last line: of a whole run, or of one that met a loss that is not a number. */
+static ft_status fti_log_end(const ft_trainer *t, const ft_error *failure, ft_error *err)
+{
+    double seconds = fti_now() - t->started;
+    fti_buf b = { 0 };
+    ft_status st;
+    if (failure) {
+        fti_buf_fmt(&b, "{\"step\": %lld, \"loss\": null, \"error\": ", (long long)t->step + 1);
+        fti_buf_json(&b, failure->message, strlen(failure->message));
+    } else {
+        fti_buf_str(&b, "{");
+        fti_json_field(&b, "train_runtime", seconds, "%.3f");
+        fti_json_field(&b, "train_samples_per_second", (double)(t->rows - t->started_rows) / seconds, "%.3f");
+        fti_json_field(&b, "train_steps_per_second", (double)(t->step - t->started_step) / seconds, "%.3f");
+        fti_json_field(&b, "train_loss", t->step ? t->sum_all / (double)t->step : NAN, "%.9g");
+    }
+    st = fti_log_append(t, &b, err);
+    fti_buf_free(&b);
+    return st;
+}
+
+/* ---- checkpoints ---- */
+
+/* All that the next update depends on and that a file does not hold: compared, member by member, on resume. */
+static void fti_state_same(const ft_trainer *t, fti_buf *b)
+{
+    const ft_train_options *o = &t->o;
+    const ft_lora_config *l = &t->m->lora;
+    fti_buf_fmt(b, "{\"train_rows\": \"%016llx\", \"base_model\": \"%016llx\", \"max_steps\": %lld, \"lr\": %.9g, \"beta1\": %.9g, "
+                "\"beta2\": %.9g, \"eps\": %.9g, \"weight_decay\": %.9g, \"max_grad_norm\": %.9g, \"schedule\": %d, \"warmup\": %.9g, "
+                "\"batch\": %d, \"accumulate\": %d, \"packing_length\": %d, \"shuffle\": %d, \"seed\": %llu",
+                (unsigned long long)t->data_hash, (unsigned long long)t->base_hash, (long long)t->total, (double)o->lr,
+                (double)o->beta1, (double)o->beta2, (double)o->eps, (double)o->weight_decay, (double)o->max_grad_norm,
+                (int)o->schedule, (double)o->warmup, o->batch, o->accumulate, o->packing_length, o->shuffle != 0,
+                (unsigned long long)o->seed);
+    if (t->m->has_lora) {
+        fti_buf_fmt(b, ", \"lora_r\": %d, \"lora_alpha\": %.9g, \"lora_dropout\": %.9g, \"use_rslora\": %d, \"target_modules\": ", l->r,
+                    (double)l->lora_alpha, (double)l->lora_dropout, l->use_rslora != 0);
+        fti_buf_json(b, l->target_modules, strlen(l->target_modules));
+    } else fti_buf_str(b, ", \"full\": 1");
+    fti_buf_str(b, "}");
+}
+
+static void fti_state_json(const ft_trainer *t, fti_buf *b)
+{
+    fti_buf_fmt(b, "{\n  \"global_step\": %lld,\n  \"max_steps\": %lld,\n  \"epoch\": %.17g,\n  \"num_train_epochs\": %d,\n"
+                "  \"num_input_tokens_seen\": %lld,\n  \"num_targets_seen\": %lld,\n  \"num_rows_seen\": %lld,\n"
+                "  \"losses\": [%.17g, %lld, %.17g],\n  \"same\": ", (long long)t->step, (long long)t->total,
+                (double)t->step / (double)t->per_epoch, t->o.epochs, (long long)t->tokens, (long long)t->targets, (long long)t->rows,
+                t->sum_since_log, (long long)t->n_since_log, t->sum_all);
+    fti_state_same(t, b);
+    fti_buf_str(b, ",\n  \"log_history\": [");
+    for (int i = 0; i < arrlen(t->history); i++) {
+        const fti_point *h = &t->history[i];
+        fti_buf_fmt(b, "%s\n    {\"step\": %lld", i ? "," : "", (long long)h->step);
+        fti_json_field(b, "epoch", h->epoch, "%.17g");
+        fti_json_field(b, h->is_eval ? "eval_loss" : "loss", h->loss, "%.17g");
+        if (!h->is_eval) {
+            fti_json_field(b, "grad_norm", h->grad_norm, "%.17g");
+            fti_json_field(b, "learning_rate", h->lr, "%.17g");
+        }
+        fti_buf_str(b, "}");
+    }
+    fti_buf_str(b, "\n  ]\n}\n");
+}
+
+/* Remove a directory of plain files, if it is an earlier checkpoint (or the remains of one) and nothing else. */
+static ft_status fti_remove_checkpoint(const char *dir, int must_be_checkpoint, ft_error *err)
+{
+    fti_arena a = { 0 };
+    char *state = fti_path_join(&a, dir, "trainer_state.json");
+    ft_status st = FTUNE_OK;
+    if (fti_is_directory(dir)) {
+        DIR *d = !must_be_checkpoint || (state && fti_file_exists(state)) ? opendir(dir) : NULL;
+        for (struct dirent *e; d && (e = readdir(d)) != NULL; ) {
+            char *path = fti_path_join(&a, dir, e->d_name);
+            if (path && strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlink(path);
+        }
+        if (d) closedir(d);
+        if (rmdir(dir)) st = fti_fail(err, FTUNE_ERR_IO, "%s: exists and is not a checkpoint: %s", dir, strerror(errno));
+    }
+    fti_arena_free(&a);
+    return st;
+}
+
+static ft_status fti_save_files(ft_trainer *t, const char *dir, ft_error *err)
+{
+    static const char *const suffix[2] = { ".exp_avg", ".exp_avg_sq" };
+    float *moments[2];
+    fti_arena a = { 0 };
+    fti_buf b = { 0 };
+    char *optimizer = fti_path_join(&a, dir, "optimizer.safetensors"), *state = fti_path_join(&a, dir, "trainer_state.json");
+    ft_status st = fti_make_directory(dir, err);
+    moments[0] = t->exp_avg; moments[1] = t->exp_avg_sq;
+    if (st == FTUNE_OK && (!optimizer || !state)) st = fti_no_memory(err, 256);
+    if (st == FTUNE_OK) st = t->m->has_lora ? ft_lora_save(t->m, dir, err) : ft_model_save(t->m, dir, FTUNE_F32, err);
+    if (st == FTUNE_OK) st = fti_params_save(t->m, optimizer, 2, moments, suffix, err);
+    fti_state_json(t, &b);
+    if (st == FTUNE_OK) st = b.failed ? fti_no_memory(err, b.cap) : fti_file_write(state, b.p, b.n, err);
+    fti_buf_free(&b);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* Written beside its place and renamed: a checkpoint is whole or absent. */
+FTUNE_API ft_status ft_trainer_save(ft_trainer *t, const char *dir, ft_error *err)
+{
+    fti_arena a = { 0 };
+    size_t n = strlen(dir);
+    char *temp;
+    ft_status st;
+    while (n > 1 && dir[n - 1] == '/') n--;
+    temp = (char *)fti_arena_alloc(&a, n + 5);
+    if (!temp) return fti_no_memory(err, n + 5);
+    memcpy(temp, dir, n);
+    memcpy(temp + n, ".tmp", 5);
+    st = fti_remove_checkpoint(temp, 0, err);
+    if (st == FTUNE_OK) st = fti_save_files(t, temp, err);
+    if (st == FTUNE_OK) st = fti_remove_checkpoint(dir, 1, err);
+    if (st == FTUNE_OK && rename(temp, dir)) st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be renamed to %s: %s", temp, dir, strerror(errno));
+    fti_arena_free(&a);
+    return st;
+}
+
+/* Every member that this run has must stand in the file with the same value. */
+static ft_status fti_state_compare(const ft_trainer *t, const fti_json *j, ft_error *err)
+{
+    fti_buf b = { 0 };
+    fti_arena a = { 0 };
+    fti_json mine;
+    int theirs = fti_json_get(j, 0, "same");
+    ft_status st;
+    fti_state_same(t, &b);
+    if (b.failed) { fti_buf_free(&b); return fti_no_memory(err, b.cap); }
+    st = fti_json_parse(&mine, b.p, b.n, "options", err);
+    for (int i = st == FTUNE_OK ? fti_json_child(&mine, 0) : -1; i >= 0 && st == FTUNE_OK; i = fti_json_next(&mine, i)) {
+        ft_text key = fti_json_key(&mine, i, &a);
+        char name[64];
+        int other;
+        const fti_json_node *x = &mine.node[i], *y;
+        snprintf(name, sizeof name, "%.*s", (int)key.n, key.p ? key.p : "");
+        other = theirs >= 0 ? fti_json_get(j, theirs, name) : -1;
+        y = other >= 0 ? &j->node[other] : NULL;
+        if (!y || x->len != y->len || memcmp(mine.text + x->start, j->text + y->start, x->len) != 0)
+            st = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: %s: this run has %.*s, the checkpoint %.*s: it would not be the same training",
+                          j->name, name, (int)x->len, mine.text + x->start, y ? (int)y->len : 7, y ? j->text + y->start : "nothing");
+    }
+    if (b.p) fti_json_free(&mine);
+    fti_buf_free(&b);
+    fti_arena_free(&a);
+    return st;
+}
+
+static ft_status fti_state_read(ft_trainer *t, const fti_json *j, ft_error *err)
+{
+    int losses = fti_json_get(j, 0, "losses"), history = fti_json_get(j, 0, "log_history"), k = fti_json_child(j, losses < 0 ? 0 : losses);
+    int64_t step = fti_json_int(j, fti_json_get(j, 0, "global_step"), -1);
+    if (step < 0 || step > t->total || !fti_json_is(j, losses, FTI_ARRAY))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected global_step and losses as ft_trainer_save writes them", j->name);
+    t->sum_since_log = fti_json_number(j, k, 0.0);
+    t->n_since_log = fti_json_int(j, k = k < 0 ? k : fti_json_next(j, k), 0);
+    t->sum_all = fti_json_number(j, k < 0 ? k : fti_json_next(j, k), 0.0);
+    t->step = t->started_step = step;
+    t->tokens = t->started_tokens = fti_json_int(j, fti_json_get(j, 0, "num_input_tokens_seen"), 0);
+    t->targets = fti_json_int(j, fti_json_get(j, 0, "num_targets_seen"), 0);
+    t->rows = t->started_rows = fti_json_int(j, fti_json_get(j, 0, "num_rows_seen"), 0);
+    t->started = fti_now();
+    t->order_epoch = -1;
+    arrfree(t->history);
+    for (int i = fti_json_is(j, history, FTI_ARRAY) ? fti_json_child(j, history) : -1; i >= 0; i = fti_json_next(j, i)) {
+        fti_point p = { 0 };
+        int eval = fti_json_get(j, i, "eval_loss");
+        p.is_eval = eval >= 0;
+        p.step = fti_json_int(j, fti_json_get(j, i, "step"), 0);
+        p.epoch = fti_json_number(j, fti_json_get(j, i, "epoch"), 0.0);
+        p.loss = fti_json_number(j, eval >= 0 ? eval : fti_json_get(j, i, "loss"), NAN);
+        p.grad_norm = fti_json_number(j, fti_json_get(j, i, "grad_norm"), NAN);
+        p.lr = fti_json_number(j, fti_json_get(j, i, "learning_rate"), NAN);
+        if (!fti_push(t->history, p)) return fti_no_memory(err, sizeof p);
+    }
+    return FTUNE_OK;
+}
+
+/* dir itself when it is a checkpoint, else its checkpoint-N with the highest N; NULL: none. */
+static char *fti_newest_checkpoint(fti_arena *a, const char *dir)
+{
+    char *state = fti_path_join(a, dir, "trainer_state.json"), *best = NULL;
+    long long newest = -1;
+    DIR *d;
+    if (state && fti_file_exists(state)) return fti_arena_copy(a, dir, strlen(dir));
+    if (!(d = opendir(dir))) return NULL;
+    for (struct dirent *e; (e = readdir(d)) != NULL; ) {
+        char *end = NULL;
+        long long n = strncmp(e->d_name, "checkpoint-", 11) == 0 ? strtoll(e->d_name + 11, &end, 10) : -1;
+        if (n <= newest || !end || *end) continue;
+        newest = n;
+        best = fti_path_join(a, dir, e->d_name);
+    }
+    closedir(d);
+    return best;
+}
+
+FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *err)
+{
+    fti_arena a = { 0 };
+    fti_file f;
+    fti_json j;
+    ft_weights *values = NULL, *moments = NULL;
+    char *found = fti_newest_checkpoint(&a, dir), *state, *optimizer, *weights;
+    ft_status st;
+    if (!found) {
+        fti_arena_free(&a);
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: neither a checkpoint (trainer_state.json) nor a directory with checkpoint-N", dir);
+    }
+    state = fti_path_join(&a, found, "trainer_state.json");
+    optimizer = fti_path_join(&a, found, "optimizer.safetensors");
+    weights = fti_path_join(&a, found, t->m->has_lora ? "adapter_model.safetensors" : "model.safetensors");
+    st = state && optimizer && weights ? fti_file_open(&f, state, err) : fti_no_memory(err, 256);
+    if (st == FTUNE_OK) {
+        if ((st = fti_json_parse(&j, f.data, f.size, state, err)) == FTUNE_OK) {
+            st = fti_state_compare(t, &j, err);
+            if (st == FTUNE_OK) st = ft_weights_open(&values, weights, err);
+            if (st == FTUNE_OK) st = ft_weights_open(&moments, optimizer, err);
+            if (st == FTUNE_OK) st = fti_params_read(t->m, moments, optimizer, ".exp_avg", 1, t->exp_avg, err);
+            if (st == FTUNE_OK) st = fti_params_read(t->m, moments, optimizer, ".exp_avg_sq", 1, t->exp_avg_sq, err);
+            if (st == FTUNE_OK) st = fti_params_read(t->m, values, weights, "", 0, t->m->priv->values, err);
+            if (st == FTUNE_OK) st = fti_state_read(t, &j, err);
+            fti_json_free(&j);
+        }
+        fti_file_close(&f);
+    }
+    ft_weights_close(values);
+    ft_weights_close(moments);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* ---- a whole run ---- */
+
+static ft_status fti_run_save(ft_trainer *t, ft_error *err)
+{
+    char name[64];
+    fti_arena a = { 0 };
+    char *dir;
+    ft_status st;
+    snprintf(name, sizeof name, "checkpoint-%lld", (long long)t->step);
+    dir = fti_path_join(&a, t->o.out_dir, name);
+    st = dir ? ft_trainer_save(t, dir, err) : fti_no_memory(err, 256);
+    if (st == FTUNE_OK) st = fti_write_svg(t, err);
+    fti_arena_free(&a);
+    return st;
+}
+
+/* What follows an update: the log line, at the end of an epoch the evaluation, then the checkpoint that knows both. */
+static ft_status fti_run_after(ft_trainer *t, const ft_progress *p, ft_error *err)
+{
+    int last = ft_trainer_done(t), every = t->o.log_every > 0 ? t->o.log_every : 1;
+    ft_status st = FTUNE_OK;
+    if (t->step == 1 || t->step % every == 0 || last) st = fti_log_step(t, p, err);
+    if (st == FTUNE_OK && t->eval && (t->step % t->per_epoch == 0 || last)) st = fti_log_eval(t, err);
+    if (st == FTUNE_OK && t->o.out_dir && (last || (t->o.save_every > 0 && t->step % t->o.save_every == 0))) st = fti_run_save(t, err);
+    return st;
+}
+
+FTUNE_API ft_status ft_trainer_run(ft_trainer *t, ft_error *err)
+{
+    ft_error own;
+    ft_progress p;
+    ft_status st = FTUNE_OK;
+    if (!err) err = &own;
+    t->started = fti_now();
+    if (t->o.out_dir) st = fti_log_begin(t, err);
+    if (st == FTUNE_OK && t->step == 0 && t->eval) st = fti_log_eval(t, err);          /* where we start from */
+    while (st == FTUNE_OK && !ft_trainer_done(t)) {
+        if ((st = ft_trainer_step(t, &p, err)) == FTUNE_OK) st = fti_run_after(t, &p, err);
+        else if (st == FTUNE_ERR_NOT_FINITE && t->o.out_dir) fti_log_end(t, err, NULL);
+    }
+    if (st == FTUNE_OK && t->o.out_dir) {
+        st = t->m->has_lora ? ft_lora_save(t->m, t->o.out_dir, err) : ft_model_save(t->m, t->o.out_dir, FTUNE_F32, err);
+        if (st == FTUNE_OK) st = fti_log_end(t, NULL, err);
+    }
+    return st;
+}
+
+/* >>10 generate, save: hearing what was learnt --------------------------------------------------------------------
+ *
+ * A model gives one distribution per position: of the next id. Generation takes one id from the last of them, appends
+ * it, and asks again. Run naively, n new ids cost n whole passes over a growing text. But a token only looks back, so
+ * k and v of the past never change: keep them, and each new id costs a pass over one token.
+ *
+ *     prompt    <|im_start|> user ... assistant \n      one pass of n tokens; k, v of every layer go to the cache
+ *     I         1 token, attends to n + 1 rows          "I"    -> 40
+ *     am        1 token, attends to n + 2 rows          "am"   -> 1079      until <|im_end|>
+ *
+ * The cache is 2 K D numbers per layer and token: for Qwen2.5-0.5B 2 * 2 * 64 * 24 * 4 bytes = 24 KB a token, which is
+ * what grouped k/v heads (K 2 instead of H 14) are for. Several prompts are decoded side by side: the matmuls then have
+ * one row per prompt and read the weights once for all of them.
+ *
+ * From logits z to an id, in the order Transformers applies it: repetition penalty (z of an id already seen: divided
+ * if positive, multiplied if negative), temperature (z / T: small T sharpens), top-k (the k largest), top-p (the
+ * smallest set of likeliest ids whose probabilities sum to p; Holtzman et al. 1904.09751), then a draw. Temperature 0
+ * means: the largest, the lowest id among equals.
+ *
+ * Usual mistakes: a prompt template that differs from training by one newline; not stopping because the end token was
+ * never supervised (>>2), or because the base's end of text was expected instead of the chat's end of turn.
+ * See examples/11_generate.c. */
+
+FTUNE_API ft_generate_options ft_generate_options_default(void)
+{
+    ft_generate_options o;
+    memset(&o, 0, sizeof o);
+    o.max_new_tokens = 128;
+    o.top_p = 1.0f; o.repetition_penalty = 1.0f;
+    o.seed = 42;
+    return o;
+}
+
+/* ---- from logits to an id ---- */
+
+typedef struct fti_choice { float z; int32_t id; } fti_choice;
+
+static int fti_by_logit(const void *a, const void *b)       /* largest first, then the lower id */
+{
+    const fti_choice *x = (const fti_choice *)a, *y = (const fti_choice *)b;
+    if (x->z != y->z) return x->z < y->z ? 1 : -1;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int32_t fti_argmax(const float *z, int V)
+{
+    int best = 0;
+    for (int v = 1; v < V; v++) if (z[v] > z[best]) best = v;
+    return best;
+}
+
+/* Each id once, however often it was seen. seen [V] is zero before and after. */
+static void fti_penalize(float *z, float penalty, const int32_t *ids, int n, const int32_t *more, int n_more, uint8_t *seen)
+{
+    for (int i = 0; i < n + n_more; i++) {
+        int32_t id = i < n ? ids[i] : more[i - n];
+        if (!seen[id]) z[id] = z[id] > 0.0f ? z[id] / penalty : z[id] * penalty;
+        seen[id] = 1;
+    }
+    for (int i = 0; i < n + n_more; i++) seen[i < n ? ids[i] : more[i - n]] = 0;
+}
+
+/* Ids that can be drawn, likeliest first when a cut needs the order; returns how many. */
+static int fti_candidates(const float *z, int V, const ft_generate_options *o, fti_choice *c)
+{
+    float top = z[fti_argmax(z, V)], T = o->temperature, floor_z = -INFINITY;
+    double sum = 0.0, kept = 0.0;
+    int n = 0, k = o->top_k > 0 && o->top_k < V ? o->top_k : V;
+    if (o->top_p < 1.0f && k == V) {
+        /* ids below (1 - p) / V of the mass sum to less than 1 - p, so none of them is in the set: do not sort them */
+        for (int v = 0; v < V; v++) sum += exp((double)(z[v] - top) / T);
+        floor_z = top + T * (float)log((1.0 - (double)o->top_p) / V * sum);
+    }
+    for (int v = 0; v < V; v++)
+        if (z[v] >= floor_z || z[v] == top) { c[n].z = z[v]; c[n++].id = v; }
+    if (k == V && o->top_p >= 1.0f) return n;
+    qsort(c, (size_t)n, sizeof *c, fti_by_logit);
+    if (n > k) n = k;
+    if (o->top_p >= 1.0f) return n;
+    if (k < V) { sum = 0.0; for (int i = 0; i < n; i++) sum += exp((double)(c[i].z - top) / T); }
+    for (int i = 0; i < n; i++) {
+        kept += exp((double)(c[i].z - top) / T) / sum;
+        if (kept >= (double)o->top_p) return i + 1;
+    }
+    return n;
+}
+
+static int32_t fti_sample(float *z, int V, const ft_generate_options *o, ft_rng *rng, fti_choice *c)
+{
+    double sum = 0.0, x;
+    float top = z[fti_argmax(z, V)];
+    int n;
+    if (!(o->temperature > 0.0f)) return fti_argmax(z, V);
+    n = fti_candidates(z, V, o, c);
+    for (int i = 0; i < n; i++) sum += exp((double)(c[i].z - top) / o->temperature);
+    x = (double)ft_rng_uniform(rng) * sum;
+    for (int i = 0; i < n; i++)
+        if ((x -= exp((double)(c[i].z - top) / o->temperature)) < 0.0) return c[i].id;
+    return c[n - 1].id;
+}
+
+/* ---- a group of prompts decoded together ---- */
+
+enum { FTI_GROUP = 64 };                 /* prompts at once */
+
+typedef struct fti_decode {
+    ft_model *m;
+    const ft_generate_options *o;
+    const int32_t *const *ids; const int *n;           /* the group's prompts */
+    int32_t *out; int cap; int *n_out;                 /* and answers */
+    int      n_prompts, n_active, limit;
+    int      active[FTI_GROUP];                        /* prompts not finished, in order */
+    int      base[FTI_GROUP], past[FTI_GROUP];         /* cache rows of a prompt: base .. base + past */
+    ft_rng   rng[FTI_GROUP];
+    fti_cache cache;
+    int32_t *host;                                     /* pieces from, to; begins, ends */
+    ft_batch batch;
+    float   *logits; fti_choice *choice; uint8_t *seen;
+} fti_decode;
+
+static void fti_decode_free(fti_decode *d)
+{
+    ft_backend *be = d->m->be;
+    if (d->cache.kv) be->release(be, d->cache.kv);
+    if (d->cache.fresh) be->release(be, d->cache.fresh);
+    if (d->cache.from) be->release(be, d->cache.from);
+    FTUNE_FREE(d->host);
+    FTUNE_FREE(d->logits);
+    FTUNE_FREE(d->choice);
+    FTUNE_FREE(d->seen);
+    ft_batch_free(&d->batch);
+    memset(&d->cache, 0, sizeof d->cache);
+    d->host = NULL; d->logits = NULL; d->choice = NULL; d->seen = NULL;
+}
+
+/* Cache rows for every prompt and what it may still say; room to move the new tokens of the largest pass. */
+static ft_status fti_decode_begin(fti_decode *d, ft_error *err)
+{
+    ft_backend *be = d->m->be;
+    const ft_config *c = &d->m->config;
+    size_t KV = 2 * (size_t)c->num_key_value_heads, D = (size_t)c->head_dim, act = ft_dtype_size(be->activation), moved;
+    int64_t rows = 0, tokens = 0;
+    for (int p = 0; p < d->n_prompts; p++) {
+        if (d->n[p] < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: prompt %d is empty: expected at least one id", p);
+        d->base[p] = (int)rows;
+        d->past[p] = 0;
+        d->n_out[p] = 0;
+        d->active[p] = p;
+        rows += (int64_t)d->n[p] + d->limit;
+        tokens += d->n[p];
+    }
+    if (rows > INT32_MAX / 8 || rows * (int64_t)KV > INT32_MAX)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: %lld tokens at once are too many", (long long)rows);
+    d->n_active = d->n_prompts;
+    d->cache.rows = (int)rows;
+    moved = (size_t)tokens * KV;
+    d->host = (int32_t *)fti_alloc(2 * moved + 2 * FTI_GROUP, sizeof *d->host);
+    d->logits = (float *)fti_alloc((size_t)d->n_prompts, (size_t)c->vocab_size * sizeof *d->logits);
+    d->choice = (fti_choice *)fti_alloc((size_t)c->vocab_size, sizeof *d->choice);
+    d->seen = (uint8_t *)fti_calloc((size_t)c->vocab_size, 1);
+    if (!d->host || !d->logits || !d->choice || !d->seen)
+        return fti_no_memory(err, (size_t)d->n_prompts * (size_t)c->vocab_size * sizeof *d->logits);
+    d->cache.kv = be->alloc(be, (size_t)c->num_hidden_layers * (size_t)rows * KV * D * act);
+    d->cache.fresh = be->alloc(be, moved * D * act);
+    d->cache.from = (int32_t *)be->alloc(be, (2 * moved + 2 * FTI_GROUP) * sizeof *d->cache.from);
+    if (d->cache.from) {
+        d->cache.to = d->cache.from + moved;
+        d->cache.begin = d->cache.to + moved;
+        d->cache.end = d->cache.begin + FTI_GROUP;
+    }
+    return fti_backend_status(be, err);
+}
+
+/* Where the new tokens' keys and values go. A row of q|k|v is H + 2K pieces of D numbers; the last 2K of token i become
+ * the 2K pieces of cache row to_row[i]. */
+static void fti_decode_moves(fti_decode *d, int N, const int *to_row)
+{
+    const ft_config *c = &d->m->config;
+    ft_backend *be = d->m->be;
+    int H = c->num_attention_heads, KV = 2 * c->num_key_value_heads;
+    int32_t *from = d->host, *to = d->host + (size_t)N * (size_t)KV;
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < KV; k++) {
+            from[i * KV + k] = i * (H + KV) + H + k;
+            to[i * KV + k] = to_row[i] * KV + k;
+        }
+    d->cache.moved = N * KV;
+    be->upload(be, d->cache.from, from, (size_t)d->cache.moved * sizeof *from);
+    be->upload(be, d->cache.to, to, (size_t)d->cache.moved * sizeof *to);
+}
+
+/* One pass over the tokens in d->batch; d->logits of the rows marked by a target. */
+static ft_status fti_decode_pass(fti_decode *d, const int *to_row, ft_error *err)
+{
+    ft_status st = fti_begin(d->m, &d->batch, 0, 0, 0, err);
+    if (st != FTUNE_OK) return st;
+    fti_decode_moves(d, d->batch.N, to_row);
+    fti_forward(d->m, &d->cache);
+    return fti_logits(d->m, d->logits, err);
+}
+
+static ft_status fti_decode_add(ft_batch *b, int32_t id, int position, int row_start, int wanted, ft_error *err)
+{
+    ft_sample s;
+    int32_t label = FTUNE_IGNORE_INDEX;
+    ft_status st;
+    memset(&s, 0, sizeof s);
+    s.input_ids = &id; s.labels = &label; s.n = 1;
+    if ((st = ft_batch_add(b, &s, 0, 0, err)) != FTUNE_OK) return st;
+    b->position_ids[b->N - 1] = position;
+    b->row_start[b->N - 1] = row_start;
+    b->targets[b->N - 1] = wanted ? 0 : FTUNE_IGNORE_INDEX;  /* any id: marks a row that goes on to lm_head */
+    return FTUNE_OK;
+}
+
+/* All prompts end to end, as packed rows. */
+static ft_status fti_decode_prompts(fti_decode *d, ft_error *err)
+{
+    int N = 0, *to_row;
+    ft_status st = FTUNE_OK;
+    for (int p = 0; p < d->n_prompts; p++) N += d->n[p];
+    if (!(to_row = (int *)fti_alloc((size_t)N, sizeof *to_row))) return fti_no_memory(err, (size_t)N * sizeof *to_row);
+    ft_batch_clear(&d->batch);
+    for (int p = 0; p < d->n_prompts; p++) {
+        int start = d->batch.N;
+        for (int i = 0; st == FTUNE_OK && i < d->n[p]; i++) {
+            to_row[d->batch.N] = d->base[p] + i;
+            st = fti_decode_add(&d->batch, d->ids[p][i], i, start, i + 1 == d->n[p], err);
+        }
+        d->past[p] = d->n[p];
+    }
+    d->cache.decode = 0;
+    if (st == FTUNE_OK) st = fti_decode_pass(d, to_row, err);
+    FTUNE_FREE(to_row);
+    return st;
+}
+
+/* The last id of every active prompt, one row each. */
+static ft_status fti_decode_tokens(fti_decode *d, ft_error *err)
+{
+    ft_backend *be = d->m->be;
+    int to_row[FTI_GROUP];
+    int32_t begin[FTI_GROUP], end[FTI_GROUP];
+    ft_status st = FTUNE_OK;
+    ft_batch_clear(&d->batch);
+    for (int i = 0; st == FTUNE_OK && i < d->n_active; i++) {
+        int p = d->active[i];
+        st = fti_decode_add(&d->batch, d->out[(size_t)p * (size_t)d->cap + (size_t)d->n_out[p] - 1], d->past[p], 0, 1, err);
+        to_row[i] = d->base[p] + d->past[p]++;
+        begin[i] = d->base[p];
+        end[i] = to_row[i] + 1;
+    }
+    if (st != FTUNE_OK) return st;
+    be->upload(be, d->cache.begin, begin, (size_t)d->n_active * sizeof *begin);
+    be->upload(be, d->cache.end, end, (size_t)d->n_active * sizeof *end);
+    d->cache.decode = 1;
+    return fti_decode_pass(d, to_row, err);
+}
+
+static int fti_is_stop(const ft_generate_options *o, int32_t id)
+{
+    for (int i = 0; i < o->n_stop; i++) if (o->stop_ids[i] == id) return 1;
+    return 0;
+}
+
+/* Choose an id for every active prompt from its row of logits; prompts that are done leave. */
+static void fti_decode_choose(fti_decode *d)
+{
+    int V = d->m->config.vocab_size, left = 0;
+    for (int i = 0; i < d->n_active; i++) {
+        int p = d->active[i];
+        float *z = d->logits + (size_t)i * (size_t)V;
+        int32_t *out = d->out + (size_t)p * (size_t)d->cap, id;
+        if (d->o->repetition_penalty != 1.0f)
+            fti_penalize(z, d->o->repetition_penalty, d->ids[p], d->n[p], out, d->n_out[p], d->seen);
+        id = fti_sample(z, V, d->o, &d->rng[p], d->choice);
+        if (fti_is_stop(d->o, id)) continue;
+        out[d->n_out[p]++] = id;
+        if (d->o->on_token && d->o->on_token(d->o->user, id)) continue;
+        if (d->n_out[p] < d->limit) d->active[left++] = p;
+    }
+    d->n_active = left;
+}
+
+static ft_status fti_generate_check(const ft_model *m, const ft_generate_options *o, ft_error *err)
+{
+    if (o->max_new_tokens < 0 || !(o->temperature >= 0.0f) || !(o->top_p > 0.0f) || !(o->repetition_penalty > 0.0f) || o->top_k < 0)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: max_new_tokens %d, temperature %g, top_k %d, top_p %g, repetition_penalty %g: "
+                        "the first three must not be negative, the others above 0", o->max_new_tokens, (double)o->temperature,
+                        o->top_k, (double)o->top_p, (double)o->repetition_penalty);
+    for (int i = 0; i < o->n_stop; i++)
+        if (o->stop_ids[i] >= m->config.vocab_size)
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: stop id %d: expected ids below %d", (int)o->stop_ids[i], m->config.vocab_size);
+    return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_generate_batch(ft_model *m, const int32_t *const *ids, const int *n, int n_prompts,
+                                      const ft_generate_options *o, int32_t *out, int cap, int *n_out, ft_error *err)
+{
+    ft_status st = fti_generate_check(m, o, err);
+    fti_decode *d;
+    if (st != FTUNE_OK) return st;
+    if (!(d = (fti_decode *)fti_calloc(1, sizeof *d))) return fti_no_memory(err, sizeof *d);
+    d->m = m; d->o = o; d->cap = cap;
+    d->limit = o->max_new_tokens < cap ? o->max_new_tokens : cap;
+    for (int first = 0; st == FTUNE_OK && first < n_prompts; first += FTI_GROUP) {
+        d->n_prompts = n_prompts - first < FTI_GROUP ? n_prompts - first : FTI_GROUP;
+        d->ids = ids + first; d->n = n + first;
+        d->out = out + (size_t)first * (size_t)cap; d->n_out = n_out + first;
+        for (int p = 0; p < d->n_prompts; p++) ft_rng_seed(&d->rng[p], o->seed + (uint64_t)(first + p));
+        st = fti_decode_begin(d, err);
+        if (st == FTUNE_OK && d->limit > 0) st = fti_decode_prompts(d, err);
+        while (st == FTUNE_OK && d->limit > 0 && d->n_active > 0) {
+            fti_decode_choose(d);
+            if (d->n_active > 0) st = fti_decode_tokens(d, err);
+        }
+        fti_decode_free(d);
+    }
+    FTUNE_FREE(d);
+    return st;
+}
+
+FTUNE_API ft_status ft_generate(ft_model *m, const int32_t *ids, int n, const ft_generate_options *o,
+                                int32_t *out, int cap, int *n_out, ft_error *err)
+{
+    return ft_generate_batch(m, &ids, &n, 1, o, out, cap, n_out, err);
+}
+
+/* ---- from a question to an answer ---- */
+
+/* Where an answer ends: the caller's stop ids, else the model's, the tokenizer's and the template's end. */
+static int fti_stop_ids(const ft_model *m, const ft_tokenizer *tok, const ft_template *t, int32_t *stop, int cap)
+{
+    const char *piece = t ? t->suffix[0] : NULL;
+    int32_t id = ft_tokenizer_attribute(tok, "eos_token_id"), ids[4];
+    size_t k = 0;
+    int n = 0;
+    for (int i = 0; i < m->config.n_eos && n < cap; i++) stop[n++] = m->config.eos_token_id[i];
+    if (id >= 0 && n < cap) stop[n++] = id;
+    if (piece && piece[0] != FTUNE_IDS[0] && n < cap) {      /* "<|im_end|>\n": the control token it begins with */
+        size_t length = strlen(piece);
+        while (length > 0 && piece[length - 1] == '\n') length--;
+        if (length && ft_tokenizer_encode(tok, piece, length, FTUNE_SPECIAL_PARSE, ids, 4, &k, NULL) == FTUNE_OK && k == 1)
+            stop[n++] = ids[0];
+    }
+    for (int i = n - 1; i >= 0; i--)                         /* ids the model does not have cannot be met */
+        if (stop[i] < 0 || stop[i] >= m->config.vocab_size) stop[i] = stop[--n];
+    return n;
+}
+
+FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const ft_message *messages,
+                              int n_messages, const ft_generate_options *o, char *out, size_t cap, ft_error *err)
+{
+    ft_generate_options g = *o;
+    ft_sample s;
+    int32_t stop[16], *ids = NULL;
+    int n = 0;
+    size_t need = 0;
+    ft_status st;
+    memset(&s, 0, sizeof s);
+    if (cap < 1) return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ft_answer: no room for an answer");
+    out[0] = 0;
+    if (!g.stop_ids) {
+        const ft_template *t = chat->use_chat_template ? ft_template_find(chat->registry, chat->template_name, NULL) : NULL;
+        g.n_stop = fti_stop_ids(m, tok, t, stop, 16);
+        g.stop_ids = stop;
+    }
+    st = ft_chat_encode(&s, tok, messages, n_messages, chat, err);
+    if (st == FTUNE_OK && s.dropped) st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_answer: the prompt is longer than max_length");
+    if (st == FTUNE_OK && !(ids = (int32_t *)fti_alloc((size_t)g.max_new_tokens + 1, sizeof *ids)))
+        st = fti_no_memory(err, ((size_t)g.max_new_tokens + 1) * sizeof *ids);
+    if (st == FTUNE_OK) st = ft_generate(m, s.input_ids, s.n, &g, ids, g.max_new_tokens, &n, err);
+    if (st == FTUNE_OK) st = ft_tokenizer_decode(tok, ids, (size_t)n, 1, out, cap - 1, &need, err);
+    out[st == FTUNE_OK ? need : 0] = 0;
+    FTUNE_FREE(ids);
+    ft_sample_free(&s);
+    return st;
+}
+
+/* >>appendix: errors, memory, text, JSON, files, numbers ---------------------------------------------------------
+ *
+ * Plumbing. Nothing here knows what a token or a tensor is. Three promises hold throughout:
+ *   - an allocation may fail, and then the caller gets an answer and not a crash;
+ *   - sizes that come from a file are checked before they are multiplied or added;
+ *   - no global state: what is remembered is remembered in an argument.
+ */
+
+/* Errors ---------------------------------------------------------------------------------------------------------- */
+
+/* One line of valid UTF-8 whatever the arguments held: a tensor may be called "\n\x1b[2J". An argument may be the
+ * message of the same error, to put words around it. */
+static ft_status fti_fail(ft_error *err, ft_status code, const char *format, ...)
+{
+    char text[sizeof err->message];
+    va_list args;
+    size_t n, valid;
+    if (!err) return code;
+    va_start(args, format);
+    if (vsnprintf(text, sizeof text, format, args) < 0) text[0] = 0;
+    va_end(args);
+    n = strlen(text);
+    for (size_t i = 0; i < n; i++) if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f) text[i] = ' ';
+    while ((valid = fti_utf8_valid(text, n)) < n) {
+        if (n == sizeof text - 1 && n - valid < 4) n = valid;                    /* cut off inside a character */
+        else text[valid] = '?';
+    }
+    text[n] = 0;
+    memcpy(err->message, text, n + 1);
+    err->code = code;
+    return code;
+}
+
+static ft_status fti_no_memory(ft_error *err, size_t bytes)
+{
+    return fti_fail(err, FTUNE_ERR_NO_MEMORY, "out of memory: %lu more bytes were wanted", (unsigned long)bytes);
+}
+
+/* Memory ---------------------------------------------------------------------------------------------------------- */
+
+static void *fti_alloc(size_t count, size_t size)
+{
+    size_t bytes = count * size;
+    if (size && count > SIZE_MAX / size) return NULL;
+    return FTUNE_MALLOC(bytes > 0 ? bytes : 1);              /* NULL then always means: no memory */
+}
+
+static void *fti_calloc(size_t count, size_t size)
+{
+    void *p = fti_alloc(count, size);
+    if (p) memset(p, 0, count * size);
+    return p;
+}
+
+/* array: address of the array pointer. What stb_ds' own growth does, plus the checks. */
+static int fti_fit_bytes(void *array, size_t element, size_t n)
+{
+    char *a;
+    stbds_array_header *head = NULL;
+    size_t length = 0, cap = 0, want;
+    memcpy(&a, array, sizeof a);
+    if (a) { head = (stbds_array_header *)(void *)a - 1; length = head->length; cap = head->capacity; }
+    if (n <= cap - length) return 1;
+    if (n > SIZE_MAX / 4 - length) return 0;
+    want = length + n > 2 * cap ? length + n : 2 * cap;
+    if (want < 4) want = 4;
+    if (want > (SIZE_MAX - sizeof *head) / element) return 0;
+    head = (stbds_array_header *)STBDS_REALLOC(NULL, head, sizeof *head + want * element);
+    if (!head) return 0;
+    if (!a) memset(head, 0, sizeof *head);
+    head->capacity = want;
+    a = (char *)(head + 1);
+    memcpy(array, &a, sizeof a);
+    return 1;
+}
+
+struct fti_block { struct fti_block *below; size_t used, size; size_t pad; };   /* 32 bytes: what follows is aligned to 16 */
+
+static void *fti_arena_alloc(fti_arena *a, size_t bytes)
+{
+    struct fti_block *b = a->top;
+    size_t size;
+    if (bytes > SIZE_MAX / 4) return NULL;
+    bytes = (bytes + 15) & ~(size_t)15;
+    if (!b || b->size - b->used < bytes) {
+        size = b ? 2 * b->size : 1024;                     /* 1, 2, 4 ... 256 KiB: little waste for few, few blocks for many */
+        if (size > 262144) size = 262144;
+        if (size < bytes) size = bytes;
+        b = (struct fti_block *)FTUNE_MALLOC(sizeof *b + size);
+        if (!b) return NULL;
+        b->used = 0;
+        b->size = size;
+        b->below = a->top;
+        a->top = b;
+    }
+    b->used += bytes;
+    return memset((char *)(b + 1) + b->used - bytes, 0, bytes);
+}
+
+static char *fti_arena_copy(fti_arena *a, const char *p, size_t n)
+{
+    char *copy = n < SIZE_MAX ? (char *)fti_arena_alloc(a, n + 1) : NULL;
+    if (copy && n) memcpy(copy, p, n);
+    return copy;
+}
+
+static void fti_arena_free(fti_arena *a)
+{
+    while (a->top) {
+        struct fti_block *below = a->top->below;
+        FTUNE_FREE(a->top);
+        a->top = below;
+    }
+}
+
+/* Growing text ---------------------------------------------------------------------------------------------------- */
+
+/* Room for n more bytes and a terminating 0. */
+static int fti_buf_fit(fti_buf *b, size_t n)
+{
+    size_t cap;
+    char *p;
+    if (b->failed) return 0;
+    if (n < b->cap - b->n) return 1;
+    if (n > SIZE_MAX / 4 - b->n) { b->failed = 1; return 0; }
+    cap = 2 * b->cap > b->n + n + 1 ? 2 * b->cap : b->n + n + 1;
+    if (cap < 64) cap = 64;
+    p = (char *)FTUNE_REALLOC(b->p, cap);
+    if (!p) { b->failed = 1; return 0; }
+    b->p = p;
+    b->cap = cap;
+    return 1;
+}
+
+static void fti_buf_add(fti_buf *b, const char *p, size_t n)
+{
+    if (!fti_buf_fit(b, n)) return;
+    if (n) memcpy(b->p + b->n, p, n);
+    b->n += n;
+    b->p[b->n] = 0;
+}
+
+static void fti_buf_str(fti_buf *b, const char *s) { fti_buf_add(b, s, strlen(s)); }
+
+static void fti_buf_fmt(fti_buf *b, const char *format, ...)
+{
+    va_list args;
+    int n;
+    va_start(args, format);
+    n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    if (n < 0) { b->failed = 1; return; }
+    if (!fti_buf_fit(b, (size_t)n)) return;
+    va_start(args, format);
+    vsnprintf(b->p + b->n, (size_t)n + 1, format, args);
+    va_end(args);
+    b->n += (size_t)n;
+}
+
+static void fti_buf_json(fti_buf *b, const char *p, size_t n)
+{
+    static const char letter[] = "btn\0fr";                   /* \b \t \n - \f \r are the bytes 8 .. 13 */
+    size_t plain = 0;
+    fti_buf_add(b, "\"", 1);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)p[i];
+        if (c >= 0x20 && c != '"' && c != '\\') continue;
+        fti_buf_add(b, p + plain, i - plain);
+        plain = i + 1;
+        if (c >= 0x20)                              fti_buf_fmt(b, "\\%c", c);
+        else if (c >= 8 && c <= 13 && letter[c - 8]) fti_buf_fmt(b, "\\%c", letter[c - 8]);
+        else                                        fti_buf_fmt(b, "\\u%04x", c);
+    }
+    fti_buf_add(b, p + plain, n - plain);
+    fti_buf_add(b, "\"", 1);
+}
+
+static void fti_buf_number(fti_buf *b, double x, int digits)
+{
+    char s[40], *p;
+    size_t n;
+    if (!(x - x == 0)) { fti_buf_str(b, "null"); return; }
+    for (int k = 1; k <= digits; k++) {
+        double back;
+        snprintf(s, sizeof s, "%.*g", k, x);
+        back = strtod(s, NULL);
+        if (digits > 9 ? back == x : (float)back == (float)x) break;
+    }
+    if (fabs(x) >= 10 && fabs(x) < 1e16 && strchr(s, 'e')) snprintf(s, sizeof s, "%.0f", x);      /* 1e+06 */
+    n = strspn(s, "0123456789-");
+    p = s + n + strcspn(s + n, "0123456789e");
+    fti_buf_add(b, s, n);
+    if (*p != 'e') fti_buf_str(b, ".");                      /* whatever the locale put here */
+    fti_buf_str(b, !s[n] ? "0" : p);
+}
+
+static void fti_buf_free(fti_buf *b)
+{
+    FTUNE_FREE(b->p);
+    memset(b, 0, sizeof *b);
+}
+
+FTUNE_API ft_text ft_text_of(const char *c_string)
+{
+    ft_text t;
+    t.p = c_string;
+    t.n = c_string ? strlen(c_string) : 0;
+    return t;
+}
+
+/* Bytes -> int32 -------------------------------------------------------------------------------------------------- */
+
+static uint64_t fti_mix(uint64_t h)
+{
+    h ^= h >> 32;
+    h *= UINT64_C(0xD6E8FEB86659FD93);
+    h ^= h >> 29;
+    return h;
+}
+
+/* Eight bytes a step; a last, partial word carries the length, so "a" and "a\0" differ. */
+static uint64_t fti_hash(const char *p, size_t n)
+{
+    uint64_t h = UINT64_C(0x9E3779B97F4A7C15) ^ n, word;
+    for (; n >= 8; p += 8, n -= 8) {
+        memcpy(&word, p, 8);
+        h = fti_mix((h ^ word) * UINT64_C(0xA0761D6478BD642F));
+    }
+    word = 0;
+    for (size_t i = 0; i < n; i++) word = word << 8 | (unsigned char)p[i];
+    return fti_mix((h ^ word ^ (uint64_t)n << 56) * UINT64_C(0xE7037ED1A0B428DB));
+}
+
+/* The slot that holds the key, or the free one where it belongs. Linear probing, never more than half full. */
+static fti_map_slot *fti_map_find(const fti_map *m, const char *key, size_t len, uint32_t hash)
+{
+    size_t i = hash & (m->cap - 1);
+    for (;; i = (i + 1) & (m->cap - 1)) {
+        fti_map_slot *s = &m->slot[i];
+        if (!s->key || (s->hash == hash && s->len == len && memcmp(s->key, key, len) == 0)) return s;
+    }
+}
+
+static int fti_map_grow(fti_map *m)
+{
+    fti_map bigger;
+    bigger.cap = m->cap ? 2 * m->cap : 16;
+    bigger.n = m->n;
+    bigger.slot = (fti_map_slot *)fti_calloc(bigger.cap, sizeof *bigger.slot);
+    if (!bigger.slot) return 0;
+    for (size_t i = 0; i < m->cap; i++) {
+        fti_map_slot *s = &m->slot[i];
+        if (s->key) *fti_map_find(&bigger, s->key, s->len, s->hash) = *s;
+    }
+    FTUNE_FREE(m->slot);
+    *m = bigger;
+    return 1;
+}
+
+static int fti_map_put(fti_map *m, const char *key, size_t len, int32_t value)
+{
+    uint32_t hash = (uint32_t)fti_hash(key, len);
+    fti_map_slot *s;
+    if (len > UINT32_MAX || (2 * (m->n + 1) > m->cap && !fti_map_grow(m))) return 0;
+    s = fti_map_find(m, key, len, hash);
+    if (!s->key) {
+        s->key = key ? key : "";                              /* NULL with length 0 is the empty key */
+        s->len = (uint32_t)len;
+        s->hash = hash;
+        m->n++;
+    }
+    s->value = value;
+    return 1;
+}
+
+static int32_t fti_map_get(const fti_map *m, const char *key, size_t len)
+{
+    fti_map_slot *s;
+    if (!m->cap) return -1;
+    s = fti_map_find(m, key, len, (uint32_t)fti_hash(key, len));
+    return s->key ? s->value : -1;
+}
+
+static void fti_map_free(fti_map *m)
+{
+    FTUNE_FREE(m->slot);
+    memset(m, 0, sizeof *m);
+}
+
+/* UTF-8 (RFC 3629) ------------------------------------------------------------------------------------------------ */
+
+static int fti_utf8_decode(const char *p, const char *end, uint32_t *cp)
+{
+    const unsigned char *s = (const unsigned char *)p;
+    size_t n = (size_t)(end - p);
+    if (n && s[0] < 0x80) { *cp = s[0]; return 1; }
+    if (n < 2 || s[0] < 0xC2 || (s[1] & 0xC0) != 0x80) return 0;
+    if (s[0] < 0xE0) { *cp = (uint32_t)(s[0] & 31) << 6 | (s[1] & 63); return 2; }
+    if (n < 3 || (s[2] & 0xC0) != 0x80) return 0;
+    if (s[0] < 0xF0) {
+        *cp = (uint32_t)(s[0] & 15) << 12 | (uint32_t)(s[1] & 63) << 6 | (s[2] & 63);
+        return *cp >= 0x800 && (*cp < 0xD800 || *cp > 0xDFFF) ? 3 : 0;
+    }
+    if (n < 4 || (s[3] & 0xC0) != 0x80 || s[0] > 0xF4) return 0;
+    *cp = (uint32_t)(s[0] & 7) << 18 | (uint32_t)(s[1] & 63) << 12 | (uint32_t)(s[2] & 63) << 6 | (s[3] & 63);
+    return *cp >= 0x10000 && *cp <= 0x10FFFF ? 4 : 0;
+}
+
+static int fti_utf8_encode(uint32_t cp, char out[4])
+{
+    if (cp < 0x80) { out[0] = (char)cp; return 1; }
+    if (cp < 0x800) { out[0] = (char)(0xC0 | cp >> 6); out[1] = (char)(0x80 | (cp & 63)); return 2; }
+    if (cp < 0x10000) {
+        out[0] = (char)(0xE0 | cp >> 12); out[1] = (char)(0x80 | (cp >> 6 & 63)); out[2] = (char)(0x80 | (cp & 63));
+        return 3;
+    }
+    out[0] = (char)(0xF0 | cp >> 18); out[1] = (char)(0x80 | (cp >> 12 & 63));
+    out[2] = (char)(0x80 | (cp >> 6 & 63)); out[3] = (char)(0x80 | (cp & 63));
+    return 4;
+}
+
+static size_t fti_utf8_valid(const char *p, size_t n)
+{
+    const char *s = p, *end = p + n;
+    uint64_t word;
+    uint32_t cp;
+    int k;
+    while (s < end) {
+        if (end - s >= 8 && (memcpy(&word, s, 8), !(word & UINT64_C(0x8080808080808080)))) { s += 8; continue; }
+        k = fti_utf8_decode(s, end, &cp);
+        if (!k) break;
+        s += k;
+    }
+    return (size_t)(s - p);
+}
+
+/* JSON (RFC 8259), strict: what other programs would refuse is refused here, with the place ----------------------- */
+
+#define FTI_JSON_DEPTH 256
+
+typedef struct fti_json_parser {
+    fti_json   *j;
+    const char *p, *end;
+    size_t      cap;                                  /* nodes there is room for */
+    uint32_t    key, key_len; uint8_t key_escaped;    /* of the member whose value comes next */
+    int         depth;
+    uint32_t    parent[FTI_JSON_DEPTH], last[FTI_JSON_DEPTH];     /* open containers and their newest member (0: none) */
+    ft_error   *err;
+} fti_json_parser;
+
+static int fti_lines_before(const char *text, const char *p)
+{
+    int lines = 1;
+    while (text < p && (text = (const char *)memchr(text, '\n', (size_t)(p - text))) != NULL) { lines++; text++; }
+    return lines;
+}
+
+/* "tokenizer.json:12: expected ',' or ']', found '}'". Text of one line, such as a row of a .jsonl file, has its byte
+ * instead: the row's own number is in the name already. */
+static ft_status fti_json_fail(fti_json_parser *s, ft_status code, const char *expected)
+{
+    const fti_json *j = s->j;
+    char place[32], found[32];
+    unsigned char c = s->p < s->end ? (unsigned char)*s->p : 0;
+    if (j->n && memchr(j->text, '\n', j->n)) snprintf(place, sizeof place, ":%d", fti_lines_before(j->text, s->p));
+    else snprintf(place, sizeof place, ": byte %lu", (unsigned long)(s->p - j->text));
+    if (s->p >= s->end)            snprintf(found, sizeof found, "the end of the text");
+    else if (c > 0x20 && c < 0x7f) snprintf(found, sizeof found, "'%c'", c);
+    else                           snprintf(found, sizeof found, "byte 0x%02x", c);
+    return fti_fail(s->err, code, "%s%s: expected %s, found %s", j->name ? j->name : "JSON", place, expected, found);
+}
+
+static void fti_json_space(fti_json_parser *s)
+{
+    const char *p = s->p, *end = s->end;
+    while (p < end && (*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t')) p++;
+    s->p = p;
+}
+
+/* An upper bound of the number of values: one, one more after each comma, one inside each bracket. Strings skipped. */
+static size_t fti_json_count(const char *p, const char *end)
+{
+    size_t n = 1;
+    while (p < end) {
+        char c = *p++;
+        n += (c == ',') | (c == '[') | (c == '{');
+        if (c != '"') continue;
+        while (p < end && *p != '"') p += *p == '\\' && end - p > 1 ? 2 : 1;
+        p++;
+    }
+    return n;
+}
+
+/* Eight bytes at once: none of them is a quote, a backslash, a control character or outside ASCII. */
+static int fti_json_plain(const char *p)
+{
+    const uint64_t one = UINT64_C(0x0101010101010101), high = one * 0x80;
+    uint64_t w, quote, slash;
+    memcpy(&w, p, 8);
+    quote = w ^ one * '"';
+    slash = w ^ one * '\\';
+    return !((w | (w - one * 0x20) | (quote - one) | (slash - one)) & high);
+}
+
+/* A string whose opening quote has been read; p ends behind the closing one. */
+static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *len, uint8_t *escaped)
+{
+    const char *p = s->p, *end = s->end;
+    uint32_t cp;
+    int k;
+    *start = (uint32_t)(p - s->j->text);
+    *escaped = 0;
+    for (;;) {
+        while (end - p >= 8 && fti_json_plain(p)) p += 8;
+        s->p = p;
+        if (p == end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "'\"' at the end of the string");
+        if (*p == '"') break;
+        if ((unsigned char)*p < 0x20) return fti_json_fail(s, FTUNE_ERR_FORMAT, "control characters in a string to be escaped");
+        if (*p == '\\') {
+            *escaped = 1;
+            s->p = ++p;
+            if (p == end || !memchr("\"\\/bfnrtu", *p, 9)) return fti_json_fail(s, FTUNE_ERR_FORMAT, "one of \"\\/bfnrtu after '\\'");
+            if (*p++ != 'u') continue;
+            for (k = 0; k < 4; k++, p++) {
+                s->p = p;
+                if (p == end || !strchr("0123456789abcdefABCDEF", *p) || !*p)
+                    return fti_json_fail(s, FTUNE_ERR_FORMAT, "four hexadecimal digits after \\u");
+            }
+            continue;
+        }
+        k = fti_utf8_decode(p, end, &cp);
+        if (!k) return fti_fail(s->err, FTUNE_ERR_UTF8, "%s:%d: expected UTF-8, found byte 0x%02x at byte offset %lu",
+                                s->j->name ? s->j->name : "JSON", fti_lines_before(s->j->text, p), (unsigned char)*p,
+                                (unsigned long)(p - s->j->text));
+        p += k;
+    }
+    *len = (uint32_t)(p - s->j->text) - *start;
+    s->p = p + 1;
+    return FTUNE_OK;
+}
+
+static int fti_digits(fti_json_parser *s)
+{
+    const char *from = s->p;
+    while (s->p < s->end && *s->p >= '0' && *s->p <= '9') s->p++;
+    return s->p > from;
+}
+
+static ft_status fti_json_digits(fti_json_parser *s)
+{
+    int zero;
+    if (*s->p == '-') s->p++;
+    zero = s->p < s->end && *s->p == '0';
+    if (zero) s->p++;                                        /* nothing may follow a leading 0 */
+    else if (!fti_digits(s)) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a digit");
+    if (s->p < s->end && *s->p == '.') {
+        s->p++;
+        if (!fti_digits(s)) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a digit after the decimal point");
+    }
+    if (s->p < s->end && (*s->p == 'e' || *s->p == 'E')) {
+        s->p++;
+        if (s->p < s->end && (*s->p == '+' || *s->p == '-')) s->p++;
+        if (!fti_digits(s)) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a digit in the exponent");
+    }
+    return FTUNE_OK;
+}
+
+/* "key" : */
+static ft_status fti_json_read_key(fti_json_parser *s)
+{
+    ft_status e;
+    fti_json_space(s);
+    if (s->p == s->end || *s->p != '"') return fti_json_fail(s, FTUNE_ERR_FORMAT, "a key in quotes");
+    s->p++;
+    e = fti_json_string(s, &s->key, &s->key_len, &s->key_escaped);
+    if (e) return e;
+    fti_json_space(s);
+    if (s->p == s->end || *s->p != ':') return fti_json_fail(s, FTUNE_ERR_FORMAT, "':' after a key");
+    s->p++;
+    return FTUNE_OK;
+}
+
+static fti_json_node *fti_json_node_new(fti_json_parser *s)
+{
+    fti_json *j = s->j;
+    fti_json_node *n = &j->node[j->n_nodes];
+    uint32_t index = (uint32_t)j->n_nodes++;
+    memset(n, 0, sizeof *n);
+    n->start = (uint32_t)(s->p - j->text);
+    if (!s->depth) return n;
+    if (j->node[s->parent[s->depth - 1]].type == FTI_OBJECT) {
+        n->key = s->key;
+        n->key_len = s->key_len;
+        n->key_escaped = s->key_escaped;
+    }
+    j->node[s->parent[s->depth - 1]].count++;
+    if (s->last[s->depth - 1]) j->node[s->last[s->depth - 1]].next = index;
+    s->last[s->depth - 1] = index;
+    return n;
+}
+
+/* One value, or the opening bracket of one. */
+static ft_status fti_json_value(fti_json_parser *s)
+{
+    static const char *const word[] = { "null", "false", "true" };
+    fti_json_node *n;
+    ft_status e;
+    fti_json_space(s);
+    if (s->p == s->end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a value");
+    if ((size_t)s->j->n_nodes == s->cap) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
+    n = fti_json_node_new(s);
+    switch (*s->p) {
+    case '{': case '[':
+        if (s->depth == FTI_JSON_DEPTH) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "at most 256 levels of brackets");
+        n->type = *s->p++ == '{' ? FTI_OBJECT : FTI_ARRAY;
+        s->parent[s->depth] = (uint32_t)(n - s->j->node);
+        s->last[s->depth++] = 0;
+        return FTUNE_OK;
+    case '"':
+        n->type = FTI_STRING;
+        s->p++;
+        return fti_json_string(s, &n->start, &n->len, &n->escaped);
+    case 'n': case 'f': case 't':
+        n->type = (uint8_t)(*s->p == 'n' ? FTI_NULL : *s->p == 'f' ? FTI_FALSE : FTI_TRUE);
+        n->len = (uint32_t)strlen(word[n->type]);
+        if ((size_t)(s->end - s->p) < n->len || memcmp(s->p, word[n->type], n->len))
+            return fti_json_fail(s, FTUNE_ERR_FORMAT, "null, true or false");
+        s->p += n->len;
+        return FTUNE_OK;
+    case '-': case '0': case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9':
+        n->type = FTI_NUMBER;
+        e = fti_json_digits(s);
+        n->len = (uint32_t)(s->p - s->j->text) - n->start;
+        return e;
+    default:
+        return fti_json_fail(s, FTUNE_ERR_FORMAT, "a value");
+    }
+}
+
+static ft_status fti_json_run(fti_json_parser *s)
+{
+    ft_status e = fti_json_value(s);
+    while (!e && s->depth) {
+        fti_json_node *top = &s->j->node[s->parent[s->depth - 1]];
+        char close = top->type == FTI_OBJECT ? '}' : ']';
+        fti_json_space(s);
+        if (s->p < s->end && *s->p == close) {
+            s->p++;
+            top->len = (uint32_t)(s->p - s->j->text) - top->start;
+            s->depth--;
+            continue;
+        }
+        if (top->count) {
+            if (s->p == s->end || *s->p != ',')
+                return fti_json_fail(s, FTUNE_ERR_FORMAT, top->type == FTI_OBJECT ? "',' or '}'" : "',' or ']'");
+            s->p++;
+        }
+        if (top->type == FTI_OBJECT) e = fti_json_read_key(s);
+        if (!e) e = fti_json_value(s);
+    }
+    if (e) return e;
+    fti_json_space(s);
+    return s->p == s->end ? FTUNE_OK : fti_json_fail(s, FTUNE_ERR_FORMAT, "nothing after the value");
+}
+
+static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err)
+{
+    fti_json_parser s;
+    size_t most;
+    ft_status e;
+    memset(j, 0, sizeof *j);
+    memset(&s, 0, sizeof s);
+    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", name ? name : "JSON");
+    j->text = n ? text : "";
+    j->n = n;
+    j->name = name;
+    s.j = j;
+    s.err = err;
+    s.p = j->text;
+    s.end = j->text + n;
+    if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s.p += 3;
+    /* Nodes never take more than 4 bytes for each byte of text, and 1 MiB: a file of commas is refused, not stored. */
+    most = (4 * n + 1048576) / sizeof *j->node;
+    s.cap = fti_json_count(s.p, s.end);
+    if (s.cap > most) s.cap = most;
+    j->node = (fti_json_node *)fti_alloc(s.cap, sizeof *j->node);
+    if (!j->node) return fti_no_memory(err, s.cap * sizeof *j->node);
+    e = fti_json_run(&s);
+    if (e) fti_json_free(j);
+    return e;
+}
+
+static void fti_json_free(fti_json *j)
+{
+    FTUNE_FREE(j->node);
+    memset(j, 0, sizeof *j);
+}
+
+static int fti_json_is(const fti_json *j, int node, fti_json_type type)
+{
+    return node >= 0 && j->node[node].type == type;
+}
+
+static int fti_json_child(const fti_json *j, int parent)
+{
+    return parent >= 0 && j->node[parent].count ? parent + 1 : -1;
+}
+
+static int fti_json_next(const fti_json *j, int node)
+{
+    return node >= 0 && j->node[node].next ? (int)j->node[node].next : -1;
+}
+
+/* One character of a raw string, its escape undone: bytes written to out. */
+static int fti_json_char(const char **at, const char *end, char out[4])
+{
+    static const char from[] = "bfnrt", to[] = "\b\f\n\r\t";
+    const char *p = *at, *hit;
+    uint32_t cp = 0;
+    if (*p != '\\') { out[0] = *p; *at = p + 1; return 1; }
+    if (p[1] != 'u') {
+        hit = strchr(from, p[1]);
+        out[0] = hit ? to[hit - from] : p[1];
+        *at = p + 2;
+        return 1;
+    }
+    for (int half = 0; half < 2; half++) {                    /* \ud83d\ude00 is one character in two halves */
+        uint32_t u = 0;
+        for (int k = 2; k < 6; k++) u = u << 4 | (uint32_t)(p[k] <= '9' ? p[k] - '0' : (p[k] | 32) - 'a' + 10);
+        if (half && (u < 0xDC00 || u > 0xDFFF)) { cp = 0xFFFD; break; }
+        p += 6;
+        if (half) { cp = 0x10000 + ((cp - 0xD800) << 10) + (u - 0xDC00); break; }
+        cp = u;
+        if (u < 0xD800 || u > 0xDFFF) break;
+        if (u > 0xDBFF || end - p < 6 || p[0] != '\\' || p[1] != 'u') { cp = 0xFFFD; break; }
+    }
+    *at = p;
+    return fti_utf8_encode(cp, out);
+}
+
+static size_t fti_json_undo_to(char *out, const char *p, size_t len)
+{
+    const char *end = p + len;
+    size_t n = 0;
+    while (p < end) {
+        char c[4];
+        int k = fti_json_char(&p, end, c);
+        memcpy(out + n, c, (size_t)k);                       /* escapes only shrink: n + k <= len */
+        n += (size_t)k;
+    }
+    return n;
+}
+
+static ft_text fti_json_undo(const fti_json *j, uint32_t start, uint32_t len, int escaped, fti_arena *a)
+{
+    ft_text t;
+    char *out;
+    t.p = j->text + start;
+    t.n = len;
+    if (!escaped) return t;
+    t.p = out = (char *)fti_arena_alloc(a, (size_t)len + 1);
+    t.n = out ? fti_json_undo_to(out, j->text + start, len) : 0;
+    return t;
+}
+
+static int fti_json_same(const fti_json *j, uint32_t start, uint32_t len, int escaped, const char *s)
+{
+    const char *p = j->text + start, *end = p + len;
+    size_t n = strlen(s);
+    if (!escaped) return n == len && memcmp(p, s, n) == 0;
+    while (p < end) {
+        char c[4];
+        int k = fti_json_char(&p, end, c);
+        if (strncmp(s, c, (size_t)k) || memchr(c, 0, (size_t)k)) return 0;
+        s += k;
+    }
+    return *s == 0;
+}
+
+static int fti_json_get(const fti_json *j, int object, const char *key)
+{
+    int found = -1;
+    if (!fti_json_is(j, object, FTI_OBJECT)) return -1;
+    for (int i = fti_json_child(j, object); i >= 0; i = fti_json_next(j, i))
+        if (fti_json_same(j, j->node[i].key, j->node[i].key_len, j->node[i].key_escaped, key)) found = i;
+    return found;
+}
+
+static ft_text fti_json_text(const fti_json *j, int node, fti_arena *a)
+{
+    ft_text none = { NULL, 0 };
+    if (!fti_json_is(j, node, FTI_STRING)) return none;
+    return fti_json_undo(j, j->node[node].start, j->node[node].len, j->node[node].escaped, a);
+}
+
+static ft_text fti_json_key(const fti_json *j, int node, fti_arena *a)
+{
+    return fti_json_undo(j, j->node[node].key, j->node[node].key_len, j->node[node].key_escaped, a);
+}
+
+static int fti_json_equals(const fti_json *j, int node, const char *s)
+{
+    return fti_json_is(j, node, FTI_STRING) && fti_json_same(j, j->node[node].start, j->node[node].len, j->node[node].escaped, s);
+}
+
+static int fti_json_line(const fti_json *j, int node)
+{
+    return fti_lines_before(j->text, j->text + (node >= 0 ? j->node[node].start : 0));
+}
+
+static int fti_json_bool(const fti_json *j, int node, int otherwise)
+{
+    return fti_json_is(j, node, FTI_TRUE) ? 1 : fti_json_is(j, node, FTI_FALSE) ? 0 : otherwise;
+}
+
+/* Up to 2^53 and 10^22 both factors are exact, so one rounding is the right one. Beyond, strtod gets digits and an
+ * exponent without a decimal point, which no locale spells differently. */
+static double fti_json_number(const fti_json *j, int node, double otherwise)
+{
+    static const double ten[] = { 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+                                  1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22 };
+    char digits[80];
+    const char *p, *end;
+    uint64_t mantissa = 0;
+    int n = 0, point = 0;
+    long power = 0, e = 0;
+    double x;
+    if (!fti_json_is(j, node, FTI_NUMBER)) return otherwise;
+    p = j->text + j->node[node].start;
+    end = p + j->node[node].len;
+    for (p += *p == '-'; p < end && (*p | 32) != 'e'; p++) {
+        if (*p == '.') { point = 1; continue; }
+        power -= point;
+        if (n == 0 && *p == '0') continue;
+        if (n == 50) { power++; continue; }                  /* digits 51 and later cannot be seen in a double */
+        digits[n++] = *p;
+        if (n <= 19) mantissa = 10 * mantissa + (uint64_t)(*p - '0');
+    }
+    if (p < end) {
+        int minus = p[1] == '-';
+        for (p += 1 + (p[1] == '-' || p[1] == '+'); p < end; p++) if (e < 100000) e = 10 * e + (*p - '0');
+        power += minus ? -e : e;
+    }
+    if (n <= 15 && power >= -22 && power <= 22) x = power < 0 ? (double)mantissa / ten[-power] : (double)mantissa * ten[power];
+    else {
+        snprintf(digits + n, sizeof digits - (size_t)n, "e%ld", power);
+        x = strtod(digits, NULL);
+    }
+    return j->text[j->node[node].start] == '-' ? -x : x;
+}
+
+static int64_t fti_json_int(const fti_json *j, int node, int64_t otherwise)
+{
+    const char *p, *end;
+    int64_t v = 0;
+    double x;
+    if (!fti_json_is(j, node, FTI_NUMBER)) return otherwise;
+    p = j->text + j->node[node].start;
+    end = p + j->node[node].len;
+    for (p += *p == '-'; p < end && *p >= '0' && *p <= '9' && v < INT64_MAX / 10 - 1; p++) v = 10 * v + (*p - '0');
+    if (p == end) return j->text[j->node[node].start] == '-' ? -v : v;
+    x = fti_json_number(j, node, 0);
+    if (x >= 9223372036854775807.0) return INT64_MAX;
+    if (x <= -9223372036854775808.0) return INT64_MIN;
+    return (int64_t)x;
+}
+
+/* Files: the only place that touches the file system -------------------------------------------------------------- */
+
+static ft_status fti_io_fail(ft_error *err, const char *path, const char *what)
+{
+    return fti_fail(err, FTUNE_ERR_IO, "%s: %s: %s", path, what, strerror(errno));
+}
+
+static int fti_is_directory(const char *path)
+{
+#if defined(_WIN32)
+    struct _stat64 s;
+    return _stat64(path, &s) == 0 && (s.st_mode & _S_IFDIR);
+#else
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+#endif
+}
+
+static int fti_file_exists(const char *path)
+{
+    FILE *f = fti_is_directory(path) ? NULL : fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
+}
+
+/* Read instead of map: for systems without mmap, and for what cannot be mapped, such as a pipe. */
+static ft_status fti_file_read(fti_file *f, FILE *in, const char *path, ft_error *err)
+{
+    fti_buf b = { NULL, 0, 0, 0 };
+    ft_status e = FTUNE_OK;
+    while (fti_buf_fit(&b, 65536)) {
+        size_t got = fread(b.p + b.n, 1, b.cap - b.n - 1, in);
+        b.n += got;
+        if (!got) break;
+    }
+    if (b.failed) e = fti_no_memory(err, b.cap);
+    else if (ferror(in)) e = fti_io_fail(err, path, "cannot read");
+    if (e || !b.n) { fti_buf_free(&b); return e; }
+    f->data = b.p;
+    f->size = b.n;
+    return FTUNE_OK;
+}
+
+static ft_status fti_file_open(fti_file *f, const char *path, ft_error *err)
+{
+    FILE *in;
+    ft_status e;
+    memset(f, 0, sizeof *f);
+    f->data = "";
+    if (fti_is_directory(path)) return fti_fail(err, FTUNE_ERR_IO, "%s: expected a file, found a directory", path);
+    in = fopen(path, "rb");
+    if (!in) return fti_io_fail(err, path, "cannot open");
+#if !defined(FTUNE_NO_MMAP) && !defined(_WIN32)
+    {
+        struct stat s;
+        void *p = MAP_FAILED;
+        if (fstat(fileno(in), &s) == 0 && S_ISREG(s.st_mode) && s.st_size > 0 && (uint64_t)s.st_size < SIZE_MAX)
+            p = mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fileno(in), 0);
+        if (p != MAP_FAILED) {
+            fclose(in);
+            f->data = (const char *)p;
+            f->size = (size_t)s.st_size;
+            f->mapped = 1;
+            return FTUNE_OK;
+        }
+    }
+#endif
+    e = fti_file_read(f, in, path, err);
+    fclose(in);
+    return e;
+}
+
+static void fti_file_close(fti_file *f)
+{
+#if !defined(FTUNE_NO_MMAP) && !defined(_WIN32)
+    if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
+#endif
+    if (!f->mapped && f->size) FTUNE_FREE((void *)(uintptr_t)f->data);
+    memset(f, 0, sizeof *f);
+}
+
+static int fti_make_one_directory(const char *path)
+{
+#if defined(_WIN32)
+    return _mkdir(path);
+#else
+    return mkdir(path, 0777);
+#endif
+}
+
+static ft_status fti_make_directory(const char *path, ft_error *err)
+{
+    fti_arena a = { NULL };
+    char *p = fti_arena_copy(&a, path, strlen(path));
+    ft_status e = p ? FTUNE_OK : fti_no_memory(err, strlen(path) + 1);
+    for (size_t i = 1; p && p[0] && p[i - 1]; i++) {
+        char c = p[i];
+        if (c != '/' && c != 0) continue;
+        p[i] = 0;
+        if (fti_make_one_directory(p) && !fti_is_directory(p)) { e = fti_io_fail(err, p, "cannot make the directory"); break; }
+        p[i] = c;
+    }
+    fti_arena_free(&a);
+    return e;
+}
+
+static char *fti_path_join(fti_arena *a, const char *dir, const char *name)
+{
+    size_t n = strlen(dir), m = strlen(name);
+    char *p = (char *)fti_arena_alloc(a, n + m + 2);
+    if (!p) return NULL;
+    memcpy(p, dir, n);
+    if (n && p[n - 1] != '/') p[n++] = '/';
+    memcpy(p + n, name, m);
+    return p;
+}
+
+/* The temporary file lies beside the target, because a rename is only atomic inside one file system. */
+static ft_status fti_writer_open(fti_writer *w, const char *path, ft_error *err)
+{
+    size_t n = strlen(path) + 32;
+    memset(w, 0, sizeof *w);
+    w->path = path;
+    w->temp = (char *)fti_alloc(n, 1);
+    if (!w->temp) return fti_no_memory(err, n);
+#if defined(_WIN32)
+    snprintf(w->temp, n, "%s.tmp", path);
+    w->file = fopen(w->temp, "wb");
+#else
+    for (int turn = 0; !w->file && turn < 100; turn++) {     /* another process, or a crash, may have left one */
+        int fd;
+        snprintf(w->temp, n, "%s.tmp%ld-%d", path, (long)getpid(), turn);
+        fd = open(w->temp, O_WRONLY | O_CREAT | O_EXCL, 0666);
+        if (fd >= 0) w->file = fdopen(fd, "wb");
+        else if (errno != EEXIST) break;
+    }
+#endif
+    if (w->file) return FTUNE_OK;
+    fti_io_fail(err, w->temp, "cannot create");
+    FTUNE_FREE(w->temp);
+    w->temp = NULL;
+    return FTUNE_ERR_IO;
+}
+
+static void fti_writer_add(fti_writer *w, const void *p, size_t n)
+{
+    if (!w->error && n && fwrite(p, 1, n, w->file) != n) w->error = errno ? errno : EIO;
+}
+
+static void fti_writer_abandon(fti_writer *w)
+{
+    if (w->file) fclose(w->file);
+    if (w->temp) { remove(w->temp); FTUNE_FREE(w->temp); }
+    memset(w, 0, sizeof *w);
+}
+
+/* A rename is on disk only when the directory is. Not every file system can sync one; then there is nothing to do. */
+static void fti_sync_directory_of(char *path)
+{
+#if !defined(_WIN32)
+    char *slash = strrchr(path, '/');
+    int fd;
+    if (slash) slash[slash == path] = 0;
+    fd = open(slash ? path : ".", O_RDONLY);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
+#else
+    (void)path;
+#endif
+}
+
+static ft_status fti_writer_commit(fti_writer *w, ft_error *err)
+{
+    ft_status e = FTUNE_OK;
+    errno = w->error;
+    if (w->error || fflush(w->file)) e = fti_io_fail(err, w->path, "cannot write");
+#if !defined(_WIN32)
+    else if (fsync(fileno(w->file))) e = fti_io_fail(err, w->path, "cannot sync");
+#endif
+    if (fclose(w->file) && !e) e = fti_io_fail(err, w->path, "cannot write");
+    w->file = NULL;
+#if defined(_WIN32)
+    if (!e) remove(w->path);
+#endif
+    if (!e && rename(w->temp, w->path)) e = fti_io_fail(err, w->path, "cannot rename the temporary file");
+    if (!e) {
+        fti_sync_directory_of(w->temp);
+        FTUNE_FREE(w->temp);
+        w->temp = NULL;
+    }
+    fti_writer_abandon(w);
+    return e;
+}
+
+static ft_status fti_file_write(const char *path, const char *data, size_t n, ft_error *err)
+{
+    fti_writer w;
+    ft_status e = fti_writer_open(&w, path, err);
+    if (e) return e;
+    fti_writer_add(&w, data, n);
+    return fti_writer_commit(&w, err);
+}
+
+/* Numbers --------------------------------------------------------------------------------------------------------- */
+
+static float fti_float_of(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+static uint32_t fti_bits_of(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+
+/* bf16 is the upper half of an f32. Rounding adds just under half of the lowest kept bit, or exactly half when that bit
+ * is 1, so that ties end on an even one. A NaN must not round up into infinity. */
+static float fti_bf16_to_f32(uint16_t h) { return fti_float_of((uint32_t)h << 16); }
+
+static uint16_t fti_f32_to_bf16(float f)
+{
+    uint32_t u = fti_bits_of(f);
+    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* f16: 1 sign, 5 exponent (bias 15), 10 mantissa bits. */
+static float fti_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
+    if (e == 31) return fti_float_of(sign | 0x7f800000 | m << 13);
+    if (e)       return fti_float_of(sign | (e + 112) << 23 | m << 13);
+    return fti_float_of(sign | fti_bits_of((float)m * (1.0f / 16777216.0f)));     /* subnormal: m * 2^-24, exact */
+}
+
+static uint16_t fti_f32_to_f16(float f)
+{
+    uint32_t u = fti_bits_of(f), sign = u >> 16 & 0x8000, m;
+    int shift;
+    u &= 0x7fffffff;
+    if (u > 0x7f800000)  return (uint16_t)(sign | 0x7e00 | (u >> 13 & 0x3ff));
+    if (u >= 0x477ff000) return (uint16_t)(sign | 0x7c00);                       /* 65520 and above: infinity */
+    if (u >= 0x38800000) {                                                       /* 2^-14 and above: normal */
+        u += 0xfff + (u >> 13 & 1);
+        return (uint16_t)(sign | ((u - 0x38000000) >> 13));
+    }
+    if (u < 0x33000000)  return (uint16_t)sign;                                  /* below half of the smallest */
+    shift = 126 - (int)(u >> 23);
+    m = (u & 0x7fffff) | 0x800000;
+    m += (UINT32_C(1) << (shift - 1)) - 1 + (m >> shift & 1);
+    return (uint16_t)(sign | m >> shift);
+}
+
+static uint16_t fti_le16(const void *p)
+{
+    const unsigned char *b = (const unsigned char *)p;
+    return (uint16_t)(b[0] | b[1] << 8);
+}
+
+static uint32_t fti_le32(const void *p) { return fti_le16(p) | (uint32_t)fti_le16((const char *)p + 2) << 16; }
+static uint64_t fti_le64(const void *p) { return fti_le32(p) | (uint64_t)fti_le32((const char *)p + 4) << 32; }
+
+/* CRC-64 as in xz: ECMA-182 polynomial, reflected; start with 0, continue with the last result. Eight bytes a step
+ * (M. Kounavis & F. Berry 2005): table[k] moves a byte over k further bytes. */
+static uint64_t fti_crc64(uint64_t crc, const void *p, size_t n)
+{
+    const unsigned char *b = (const unsigned char *)p;
+    uint64_t table[8][256];
+    for (int i = 0; i < 256; i++) {
+        uint64_t c = (uint64_t)i;
+        for (int bit = 0; bit < 8; bit++) c = c & 1 ? c >> 1 ^ UINT64_C(0xC96C5795D7870F42) : c >> 1;
+        table[0][i] = c;
+    }
+    for (int k = 1; k < 8; k++)
+        for (int i = 0; i < 256; i++) table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 255];
+    crc = ~crc;
+    for (; n >= 8; b += 8, n -= 8) {
+        uint64_t w = crc ^ fti_le64(b);
+        crc = 0;
+        for (int k = 0; k < 8; k++) crc ^= table[7 - k][w >> 8 * k & 255];
+    }
+    while (n--) crc = crc >> 8 ^ table[0][(crc ^ *b++) & 255];
+    return ~crc;
+}
+
+static double fti_now(void)
+{
+#if defined(CLOCK_MONOTONIC)
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+/* Random numbers: splitmix64 spreads the seed, xoshiro256** goes on (Blackman & Vigna 2018) ------------------------ */
+
+FTUNE_API void ft_rng_seed(ft_rng *rng, uint64_t seed)
+{
+    for (int i = 0; i < 4; i++) {
+        uint64_t z = seed += UINT64_C(0x9E3779B97F4A7C15);
+        z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+        z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+        rng->s[i] = z ^ z >> 31;
+    }
+}
+
+static uint64_t fti_rotl(uint64_t x, int k) { return x << k | x >> (64 - k); }
+
+FTUNE_API uint64_t ft_rng_u64(ft_rng *rng)
+{
+    uint64_t *s = rng->s, result = fti_rotl(s[1] * 5, 7) * 9, t = s[1] << 17;
+    s[2] ^= s[0];
+    s[3] ^= s[1];
+    s[1] ^= s[2];
+    s[0] ^= s[3];
+    s[2] ^= t;
+    s[3] = fti_rotl(s[3], 45);
+    return result;
+}
+
+FTUNE_API float ft_rng_uniform(ft_rng *rng) { return (float)(ft_rng_u64(rng) >> 40) * (1.0f / 16777216.0f); }
+
+FTUNE_API float ft_rng_normal(ft_rng *rng)
+{
+    double u = (double)((ft_rng_u64(rng) >> 11) + 1) / 9007199254740992.0;       /* (0, 1]: the logarithm is finite */
+    double v = (double)(ft_rng_u64(rng) >> 11) / 9007199254740992.0;
+    return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586477 * v));
+}
+
+/* The lowest 2^64 mod n values are drawn again: what is left divides evenly. */
+FTUNE_API uint64_t ft_rng_below(ft_rng *rng, uint64_t n)
+{
+    uint64_t r, low = (UINT64_MAX - n + 1) % n;
+    do r = ft_rng_u64(rng); while (r < low);
+    return r % n;
+}
+
+/* >>91 Unicode 16 ------------------------------------------------------------------------------------------------
+ *
+ * Three questions are asked of a character: what class it has (letter, number, mark, space ..), how it is written in a
+ * normal form, and what its lower case is. All answers come from one number per code point, its kind, found with
+ * two look-ups: 64 neighbours make a block, equal blocks are stored once.
+ *
+ *     U+00E9 e-acute     block 0xE9 >> 6 = 3     row 3, place 0xE9 & 63 = 41 -> kind: LOWER, decomposes
+ *
+ * Normal forms (Unicode Standard Annex 15). The same e-acute can be one code point, U+00E9, or two, e and U+0301: two
+ * byte strings, two sets of tokens for one word. NFD takes every character apart and puts the marks behind a base in
+ * a fixed order (by combining class, equal classes keeping their order); NFC does the same and then joins again what
+ * has a joined form. Korean syllables are arithmetic: U+AC00 + (L * 21 + V) * 28 + T.
+ * The usual mistake is to sort the marks with a quadratic sort: one base with a million marks is legal text. */
+
+/* ---- Unicode tables, made by tests/make_unicode.py: do not edit by hand ---- */
+/* What a code point is: bits 0..12 its class, 13 not certainly NFC, 14 decomposes, 15 has a lower case,
+ * 16..23 the canonical combining class. 108 kinds; a block names them by the characters from '#'. */
+static const uint32_t fti_cp_kinds[111] = {
+    2048,136,8,16392,0,32,2,4112,32769,24712,256,15077392,1,16386,4,16,49153,128,14422032,1024,24584,512,16384,
+    593936,8200,16400,69648,32768,0,462864,8208,28688,15085584,64,24576,32800,589840,160,24578,57345,12304,14430224,
+    14155792,15208464,576,8523792,14946320,15339536,24832,7016464,7999504,14553104,15101968,15274000,132,20496,
+    24592,0,13242384,16385,16388,24640,393360,471056,536592,1183760,1249296,1773584,1839120,1904656,1970192,2035728,
+    2101264,6754320,7737360,13250576,14290960,14680080,384,24580,77840,602128,659472,725008,790544,856080,921616,
+    987152,1052688,1118224,1314832,1380368,0,1445904,1511440,1576976,1642512,1708048,2166800,2232336,2297872,
+    2363408,5509136,5976080,8458256,8654864,14028816,14159888,14168080,14811152,15740944,
+};
+/* The kinds of 64 code points a row, each different row once. */
+static const unsigned char fti_cp_blocks[] =
+    "888888888OOOOO888888888888888888D---'------'----((((((((((--'''-"
+    "-++++++++++++++++++++++++++---'-'))))))))))))))))))))))))))-'-'8"
+    "88888O88888888888888888888888888D-'''''-''%-'6''''((')--'(%-(((-"
+    "333333+333333333+333333'+33333+)000000)000000000)000000')00000)0"
+    "3030303030303030+)30303030303030303030+)303030303)+)3030)303030+"
+    ")+)303030)+)303030+)303030303030303030+)30303030303030303303030)"
+    ")++)+)++)+++))++++)++)+++)))++)+30+)+)++)+))+)+30+++)+)++))%+)))"
+    "%%%%++)++)++)3030303030303030)303030+)30303030300++)30++30303030"
+    "3030303030303030303030303030+)30+)+)+)30303030303030))))))++)++)"
+    ")+)++++)+)+)+)+)))))))))))))))))))))))))))))))))))))))))))))))))"
+    "))))))))))))))))))))%)))))))))))))))))))))))))))1111111111111111"
+    "11''''111111111111''''''''''''''11111'''''''1'1'''''''''''''''''"
+    "CCCCC.CCCCCCC..C.C.CCN5555N\21755555]]LLLLnn5555LL5LL55====s5555..."
+    "WWCWW\221.555...55*...5555.N55.XRRXRRX.............+)+)r'+)##1)))S+"
+    "####'93S333#3#330+++++++++++++++++#+++++++3300000)))))))))))))))"
+    "))))))))))00000+))/^^)))+)+)+)+)+)+)+)+)+)+)+)+)))))+)'+)++))+++"
+    "33+3+++3++++333++++++++++3++++++++++++++++++++++)))))))))0))))))"
+    "))))))))))))))))00)0)))0))))000)+)+)+)+)+)+)+)+)+)+)+)30+)+)+)+)"
+    "+)'.....22+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)"
+    "+30+)+)+)+)+)+))3030+)30+)303030+)303030+)303030303030+)30+)+)+)"
+    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)#+++++++++++++++"
+    "+++++++++++++++++++++++##1------))))))))))))))))))))))))))))))))"
+    ")))))))))--##'''#5....5...V5......555555..5..VQ.uvwxyz{|dee}~\200-\201"
+    "-\202\203-.5-d########%%%%%%%%%%%%%%%%%%%%%%%%%%%####%%%%--###########"
+    "666666'''--'--''........ijk-6---%%&&&&&%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "1%%%%%%%%%%fghijk\205\206CCL5.....5..5((((((((((----%%\207%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "&%&%%%%%%%%%%%%%%%%&-%.......6'....5.11..'5..5%%((((((((((%%%''%"
+    "--------------#6%\210%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.5..5..555.55.5."
+    "..5.5.5.5..##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%***********%##############"
+    "((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.......5.11'---1##5''"
+    "%%%%%%%%%%%%%%%%%%%%%%....1.........1...1.....##---------------#"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%555##-#%%%%%%%%%%%#####%%%%%%%%%%%%%%%%"
+    "%%%%%%%%'%%%%%%#66#####..555....%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%1.....55555..............65..5..5...555fgh...5..55....."
+    "***2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%%%%&%%&%%%%%*2b%22"
+    "2********2222:22%.5..***77777777%%**--((((((((((-1%%%%%%%%%%%%%%"
+    "%*22#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%###%%%%##@%A2"
+    "2****##22##<<:%########A####77#7%%**##((((((((((%%''((((((''%-.#"
+    "#**2#%%%%%%####%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%7#%7#%%##@#22"
+    "2**####**##**:###*#######777%#7#######((((((((((**%%%*-#########"
+    "#**2#%%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%##@%22"
+    "2*****#**2#22:##%###############%%**##((((((((((-'#######%******"
+    "#*22#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%##@%A*"
+    "2****##2<##<<:#######*KA####77#%%%**##(((((((((('%((((((########"
+    "##*%#%%%%%%###%%%#%%&%###%%#%#%%###%%###%%%###%%%%%%%%%%%%####A2"
+    "*22###222#<<<:##%######A##############(((((((((((((''''''''#####"
+    "*222*%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%##@%**"
+    "*2222#**Z#***:#######\211\212#%%%##%##%%**##((((((((((#######-((((((('"
+    "%*22-%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%#%%%%%##@%2*"
+    "<2A22#*<<#<<*:#######AA######%%#%%**##((((((((((#%%2############"
+    "**22%%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%::%A2"
+    "2****#222#<<<:%'####%%%A(((((((%%%**##((((((((((((((((((('%%%%%%"
+    "#*22#%%%%%%%%%%%%%%%%%%###%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%#%##"
+    "%%%%%%%###t####A22***#*#22<2<<<A######((((((((((##22-###########"
+    "#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*%%****ll:####'"
+    "%%%%%%1*TTTT***-((((((((((--####################################"
+    "#%%#%#%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%#%#%%%%%%%%%%*%%****mm:**%##"
+    "%%%%%#1#UUUU***#((((((((((##%%%%################################"
+    "%'''---------------'-'''55''''''(((((((((((((((((((('5'5'\216----22"
+    "%%%7%%%%#%%%%7%%%%7%%%%7%%%%7%%%%%%%%%%%%7%%%####\213PB\214BB*B*PPPP*2"
+    "PB..:-..%%%%%******B****#****B****B****B****B************B***#''"
+    "''''''5''''''#''-----''''--#####################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%22*K**2*****@2::22**%"
+    "((((((((((------%%%%%%22**%%%%***%222%%2222222%%%****%%%%%%%%%%%"
+    "%%*22**2222225%2((((((((((222*''++++++++++++++++++++++++++++++++"
+    "++++++#+#####+##)))))))))))))))))))))))))))))))))))))))))))-1)))"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%;;;;;;;;;;;;;;;;;;;;;%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%;;;;;;;;;;;;;;;;;;;;;;;;"
+    ";;;%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%#%%%%##%%%%%%%#%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%##%%%%%%%#"
+    "%#%%%%##%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%##...---------((((((((((((((((((((###"
+    "%%%%%%%%%%%%%%%%''''''''''######++++++++++++++++++++++++++++++++"
+    "++++++++++++++++++++++++++++++++++++++++++++++++++++++##))))))##"
+    "-%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%'-%%%%%%%%%%%%%%%%%"
+    "D%%%%%%%%%%%%%%%%%%%%%%%%%%--###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%---(((%%%%%%%%#######"
+    "%%%%%%%%%%%%%%%%%%**:G#########%%%%%%%%%%%%%%%%%%%**G--#########"
+    "%%%%%%%%%%%%%%%%%%**############%%%%%%%%%%%%%#%%%#**############"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%**2*******22"
+    "222222*22*********:*---1---'%.##((((((((((######((((((((((######"
+    "-----------***6*((((((((((######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%1%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#######"
+    "%%%%%**%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%Q%#####%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##########"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#***2222**222####22*222222V.5####"
+    "'###--((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##%%%%%###########"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%######(((((((((((###''''''''''''''''''''''''''''''''''"
+    "%%%%%%%%%%%%%%%%%%%%%%%.522*##--%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%2*2*******#:2*22********222222**........##5"
+    "((((((((((######((((((((((######-------1------##.....555555..525"
+    "5..55.....5....#################################################"
+    "****2%&%&%&%&%&%%%&%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@A*****<*<22"
+    "<<*<G%%%%%%%%#--((((((((((-------''''''''''.5.......'''''''''---"
+    "**2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%2****22**G:**%%((((((((((%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@2**222*2***GG########----"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%22222222********22*@###-----"
+    "((((((((((###%%%((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%111111--"
+    ")))))))))+)#####+++++++++++++++++++++++++++++++++++++++++++##+++"
+    "--------########...-=55555..5555.2=======%%%%5%%%%%%.%%2..%#####"
+    "))))))))))))))))))))))))))))))))))))))))))))11111111111111111111"
+    "1111111111111111111111111111111111111111111)))))))))))))1)))))))"
+    ")))))))))))))))))))))))))))1111111111111111111111111111111111111"
+    "..5.......5..R\2155].....................................NQQ5o.X5.5"
+    "3030303030303030303030303030303030303030303030303030303030303030"
+    "30303030303030303030300000)0))+)30303030303030303030303030303030"
+    "3030303030303030303030303030303030303030303030303030303030+)+)+)"
+    "0000000033333333000000##333333##00000000333333330000000033333333"
+    "000000##333333##00000000#3#3#3#300000000333333330I0I0I0I0I0I0I##"
+    "00000000333333330000000033333333000000003333333300000#00333J3'I'"
+    "'9000#003J3J3999000I##00333J#999000I0000333J39EE##000#003J3J3E'#"
+    "``DDDDDDDDD66666------------------------DD66666D----------------"
+    "----'-------------'------------D66666#6666666666(1##(((((('''--1"
+    "(((((((((('''--#1111111111111###''''''''''''''''''''''''''''''''"
+    "'###############..==....===..2222.222==.5.==5555.###############"
+    "''/''''/'')///))///)'/'''/////''''''/'J'/'JJ//')//+/)%%%%)''))//"
+    "'''''/))))'''')'((((((((((((((((FFFFFFFFFFFFFFFF(((((((((((((((("
+    "(((+)(((((''####''''''''''99''''''''''''''''''9'''''''''''''''''"
+    "'''''''''''''999''''''''''''''''''''''''''''''''''''''''''''''''"
+    "''''9''''9''9'''''''''''''''''''''''9'9'''''''''''''''''''''''''"
+    "'9''9''9'9''''''''''''''''''''''9'9''''''''''99999''99''99''''''"
+    "99''99''99''''''''''''''''''''''''''''''''''9999''''''''''''''''"
+    "''''''''''''''''''''''''''''''''9999''''''9999''''''''''''''''''"
+    "''''''''----'''''''''''''''''''''''''''''SS'''''''''''''''''''''"
+    "''''''''''''''''''''''''''''''''''''''''''''''''''''''''''''''''"
+    "''''''''''''''''''''''''''''''''''''''''''######################"
+    "'''''''''''#####################(((((((((((((((((((((((((((((((("
+    "((((((((((((((((((((((((((((''''''''''''''''''''''''''>>>>>>>>>>"
+    ">>>>>>>>>>>>>>>>''''''''''''''''''''''''''(((((((((((((((((((((("
+    "''''''''''''''''''''''''''''''''''''''''--------------(((((((((("
+    "((((((((((((((((((((''''''''''''''''''''''''''''''''''''''''''''"
+    "'''''--'''''''''''''''''''''''''''''''----------''''''''''''''''"
+    "'''----------------------'''''''''''''''''''''''''''''''''''''''"
+    "''''''''''''''''''''''''----''''''''''''''''''''''''''''''''--''"
+    "''''''''''''''''''''''''''''E'''''''''''''''''''''''''''''''''''"
+    "''''''''''''''''''''''''''''''''''''''''''''''''''''##''''''''''"
+    "''''''''''''''''''''''#'''''''''''''''''''''''''''''''''''''''''"
+    "++++++++++++++++++++++++++++++++++++++++++++++++))))))))))))))))"
+    "))))))))))))))))))))))))))))))))+)+++))+)+)+)++++)+))+))))))11++"
+    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)"
+    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+))''''''+)+)...+)#####----(--"
+    "))))))))))))))))))))))))))))))))))))))#)#####)##%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#######1-##############:"
+    "%%%%%%%%%%%%%%%%%%%%%%%#########%%%%%%%#%%%%%%%#%%%%%%%#%%%%%%%#"
+    "%%%%%%%#%%%%%%%#%%%%%%%#%%%%%%%#................................"
+    "-----------------------------------------------1----------------"
+    "----------------''------------##################################"
+    "44444444444444444444444444#4444444444444444444444444444444444444"
+    "4444444444444444444444444444444444444444444444444444############"
+    "4444444444444444444444444444444444444444444444444444444444444444"
+    "4444444444444444444444##########################''''''''''''''''"
+    "D---'Y%H----------''------------'HHHHHHHHHoQNVpp-11111''HHHY%-''"
+    "#%%%%%%%%%%%&%&%&%&%&%&%&%&%&%&%&%&%%&%&%&%%%%%%&&%&&%&&%&&%&&%%"
+    "%%%%%%%%%%%%%%%%%%%%&%%##cc''1_%-%%%%%%%%%%%&%&%&%&%&%&%&%&%&%&%"
+    "&%&%%&%&%&%%%%%%&&%&&%&&%&&%&&%%%%%%%%%%%%%%%%%%%%%%&%%&&&&-11_%"
+    "#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%#''((((''''''''''%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "''''''''''''''''''''''''''''''''''''''#########'%%%%%%%%%%%%%%%%"
+    "'''''''''''''''''''''''''''''''#((((((((((''''''''''''''''''''''"
+    "''''''''(((((((('(((((((((((((((''''''''''''''''''''''''''''''''"
+    "(((((((((('''''''''''''''''''''''''''''''''''''''((((((((((((((("
+    "$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$"
+    "%%%%%%%%%%%%%%%%%%%%%1%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%###''''''''''''''''''''''''''''''''''''''''''''''''"
+    "'''''''#########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%111111--"
+    "%%%%%%%%%%%%1---%%%%%%%%%%%%%%%%((((((((((%%####################"
+    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)%.222-..........-1"
+    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)11..%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((((((((((..------########"
+    "'''''''''''''''''''''''111111111''+)+)+)+)+)+)+)))+)+)+)+)+)+)+)"
+    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)1))))))))+)+)++)"
+    "+)+)+)+)1''+)+)%+)+)))+)+)+)+)+)+)+)+)+)+)+++++)+++++)+)+)+)+)+)"
+    "+)+)++++)+)++)##+)#)#)+)+)+)+#####################111+)%11)%%%%%"
+    "%%*%%%:%%%%*%%%%%%%%%%%%%%%%%%%%%%%22**2'''':###((((((''''######"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%----########"
+    "22%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222222222222"
+    "2222:*########--((((((((((######..................%%%%%%---%-%%*"
+    "((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%*****555--%%%%%%%%%%%%%%%%"
+    "%%%%%%%***********2G###########-%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###"
+    "***2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@22****22**22"
+    "G-------------#1((((((((((####--%%%%%*1%%%%%%%%%((((((((((%%%%%#"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%******22**22**#########"
+    "%%%*%%%%%%%%*2##((((((((((##----%%%%%%%%%%%%%%%%1%%%%%%'''%2*2%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.%..5%%..%%%%%.."
+    "%.%########################%%1--%%%%%%%%%%%2**22--%112:#########"
+    "#%%%%%%##%%%%%%##%%%%%%#########%%%%%%%#%%%%%%%#))))))))))))))))"
+    ")))))))))))))))))))))))))))'1111)))))))))1''####))))))))))))))))"
+    "))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%22*22*22-2:##((((((((((######"
+    "&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&"
+    "&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&############%%%%%%%%%%%%%%%%"
+    "%%%%%%%####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####"
+    "################################################################"
+    ",,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,"
+    ",,,,,,,,,,,,,,$$,$,$$,,,,,,,,,,$,$,$$,,$$$,,,,,,,,,,,,,,,,,,,,,,"
+    ",,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,##,,,,,,,,,,,,,,,,"
+    ",,,,,,,,,,,,,,,,,,,,,,,,,,######################################"
+    ")))))))############)))))#####7\2047%%%%%%%%%'7777777777777#77777#7#"
+    "77#77#777777777%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%''''''''''''''"
+    "'''################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%--"
+    "''''''''''''''''%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%#######'################################%%%%%%%%%%%%''''"
+    "****************----------######.......5555555..----------------"
+    "-------------------#--------------'-'''#-'--####%%%%%#%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##6"
+    "#---'------'----((((((((((--'''--++++++++++++++++++++++++++---'-"
+    "'))))))))))))))))))))))))))-'-'-------%%%%%%%%%%1%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%11%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#"
+    "##%%%%%%##%%%%%%##%%%%%%##%%%###'''''''#'''''''##########666''##"
+    "%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%#%%#%"
+    "%%%%%%%%%%%%%%##%%%%%%%%%%%%%%##################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#####"
+    "---####(((((((((((((((((((((((((((((((((((((((((((((###'''''''''"
+    "((((((((((((((((((((((((((((((((((((((((((((((((((((((((('''''''"
+    "''''''''''(('''#'''''''''''''###'###############################"
+    "################'''''''''''''''''''''''''''''''''''''''''''''5##"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%###############5(((((((((((((((((((((((((((####"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((((#########%%%%%%%%%%%%%%%%%%%"
+    "%(%%%%%%%%(#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.....#####"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#-%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%####%%%%%%%%-(((((##########################################"
+    "++++++++++++++++++++++++++++++++++++++++))))))))))))))))))))))))"
+    "))))))))))))))))%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##((((((((((######++++++++++++++++"
+    "++++++++++++++++++++####))))))))))))))))))))))))))))))))))))####"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###########-+++++++++++#++++"
+    "+++++++++++#+++++++#++#)))))))))))#)))))))))))))))#)))))))#))###"
+    "%%%%%%%%%&%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%%%%%%%%%%%%############"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#########"
+    "%%%%%%%%%%%%%%%%%%%%%%##########%%%%%%%%########################"
+    "111111#111111111111111111111111111111111111111111#111111111#####"
+    "%%%%%%##%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%###%##%"
+    "%%%%%%%%%%%%%%%%%%%%%%#-((((((((%%%%%%%%%%%%%%%%%%%%%%%''((((((("
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########(((((((((################"
+    "################################%%%%%%%%%%%%%%%%%%%#%%#####((((("
+    "%%%%%%%%%%%%%%%%%%%%%%((((((###-%%%%%%%%%%%%%%%%%%%%%%%%%%#####-"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####((%%"
+    "((((((((((((((((##(((((((((((((((((((((((((((((((((((((((((((((("
+    "%***#**#####*5*.%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##.=5####:"
+    "(((((((((#######---------#######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((-"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%(((################################"
+    "%%%%%%%%'%%%%%%%%%%%%%%%%%%%%%%%%%%%%.5####(((((-------#########"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###-------"
+    "%%%%%%%%%%%%%%%%%%%%%%##((((((((%%%%%%%%%%%%%%%%%%%#####(((((((("
+    "%%%%%%%%%%%%%%%%%%#######----############(((((((################"
+    "%%%%%%%%%#######################################################"
+    "+++++++++++++++++++++++++++++++++++++++++++++++++++#############"
+    ")))))))))))))))))))))))))))))))))))))))))))))))))))#######(((((("
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%....########((((((((((######"
+    "((((((((((%%%%1%++++++++++++++++++++++###.....-1))))))))))))))))"
+    "))))))########''################################################"
+    "################################(((((((((((((((((((((((((((((((#"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#..-##%%##############"
+    "##%%%#######################################################*555"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((((((((((%########%%%%%%%%%%%%%%%%"
+    "%%%%%%55...5.5555((((-----######################%%%%%%%%%%%%%%%%"
+    "%%.5.5----######################################%%%%%%%%%%%%%%%%"
+    "%%%%%(((((((####################%%%%%%%%%%%%%%%%%%%%%%%#########"
+    "2*2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%********"
+    "******:-------####((((((((((((((((((((((((((((((:%%**%#########:"
+    "**2%%%%%%%%%%%%%%%%%%%%%%%&%&%%%%%%%%%%%%%%&%%%%222****22:b--6--"
+    "--*##########6##%%%%%%%%%%%%%%%%%%%%%%%%%#######((((((((((######"
+    "...%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%K****2*ZZ***::#(((((((((("
+    "----%22%########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@--%#########"
+    "**2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222*********2"
+    "G%%%%----*@**-2*((((((((((%-%---#((((((((((((((((((((###########"
+    "%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%222***22*G@*------*%"
+    "%*##############################################################"
+    "%%%%%%%#%#%%%%#%%%%%%%%%%%%%%%#%%%%%%%%%%-######%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*222******@:#####((((((((((######"
+    "**22#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%#@@%A2"
+    "*2222##22##<<G##%######A#####%%%%%22##.......###.....###########"
+    "%%%&%&%%%%#%##&#%&%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%A22K****"
+    "*#A##[#[[A2#22:G:%*%--#--########**#############################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222********"
+    "22:**2@%%%%-----((((((((((--#-.%%%##############################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%A22******2K<<A<*"
+    "*2:@%%-%########((((((((((######################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%A22****##22<<**2:"
+    "@-----------------------%%%%**##################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222********22*2:"
+    "*---%###########((((((((((######-------------###################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*2*22******G@%-######"
+    "((((((((((######((((((((((((((((((((############################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%##*2*22****2****:####((((((((((((---'"
+    "%%%%%%%#########################################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222*********2:@-####"
+    "################################++++++++++++++++++++++++++++++++"
+    "))))))))))))))))))))))))))))))))(((((((((((((((((((############%"
+    "%%%%%%%##%##%%%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%%%A22222#2<##**G:%"
+    "2%2@---#########((((((((((######################################"
+    "################################%%%%%%%%##%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%222****##**2222:%-%2###########################"
+    "%**********%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*:****2%****-"
+    "-------:########%******22***%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%*************2*:---%-----#############%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#######"
+    "----------######################################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%-##############((((((((((######"
+    "%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%2*******#******2:"
+    "%-----##########(((((((((((((((((((((((((((((###--%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%##**********************#2*******2**2**#########"
+    "%%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%******###*#**#*"
+    "**@*::%*########((((((((((######%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%22222#**#22*2:%#######((((((((((######################"
+    "################################%%%%%%%%%%%%%%%%%%%**22--#######"
+    "**%2%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%22*****###22"
+    "*G:-------------((((((((((*#####################################"
+    "################################################%###############"
+    "((((((((((((((((((((('''''''''''''''''''''''''''''#############-"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%######################################"
+    "(((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((("
+    "(((((((((((((((((((((((((((((((((((((((((((((((#-----###########"
+    "%%%%############################################################"
+    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%--#############"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%6666666666666666"
+    "*%%%%%%***************##########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%KKKBBBBBBBBK222**:((((((((((######"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#((((((((((####--%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#"
+    "((((((((((######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##=====-##########"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.......-----''''"
+    "1111-'##########((((((((((#(((((((#%%%%%%%%%%%%%%%%%%%%%#####%%%"
+    "%%%%%%%%%%%%%%%%################################################"
+    "111%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%;7&&11---((((((((((######"
+    "++++++++++++++++++++++++++++++++))))))))))))))))))))))))))))))))"
+    "(((((((((((((((((((((((----#####################################"
+    "%%%%%%%%%%%####*%22222222222222222222222222222222222222222222222"
+    "22222222#######****1111111111111################################"
+    "################################11qY*###########aa##############"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########"
+    "%%%%%%%%%%%%%%%%%%%%%%#########################################%"
+    "################################################1111#1111111#11#"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###############%#############"
+    "################%%%##%##############%%%%########%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#####%%%%%%%%%%%%%###"
+    "%%%%%%%%%#######%%%%%%%%%%##'*=-6666############################"
+    "''''''''''''''''''''''''''''''''''''''''''''''''((((((((((######"
+    "''''''''''''''''''''''''''''''''''''''''''''''''''''############"
+    "**********************************************##****************"
+    "*******#########''''''''''''''''''''''''''''''''''''''''''''''''"
+    "''''############################################################"
+    "''''''''''''''''''''''''''''''''''''''''''''''''''''''##########"
+    "'''''''''''''''''''''''''''''''''''''''##'''''''''''''''''''''''"
+    "''''''''''''''''''''''''''''''EEEEEEEMM==='''\220MMMMM6666666655555"
+    "555''.....55''''''''''''''''''''''''''''''....'''''''''''''EEEEE"
+    "E''''''''''''''''''''''''''''''''''''''''''#####################"
+    "''...'##########################################################"
+    "((((((((((((((((((((############((((((((((((((((((((############"
+    "'''''''''''''''''''''''#########(((((((((((((((((((((((((#######"
+    "//////////////////////////))))))))))))))))))))))))))////////////"
+    "//////////////)))))))#))))))))))))))))))////////////////////////"
+    "//))))))))))))))))))))))))))/#//##/##//##////#////////))))#)#)))"
+    "))))#)))))))))))//////////////////////////))))))))))))))))))))))"
+    "))))//#////##////////#///////#))))))))))))))))))))))))))//#////#"
+    "/////#/###///////#))))))))))))))))))))))))))////////////////////"
+    "//////))))))))))))))))))))))))))//////////////////////////))))))"
+    "))))))))))))))))))))//////////////////////////))))))))))))))))))"
+    "))))))))//////////////////////////))))))))))))))))))))))))))////"
+    "//////////////////////))))))))))))))))))))))))))////////////////"
+    "//////////))))))))))))))))))))))))))))##////////////////////////"
+    "/')))))))))))))))))))))))))'))))))/////////////////////////'))))"
+    ")))))))))))))))))))))'))))))/////////////////////////'))))))))))"
+    ")))))))))))))))'))))))/////////////////////////'))))))))))))))))"
+    ")))))))))'))))))/////////////////////////'))))))))))))))))))))))"
+    ")))'))))))/)##(((((((((((((((((((((((((((((((((((((((((((((((((("
+    "*******************************************************''''*****"
+    "*********************************************''''''''*''''''''''"
+    "''''*''-----###############*****#***************################"
+    "))))))))))%))))))))))))))))))))######))))))#####################"
+    ".......#.................##.......#..#.....#####1111111111111111"
+    "1111111111111111111111111111111111111111111111##################"
+    "###############.################################################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###.......1111111##"
+    "((((((((((####%'################################################"
+    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.#################"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%....((((((((((#####'"
+    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%1NN5.((((((((((######"
+    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.5%((((((((((####-"
+    "################################%%%%%%%#%%%%#%%#%%%%%%%%%%%%%%%#"
+    "%%%%%##(((((((((5555555#########################################"
+    "++++++++++++++++++++++++++++++++++))))))))))))))))))))))))))))))"
+    "))))......@1####((((((((((####--################################"
+    "#################################################((((((((((((((("
+    "(((((((((((((((((((((((((((((((((((((((((((('((('((((###########"
+    "#((((((((((((((((((((((((((((((((((((((((((((('(((((((((((((((##"
+    "%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%#%##%#%%%%%%%%%%#%%%%#%#%####"
+    "##%####%#%#%#%%%#%%#%##%#%#%#%#%#%%#%##%%%%#%%%%%%%#%%%%#%%%%#%#"
+    "%%%%%%%%%%#%%%%%%%%%%%%%%%%%#####%%%#%%%%%#%%%%%%%%%%%%%%%%%####"
+    "################################################''##############"
+    "''''''''''''''''''''''''''''''''''''''''''''####''''''''''''''''"
+    "''''''''''''''''''''############'''''''''''''''##'''''''''''''''"
+    "#'''''''''''''''#'''''''''''''''''''''''''''''''''''''##########"
+    "((((((((((((('''''''''''''''''''''''''''''''''''''''''''''''''''"
+    "''''''''''''''''''''''''''''''''''''''''''''''##################"
+    "######################################''''''''''''''''''''''''''"
+    "'''#############''''''''''''''''''''''''''''''''''''''''''''####"
+    "'''''''''#######''##############''''''##########################"
+    "''''''''''''''''''''''''####'''''''''''''''''###'''''''''''''###"
+    "'''''''''''''''''''''''''''''''''''''''''''''''''''''''####'''''"
+    "''''''''''''''''''''''''''######''''''''''''####'###############"
+    "''''''''''''####''''''''''''''''''''''''''''''''''''''''''''''''"
+    "''''''''########''''''''''######''''''''''''''''''''''''''''''''"
+    "''''''''########''''''''''''''''''''''''''''''##''''''''''''####"
+    "''##############################################################"
+    "''''''''''''''''''''############''''''''''''''##'''''''''''''###"
+    "''''''''''#####'''''''''''''''''''''''''''''''''''''''''''''''''"
+    "'''''''#######'''''''''''''''##'''''''''''######'''''''''#######"
+    "'''''''''''''''''''#''''''''''''''''''''''''''''''''''''''''''''";
+/* Row of each block below U+20000; above it the few ranges that follow. */
+static const uint16_t fti_cp_index[2048] = {
+    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,
+    40,41,42,43,44,45,46,47,48,49,50,51,52,53,54,55,56,57,58,59,60,61,62,63,64,65,66,67,26,68,69,70,26,71,72,73,74,
+    75,76,77,78,26,26,26,26,26,26,26,26,79,80,81,82,83,84,85,86,87,88,89,90,91,92,93,94,95,96,97,98,99,100,101,102,
+    103,104,105,106,107,108,109,110,110,111,112,113,114,115,116,117,118,119,120,121,122,123,124,125,126,127,128,129,
+    130,130,130,131,132,133,134,130,130,130,130,130,130,130,130,130,135,136,137,130,130,130,130,130,130,138,139,130,
+    130,130,140,130,141,142,130,143,144,145,146,147,148,149,150,151,152,153,154,155,155,155,156,157,158,159,160,161,
+    26,162,163,164,165,166,130,130,130,130,130,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,130,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
+    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,168,26,26,26,26,26,
+    26,26,26,26,26,26,26,26,26,26,26,26,169,170,26,26,26,26,171,172,173,174,175,176,177,178,179,180,181,182,183,184,
+    185,186,187,188,189,190,191,192,193,194,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
+    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
+    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
+    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
+    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
+    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
+    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,196,197,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,199,199,199,199,200,201,199,202,203,204,205,206,26,26,26,26,207,208,209,
+    210,211,212,26,213,214,215,216,217,218,219,26,220,221,222,223,224,198,198,225,226,227,228,229,230,231,232,233,
+    234,235,236,237,238,26,26,26,26,239,240,241,198,242,243,244,245,246,198,247,248,249,250,251,252,253,254,255,198,
+    26,256,257,258,259,260,261,198,198,262,263,264,265,266,267,268,269,270,271,272,273,274,275,276,277,278,279,280,
+    281,282,283,284,285,286,287,288,198,198,289,290,291,292,293,294,295,296,198,198,297,198,298,299,300,301,302,303,
+    304,305,306,307,308,198,198,309,310,311,312,198,313,314,315,198,198,198,198,316,317,318,319,320,26,26,26,26,26,
+    26,26,26,26,26,26,26,26,26,321,198,322,323,26,26,26,324,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,325,326,
+    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,327,328,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
+    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
+    26,26,26,26,26,26,220,26,26,26,26,26,26,26,26,26,296,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,329,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,26,26,26,26,26,26,26,26,307,330,331,332,333,334,335,198,198,198,198,198,198,336,
+    198,198,198,337,338,198,26,339,340,341,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
+    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
+    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,342,26,26,
+    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,343,256,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,344,26,26,26,26,345,346,26,26,26,26,26,347,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,26,348,349,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,198,198,198,198,198,198,198,198,130,130,130,350,130,130,130,130,130,130,351,198,352,353,130,354,
+    130,130,130,355,356,357,358,359,130,360,198,361,130,362,198,198,363,364,365,366,367,368,369,370,371,372,373,374,
+    375,376,377,378,130,130,130,130,130,130,130,130,379,380,381,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    198,198,198,198,382,198,198,198,383,384,385,198,386,387,198,198,198,198,388,389,198,198,198,198,198,198,198,390,
+    198,198,198,391,198,198,198,198,198,198,198,392,26,26,26,393,394,395,198,198,198,198,198,198,198,198,198,198,
+    198,396,397,198,398,198,198,198,399,400,401,402,198,198,198,198,403,130,404,405,406,130,407,408,409,410,198,198,
+    130,130,130,130,130,130,130,130,130,130,130,130,130,130,130,411,130,412,130,413,414,415,416,417,130,130,130,130,
+    130,418,419,420,130,130,421,350,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+};
+static const struct { uint32_t last, kind; } fti_cp_high[24] = {
+    {0x2A6DF,136}, {0x2A6FF,2048}, {0x2B739,136}, {0x2B73F,2048}, {0x2B81D,136}, {0x2B81F,2048}, {0x2CEA1,136},
+    {0x2CEAF,2048}, {0x2EBE0,136}, {0x2EBEF,2048}, {0x2EE5D,136}, {0x2F7FF,2048}, {0x2FA1D,24712}, {0x2FFFF,2048},
+    {0x3134A,136}, {0x3134F,2048}, {0x323AF,136}, {0xE0000,2048}, {0xE0001,1024}, {0xE001F,2048}, {0xE007F,1024},
+    {0xE00FF,2048}, {0xE01EF,4112}, {0x10FFFF,2048},
+};
+/* Canonical decompositions, one step: code point, first, second (0: none), by code point. */
+static const uint32_t fti_decompositions[1079][3] = {
+    {192,65,768},{193,65,769},{194,65,770},{195,65,771},{196,65,776},{197,65,778},{199,67,807},{200,69,768},
+    {201,69,769},{202,69,770},{203,69,776},{204,73,768},{205,73,769},{206,73,770},{207,73,776},{209,78,771},
+    {210,79,768},{211,79,769},{212,79,770},{213,79,771},{214,79,776},{217,85,768},{218,85,769},{219,85,770},
+    {220,85,776},{221,89,769},{224,97,768},{225,97,769},{226,97,770},{227,97,771},{228,97,776},{229,97,778},
+    {231,99,807},{232,101,768},{233,101,769},{234,101,770},{235,101,776},{236,105,768},{237,105,769},
+    {238,105,770},{239,105,776},{241,110,771},{242,111,768},{243,111,769},{244,111,770},{245,111,771},
+    {246,111,776},{249,117,768},{250,117,769},{251,117,770},{252,117,776},{253,121,769},{255,121,776},
+    {256,65,772},{257,97,772},{258,65,774},{259,97,774},{260,65,808},{261,97,808},{262,67,769},{263,99,769},
+    {264,67,770},{265,99,770},{266,67,775},{267,99,775},{268,67,780},{269,99,780},{270,68,780},{271,100,780},
+    {274,69,772},{275,101,772},{276,69,774},{277,101,774},{278,69,775},{279,101,775},{280,69,808},
+    {281,101,808},{282,69,780},{283,101,780},{284,71,770},{285,103,770},{286,71,774},{287,103,774},
+    {288,71,775},{289,103,775},{290,71,807},{291,103,807},{292,72,770},{293,104,770},{296,73,771},
+    {297,105,771},{298,73,772},{299,105,772},{300,73,774},{301,105,774},{302,73,808},{303,105,808},
+    {304,73,775},{308,74,770},{309,106,770},{310,75,807},{311,107,807},{313,76,769},{314,108,769},
+    {315,76,807},{316,108,807},{317,76,780},{318,108,780},{323,78,769},{324,110,769},{325,78,807},
+    {326,110,807},{327,78,780},{328,110,780},{332,79,772},{333,111,772},{334,79,774},{335,111,774},
+    {336,79,779},{337,111,779},{340,82,769},{341,114,769},{342,82,807},{343,114,807},{344,82,780},
+    {345,114,780},{346,83,769},{347,115,769},{348,83,770},{349,115,770},{350,83,807},{351,115,807},
+    {352,83,780},{353,115,780},{354,84,807},{355,116,807},{356,84,780},{357,116,780},{360,85,771},
+    {361,117,771},{362,85,772},{363,117,772},{364,85,774},{365,117,774},{366,85,778},{367,117,778},
+    {368,85,779},{369,117,779},{370,85,808},{371,117,808},{372,87,770},{373,119,770},{374,89,770},
+    {375,121,770},{376,89,776},{377,90,769},{378,122,769},{379,90,775},{380,122,775},{381,90,780},
+    {382,122,780},{416,79,795},{417,111,795},{431,85,795},{432,117,795},{461,65,780},{462,97,780},
+    {463,73,780},{464,105,780},{465,79,780},{466,111,780},{467,85,780},{468,117,780},{469,220,772},
+    {470,252,772},{471,220,769},{472,252,769},{473,220,780},{474,252,780},{475,220,768},{476,252,768},
+    {478,196,772},{479,228,772},{480,550,772},{481,551,772},{482,198,772},{483,230,772},{486,71,780},
+    {487,103,780},{488,75,780},{489,107,780},{490,79,808},{491,111,808},{492,490,772},{493,491,772},
+    {494,439,780},{495,658,780},{496,106,780},{500,71,769},{501,103,769},{504,78,768},{505,110,768},
+    {506,197,769},{507,229,769},{508,198,769},{509,230,769},{510,216,769},{511,248,769},{512,65,783},
+    {513,97,783},{514,65,785},{515,97,785},{516,69,783},{517,101,783},{518,69,785},{519,101,785},
+    {520,73,783},{521,105,783},{522,73,785},{523,105,785},{524,79,783},{525,111,783},{526,79,785},
+    {527,111,785},{528,82,783},{529,114,783},{530,82,785},{531,114,785},{532,85,783},{533,117,783},
+    {534,85,785},{535,117,785},{536,83,806},{537,115,806},{538,84,806},{539,116,806},{542,72,780},
+    {543,104,780},{550,65,775},{551,97,775},{552,69,807},{553,101,807},{554,214,772},{555,246,772},
+    {556,213,772},{557,245,772},{558,79,775},{559,111,775},{560,558,772},{561,559,772},{562,89,772},
+    {563,121,772},{832,768,0},{833,769,0},{835,787,0},{836,776,769},{884,697,0},{894,59,0},{901,168,769},
+    {902,913,769},{903,183,0},{904,917,769},{905,919,769},{906,921,769},{908,927,769},{910,933,769},
+    {911,937,769},{912,970,769},{938,921,776},{939,933,776},{940,945,769},{941,949,769},{942,951,769},
+    {943,953,769},{944,971,769},{970,953,776},{971,965,776},{972,959,769},{973,965,769},{974,969,769},
+    {979,978,769},{980,978,776},{1024,1045,768},{1025,1045,776},{1027,1043,769},{1031,1030,776},
+    {1036,1050,769},{1037,1048,768},{1038,1059,774},{1049,1048,774},{1081,1080,774},{1104,1077,768},
+    {1105,1077,776},{1107,1075,769},{1111,1110,776},{1116,1082,769},{1117,1080,768},{1118,1091,774},
+    {1142,1140,783},{1143,1141,783},{1217,1046,774},{1218,1078,774},{1232,1040,774},{1233,1072,774},
+    {1234,1040,776},{1235,1072,776},{1238,1045,774},{1239,1077,774},{1242,1240,776},{1243,1241,776},
+    {1244,1046,776},{1245,1078,776},{1246,1047,776},{1247,1079,776},{1250,1048,772},{1251,1080,772},
+    {1252,1048,776},{1253,1080,776},{1254,1054,776},{1255,1086,776},{1258,1256,776},{1259,1257,776},
+    {1260,1069,776},{1261,1101,776},{1262,1059,772},{1263,1091,772},{1264,1059,776},{1265,1091,776},
+    {1266,1059,779},{1267,1091,779},{1268,1063,776},{1269,1095,776},{1272,1067,776},{1273,1099,776},
+    {1570,1575,1619},{1571,1575,1620},{1572,1608,1620},{1573,1575,1621},{1574,1610,1620},{1728,1749,1620},
+    {1730,1729,1620},{1747,1746,1620},{2345,2344,2364},{2353,2352,2364},{2356,2355,2364},{2392,2325,2364},
+    {2393,2326,2364},{2394,2327,2364},{2395,2332,2364},{2396,2337,2364},{2397,2338,2364},{2398,2347,2364},
+    {2399,2351,2364},{2507,2503,2494},{2508,2503,2519},{2524,2465,2492},{2525,2466,2492},{2527,2479,2492},
+    {2611,2610,2620},{2614,2616,2620},{2649,2582,2620},{2650,2583,2620},{2651,2588,2620},{2654,2603,2620},
+    {2888,2887,2902},{2891,2887,2878},{2892,2887,2903},{2908,2849,2876},{2909,2850,2876},{2964,2962,3031},
+    {3018,3014,3006},{3019,3015,3006},{3020,3014,3031},{3144,3142,3158},{3264,3263,3285},{3271,3270,3285},
+    {3272,3270,3286},{3274,3270,3266},{3275,3274,3285},{3402,3398,3390},{3403,3399,3390},{3404,3398,3415},
+    {3546,3545,3530},{3548,3545,3535},{3549,3548,3530},{3550,3545,3551},{3907,3906,4023},{3917,3916,4023},
+    {3922,3921,4023},{3927,3926,4023},{3932,3931,4023},{3945,3904,4021},{3955,3953,3954},{3957,3953,3956},
+    {3958,4018,3968},{3960,4019,3968},{3969,3953,3968},{3987,3986,4023},{3997,3996,4023},{4002,4001,4023},
+    {4007,4006,4023},{4012,4011,4023},{4025,3984,4021},{4134,4133,4142},{6918,6917,6965},{6920,6919,6965},
+    {6922,6921,6965},{6924,6923,6965},{6926,6925,6965},{6930,6929,6965},{6971,6970,6965},{6973,6972,6965},
+    {6976,6974,6965},{6977,6975,6965},{6979,6978,6965},{7680,65,805},{7681,97,805},{7682,66,775},
+    {7683,98,775},{7684,66,803},{7685,98,803},{7686,66,817},{7687,98,817},{7688,199,769},{7689,231,769},
+    {7690,68,775},{7691,100,775},{7692,68,803},{7693,100,803},{7694,68,817},{7695,100,817},{7696,68,807},
+    {7697,100,807},{7698,68,813},{7699,100,813},{7700,274,768},{7701,275,768},{7702,274,769},{7703,275,769},
+    {7704,69,813},{7705,101,813},{7706,69,816},{7707,101,816},{7708,552,774},{7709,553,774},{7710,70,775},
+    {7711,102,775},{7712,71,772},{7713,103,772},{7714,72,775},{7715,104,775},{7716,72,803},{7717,104,803},
+    {7718,72,776},{7719,104,776},{7720,72,807},{7721,104,807},{7722,72,814},{7723,104,814},{7724,73,816},
+    {7725,105,816},{7726,207,769},{7727,239,769},{7728,75,769},{7729,107,769},{7730,75,803},{7731,107,803},
+    {7732,75,817},{7733,107,817},{7734,76,803},{7735,108,803},{7736,7734,772},{7737,7735,772},{7738,76,817},
+    {7739,108,817},{7740,76,813},{7741,108,813},{7742,77,769},{7743,109,769},{7744,77,775},{7745,109,775},
+    {7746,77,803},{7747,109,803},{7748,78,775},{7749,110,775},{7750,78,803},{7751,110,803},{7752,78,817},
+    {7753,110,817},{7754,78,813},{7755,110,813},{7756,213,769},{7757,245,769},{7758,213,776},{7759,245,776},
+    {7760,332,768},{7761,333,768},{7762,332,769},{7763,333,769},{7764,80,769},{7765,112,769},{7766,80,775},
+    {7767,112,775},{7768,82,775},{7769,114,775},{7770,82,803},{7771,114,803},{7772,7770,772},{7773,7771,772},
+    {7774,82,817},{7775,114,817},{7776,83,775},{7777,115,775},{7778,83,803},{7779,115,803},{7780,346,775},
+    {7781,347,775},{7782,352,775},{7783,353,775},{7784,7778,775},{7785,7779,775},{7786,84,775},{7787,116,775},
+    {7788,84,803},{7789,116,803},{7790,84,817},{7791,116,817},{7792,84,813},{7793,116,813},{7794,85,804},
+    {7795,117,804},{7796,85,816},{7797,117,816},{7798,85,813},{7799,117,813},{7800,360,769},{7801,361,769},
+    {7802,362,776},{7803,363,776},{7804,86,771},{7805,118,771},{7806,86,803},{7807,118,803},{7808,87,768},
+    {7809,119,768},{7810,87,769},{7811,119,769},{7812,87,776},{7813,119,776},{7814,87,775},{7815,119,775},
+    {7816,87,803},{7817,119,803},{7818,88,775},{7819,120,775},{7820,88,776},{7821,120,776},{7822,89,775},
+    {7823,121,775},{7824,90,770},{7825,122,770},{7826,90,803},{7827,122,803},{7828,90,817},{7829,122,817},
+    {7830,104,817},{7831,116,776},{7832,119,778},{7833,121,778},{7835,383,775},{7840,65,803},{7841,97,803},
+    {7842,65,777},{7843,97,777},{7844,194,769},{7845,226,769},{7846,194,768},{7847,226,768},{7848,194,777},
+    {7849,226,777},{7850,194,771},{7851,226,771},{7852,7840,770},{7853,7841,770},{7854,258,769},
+    {7855,259,769},{7856,258,768},{7857,259,768},{7858,258,777},{7859,259,777},{7860,258,771},{7861,259,771},
+    {7862,7840,774},{7863,7841,774},{7864,69,803},{7865,101,803},{7866,69,777},{7867,101,777},{7868,69,771},
+    {7869,101,771},{7870,202,769},{7871,234,769},{7872,202,768},{7873,234,768},{7874,202,777},{7875,234,777},
+    {7876,202,771},{7877,234,771},{7878,7864,770},{7879,7865,770},{7880,73,777},{7881,105,777},{7882,73,803},
+    {7883,105,803},{7884,79,803},{7885,111,803},{7886,79,777},{7887,111,777},{7888,212,769},{7889,244,769},
+    {7890,212,768},{7891,244,768},{7892,212,777},{7893,244,777},{7894,212,771},{7895,244,771},{7896,7884,770},
+    {7897,7885,770},{7898,416,769},{7899,417,769},{7900,416,768},{7901,417,768},{7902,416,777},{7903,417,777},
+    {7904,416,771},{7905,417,771},{7906,416,803},{7907,417,803},{7908,85,803},{7909,117,803},{7910,85,777},
+    {7911,117,777},{7912,431,769},{7913,432,769},{7914,431,768},{7915,432,768},{7916,431,777},{7917,432,777},
+    {7918,431,771},{7919,432,771},{7920,431,803},{7921,432,803},{7922,89,768},{7923,121,768},{7924,89,803},
+    {7925,121,803},{7926,89,777},{7927,121,777},{7928,89,771},{7929,121,771},{7936,945,787},{7937,945,788},
+    {7938,7936,768},{7939,7937,768},{7940,7936,769},{7941,7937,769},{7942,7936,834},{7943,7937,834},
+    {7944,913,787},{7945,913,788},{7946,7944,768},{7947,7945,768},{7948,7944,769},{7949,7945,769},
+    {7950,7944,834},{7951,7945,834},{7952,949,787},{7953,949,788},{7954,7952,768},{7955,7953,768},
+    {7956,7952,769},{7957,7953,769},{7960,917,787},{7961,917,788},{7962,7960,768},{7963,7961,768},
+    {7964,7960,769},{7965,7961,769},{7968,951,787},{7969,951,788},{7970,7968,768},{7971,7969,768},
+    {7972,7968,769},{7973,7969,769},{7974,7968,834},{7975,7969,834},{7976,919,787},{7977,919,788},
+    {7978,7976,768},{7979,7977,768},{7980,7976,769},{7981,7977,769},{7982,7976,834},{7983,7977,834},
+    {7984,953,787},{7985,953,788},{7986,7984,768},{7987,7985,768},{7988,7984,769},{7989,7985,769},
+    {7990,7984,834},{7991,7985,834},{7992,921,787},{7993,921,788},{7994,7992,768},{7995,7993,768},
+    {7996,7992,769},{7997,7993,769},{7998,7992,834},{7999,7993,834},{8000,959,787},{8001,959,788},
+    {8002,8000,768},{8003,8001,768},{8004,8000,769},{8005,8001,769},{8008,927,787},{8009,927,788},
+    {8010,8008,768},{8011,8009,768},{8012,8008,769},{8013,8009,769},{8016,965,787},{8017,965,788},
+    {8018,8016,768},{8019,8017,768},{8020,8016,769},{8021,8017,769},{8022,8016,834},{8023,8017,834},
+    {8025,933,788},{8027,8025,768},{8029,8025,769},{8031,8025,834},{8032,969,787},{8033,969,788},
+    {8034,8032,768},{8035,8033,768},{8036,8032,769},{8037,8033,769},{8038,8032,834},{8039,8033,834},
+    {8040,937,787},{8041,937,788},{8042,8040,768},{8043,8041,768},{8044,8040,769},{8045,8041,769},
+    {8046,8040,834},{8047,8041,834},{8048,945,768},{8049,940,0},{8050,949,768},{8051,941,0},{8052,951,768},
+    {8053,942,0},{8054,953,768},{8055,943,0},{8056,959,768},{8057,972,0},{8058,965,768},{8059,973,0},
+    {8060,969,768},{8061,974,0},{8064,7936,837},{8065,7937,837},{8066,7938,837},{8067,7939,837},
+    {8068,7940,837},{8069,7941,837},{8070,7942,837},{8071,7943,837},{8072,7944,837},{8073,7945,837},
+    {8074,7946,837},{8075,7947,837},{8076,7948,837},{8077,7949,837},{8078,7950,837},{8079,7951,837},
+    {8080,7968,837},{8081,7969,837},{8082,7970,837},{8083,7971,837},{8084,7972,837},{8085,7973,837},
+    {8086,7974,837},{8087,7975,837},{8088,7976,837},{8089,7977,837},{8090,7978,837},{8091,7979,837},
+    {8092,7980,837},{8093,7981,837},{8094,7982,837},{8095,7983,837},{8096,8032,837},{8097,8033,837},
+    {8098,8034,837},{8099,8035,837},{8100,8036,837},{8101,8037,837},{8102,8038,837},{8103,8039,837},
+    {8104,8040,837},{8105,8041,837},{8106,8042,837},{8107,8043,837},{8108,8044,837},{8109,8045,837},
+    {8110,8046,837},{8111,8047,837},{8112,945,774},{8113,945,772},{8114,8048,837},{8115,945,837},
+    {8116,940,837},{8118,945,834},{8119,8118,837},{8120,913,774},{8121,913,772},{8122,913,768},{8123,902,0},
+    {8124,913,837},{8126,953,0},{8129,168,834},{8130,8052,837},{8131,951,837},{8132,942,837},{8134,951,834},
+    {8135,8134,837},{8136,917,768},{8137,904,0},{8138,919,768},{8139,905,0},{8140,919,837},{8141,8127,768},
+    {8142,8127,769},{8143,8127,834},{8144,953,774},{8145,953,772},{8146,970,768},{8147,912,0},{8150,953,834},
+    {8151,970,834},{8152,921,774},{8153,921,772},{8154,921,768},{8155,906,0},{8157,8190,768},{8158,8190,769},
+    {8159,8190,834},{8160,965,774},{8161,965,772},{8162,971,768},{8163,944,0},{8164,961,787},{8165,961,788},
+    {8166,965,834},{8167,971,834},{8168,933,774},{8169,933,772},{8170,933,768},{8171,910,0},{8172,929,788},
+    {8173,168,768},{8174,901,0},{8175,96,0},{8178,8060,837},{8179,969,837},{8180,974,837},{8182,969,834},
+    {8183,8182,837},{8184,927,768},{8185,908,0},{8186,937,768},{8187,911,0},{8188,937,837},{8189,180,0},
+    {8192,8194,0},{8193,8195,0},{8486,937,0},{8490,75,0},{8491,197,0},{8602,8592,824},{8603,8594,824},
+    {8622,8596,824},{8653,8656,824},{8654,8660,824},{8655,8658,824},{8708,8707,824},{8713,8712,824},
+    {8716,8715,824},{8740,8739,824},{8742,8741,824},{8769,8764,824},{8772,8771,824},{8775,8773,824},
+    {8777,8776,824},{8800,61,824},{8802,8801,824},{8813,8781,824},{8814,60,824},{8815,62,824},{8816,8804,824},
+    {8817,8805,824},{8820,8818,824},{8821,8819,824},{8824,8822,824},{8825,8823,824},{8832,8826,824},
+    {8833,8827,824},{8836,8834,824},{8837,8835,824},{8840,8838,824},{8841,8839,824},{8876,8866,824},
+    {8877,8872,824},{8878,8873,824},{8879,8875,824},{8928,8828,824},{8929,8829,824},{8930,8849,824},
+    {8931,8850,824},{8938,8882,824},{8939,8883,824},{8940,8884,824},{8941,8885,824},{9001,12296,0},
+    {9002,12297,0},{10972,10973,824},{12364,12363,12441},{12366,12365,12441},{12368,12367,12441},
+    {12370,12369,12441},{12372,12371,12441},{12374,12373,12441},{12376,12375,12441},{12378,12377,12441},
+    {12380,12379,12441},{12382,12381,12441},{12384,12383,12441},{12386,12385,12441},{12389,12388,12441},
+    {12391,12390,12441},{12393,12392,12441},{12400,12399,12441},{12401,12399,12442},{12403,12402,12441},
+    {12404,12402,12442},{12406,12405,12441},{12407,12405,12442},{12409,12408,12441},{12410,12408,12442},
+    {12412,12411,12441},{12413,12411,12442},{12436,12358,12441},{12446,12445,12441},{12460,12459,12441},
+    {12462,12461,12441},{12464,12463,12441},{12466,12465,12441},{12468,12467,12441},{12470,12469,12441},
+    {12472,12471,12441},{12474,12473,12441},{12476,12475,12441},{12478,12477,12441},{12480,12479,12441},
+    {12482,12481,12441},{12485,12484,12441},{12487,12486,12441},{12489,12488,12441},{12496,12495,12441},
+    {12497,12495,12442},{12499,12498,12441},{12500,12498,12442},{12502,12501,12441},{12503,12501,12442},
+    {12505,12504,12441},{12506,12504,12442},{12508,12507,12441},{12509,12507,12442},{12532,12454,12441},
+    {12535,12527,12441},{12536,12528,12441},{12537,12529,12441},{12538,12530,12441},{12542,12541,12441},
+    {64285,1497,1460},{64287,1522,1463},{64298,1513,1473},{64299,1513,1474},{64300,64329,1473},
+    {64301,64329,1474},{64302,1488,1463},{64303,1488,1464},{64304,1488,1468},{64305,1489,1468},
+    {64306,1490,1468},{64307,1491,1468},{64308,1492,1468},{64309,1493,1468},{64310,1494,1468},
+    {64312,1496,1468},{64313,1497,1468},{64314,1498,1468},{64315,1499,1468},{64316,1500,1468},
+    {64318,1502,1468},{64320,1504,1468},{64321,1505,1468},{64323,1507,1468},{64324,1508,1468},
+    {64326,1510,1468},{64327,1511,1468},{64328,1512,1468},{64329,1513,1468},{64330,1514,1468},
+    {64331,1493,1465},{64332,1489,1471},{64333,1499,1471},{64334,1508,1471},{67017,67026,775},
+    {67044,67034,775},{69786,69785,69818},{69788,69787,69818},{69803,69797,69818},{69934,69937,69927},
+    {69935,69938,69927},{70475,70471,70462},{70476,70471,70487},{70531,70530,70601},{70533,70532,70587},
+    {70542,70539,70594},{70545,70544,70601},{70597,70594,70594},{70599,70594,70584},{70600,70594,70601},
+    {70843,70841,70842},{70844,70841,70832},{70846,70841,70845},{71098,71096,71087},{71099,71097,71087},
+    {71992,71989,71984},{90401,90398,90398},{90402,90398,90409},{90403,90398,90399},{90404,90409,90399},
+    {90405,90398,90400},{90406,90401,90399},{90407,90402,90399},{90408,90401,90400},{93544,93543,93543},
+    {93545,93539,93543},{93546,93545,93543},{119134,119127,119141},{119135,119128,119141},
+    {119136,119135,119150},{119137,119135,119151},{119138,119135,119152},{119139,119135,119153},
+    {119140,119135,119154},{119227,119225,119141},{119228,119226,119141},{119229,119227,119150},
+    {119230,119228,119150},{119231,119227,119151},{119232,119228,119151},
+};
+/* Rows of the table above that compose again, by (first, second). */
+static const uint16_t fti_compositions[961] = {
+    912,909,913,0,1,2,3,53,55,238,4,572,5,165,208,210,570,415,57,417,419,421,59,61,63,65,6,425,67,427,431,433,429,7,
+    8,9,598,69,71,73,10,596,77,212,214,594,240,75,439,441,445,198,79,447,81,83,187,85,87,449,453,236,451,455,457,11,
+    12,13,89,91,93,97,14,610,167,216,218,612,95,459,98,463,189,465,100,467,102,106,469,104,475,473,477,479,481,200,
+    108,15,483,112,485,110,489,487,16,17,18,19,114,116,246,20,616,118,169,220,222,161,614,191,499,501,120,503,124,
+    224,226,505,122,509,126,128,511,132,513,232,130,521,136,523,234,134,527,525,21,22,23,138,140,142,24,640,144,146,
+    171,228,230,163,638,529,148,533,531,539,541,543,545,150,549,547,551,553,555,652,25,152,658,250,557,154,656,654,
+    155,559,157,159,561,563,26,27,28,29,54,56,239,30,573,31,166,209,211,571,416,58,418,420,422,60,62,64,66,32,426,
+    68,428,432,434,430,33,34,35,599,70,72,74,36,597,78,213,215,595,241,76,440,442,446,199,80,448,82,84,188,86,88,
+    450,454,237,452,456,458,565,37,38,39,90,92,94,40,611,168,217,219,613,96,460,99,197,464,190,466,101,468,103,107,
+    470,105,476,474,478,480,482,201,109,41,484,113,486,111,490,488,42,43,44,45,115,117,247,46,617,119,170,221,223,
+    162,615,192,500,502,121,504,125,225,227,506,123,510,127,129,512,133,514,233,131,522,566,137,524,235,135,528,526,
+    47,48,49,139,141,143,50,641,145,147,172,229,231,164,639,530,149,534,532,540,542,544,546,151,550,548,567,552,554,
+    556,653,51,153,659,251,558,52,657,568,655,156,560,158,160,562,564,875,258,835,576,574,580,578,181,202,204,185,
+    423,602,600,606,604,461,620,618,624,622,491,244,493,242,206,179,175,173,177,577,575,581,579,182,203,205,186,424,
+    603,601,607,605,462,621,619,625,623,492,245,494,243,207,180,176,174,178,586,584,590,588,587,585,591,589,435,437,
+    436,438,495,497,496,498,515,516,517,518,535,536,537,538,569,630,628,634,632,636,631,629,635,633,637,644,642,648,
+    646,650,645,643,649,647,651,195,193,194,183,184,443,444,248,249,196,831,259,830,829,668,669,833,841,261,682,683,
+    843,262,696,697,845,857,263,856,855,268,712,713,883,264,726,727,874,872,265,871,870,269,740,885,266,752,753,887,
+    826,838,760,270,823,822,660,661,827,825,762,271,676,677,764,272,688,689,839,837,766,273,850,849,275,704,705,853,
+    768,277,720,721,866,867,770,278,863,862,276,732,733,868,772,279,744,745,881,879,851,267,854,864,274,869,880,280,
+    281,285,302,304,284,282,306,283,300,310,312,287,314,289,316,286,318,324,288,326,328,330,332,322,303,305,293,291,
+    307,292,301,311,313,296,315,290,317,295,319,325,297,327,329,331,333,323,294,298,299,308,309,320,321,334,335,337,
+    336,338,340,341,339,342,343,344,353,354,365,364,366,369,370,372,371,373,374,377,375,376,378,379,381,380,382,383,
+    385,384,403,404,405,406,407,408,409,410,411,412,413,414,471,472,507,508,519,520,582,592,583,593,608,609,626,627,
+    662,664,666,774,663,665,667,775,776,777,778,779,780,781,670,672,674,782,671,673,675,783,784,785,786,787,788,789,
+    678,680,679,681,684,686,685,687,690,692,694,790,691,693,695,791,792,793,794,795,796,797,698,700,702,798,699,701,
+    703,799,800,801,802,803,804,805,706,708,710,707,709,711,714,716,718,715,717,719,722,724,723,725,728,730,729,731,
+    734,736,738,735,737,739,741,742,743,746,748,750,806,747,749,751,807,808,809,810,811,812,813,754,756,758,814,755,
+    757,759,815,816,817,818,819,820,821,824,836,878,828,846,847,848,840,882,859,860,861,894,895,896,897,899,898,900,
+    901,902,903,904,905,906,907,908,911,910,914,915,916,917,918,919,920,921,930,931,922,923,924,925,932,933,926,927,
+    928,929,934,935,936,937,966,941,942,943,944,945,946,947,948,949,950,951,952,953,954,955,956,957,958,959,960,961,
+    962,963,964,965,967,993,968,969,970,971,972,973,974,975,976,977,978,979,980,981,982,983,984,985,986,987,988,989,
+    990,991,992,994,995,996,997,998,1033,1034,1035,1036,1037,1038,1039,1040,1041,1042,1043,1044,1045,1047,1046,1048,
+    1050,1049,1051,1052,1053,1054,1055,1057,1059,1056,1060,1062,1061,1058,1064,1063,1065,
+};
+/* CJK compatibility ideographs U+F900..U+FAD9: the unified one, 0: itself. */
+static const uint32_t fti_cjk_low[474] = {
+    35912,26356,36554,36040,28369,20018,21477,40860,40860,22865,37329,21895,22856,25078,30313,32645,34367,34746,
+    35064,37007,27138,27931,28889,29662,33853,37226,39409,20098,21365,27396,29211,34349,40478,23888,28651,34253,
+    35172,25289,33240,34847,24266,26391,28010,29436,37070,20358,20919,21214,25796,27347,29200,30439,32769,34310,
+    34396,36335,38706,39791,40442,30860,31103,32160,33737,37636,40575,35542,22751,24324,31840,32894,29282,30922,
+    36034,38647,22744,23650,27155,28122,28431,32047,32311,38475,21202,32907,20956,20940,31260,32190,33777,38517,
+    35712,25295,27138,35582,20025,23527,24594,29575,30064,21271,30971,20415,24489,19981,27852,25976,32034,21443,
+    22622,30465,33865,35498,27578,36784,27784,25342,33509,25504,30053,20142,20841,20937,26753,31975,33391,35538,
+    37327,21237,21570,22899,24300,26053,28670,31018,38317,39530,40599,40654,21147,26310,27511,36706,24180,24976,
+    25088,25754,28451,29001,29833,31178,32244,32879,36646,34030,36899,37706,21015,21155,21693,28872,35010,35498,
+    24265,24565,25467,27566,31806,29557,20196,22265,23527,23994,24604,29618,29801,32666,32838,37428,38646,38728,
+    38936,20363,31150,37300,38584,24801,20102,20698,23534,23615,26009,27138,29134,30274,34044,36988,40845,26248,
+    38446,21129,26491,26611,27969,28316,29705,30041,30827,32016,39006,20845,25134,38520,20523,23833,28138,36650,
+    24459,24900,26647,29575,38534,21033,21519,23653,26131,26446,26792,27877,29702,30178,32633,35023,35041,37324,
+    38626,21311,28346,21533,29136,29848,34298,38563,40023,40607,26519,28107,33256,31435,31520,31890,29376,28825,
+    35672,20160,33590,21050,20999,24230,25299,31958,23429,27934,26292,36667,34892,38477,35211,24275,20800,21952,0,0,
+    22618,0,26228,0,0,20958,29482,30410,31036,31070,31077,31119,38742,31934,32701,0,34322,0,35576,0,0,36920,37117,0,
+    0,0,39151,39164,39208,40372,37086,38583,20398,20711,20813,21193,21220,21329,21917,22022,22120,22592,22696,23652,
+    23662,24724,24936,24974,25074,25935,26082,26257,26757,28023,28186,28450,29038,29227,29730,30865,31038,31049,
+    31048,31056,31062,31069,31117,31118,31296,31361,31680,32244,32265,32321,32626,32773,33261,33401,33401,33879,
+    35088,35222,35585,35641,36051,36104,36790,36920,38627,38911,38971,24693,148206,33304,0,0,20006,20917,20840,
+    20352,20805,20864,21191,21242,21917,21845,21913,21986,22618,22707,22852,22868,23138,23336,24274,24281,24425,
+    24493,24792,24910,24840,24974,24928,25074,25140,25540,25628,25682,25942,26228,26391,26395,26454,27513,27578,
+    27969,28379,28363,28450,28702,29038,30631,29237,29359,29482,29809,29958,30011,30237,30239,30410,30427,30452,
+    30538,30528,30924,31409,31680,31867,32091,32244,32574,32773,33618,33775,34681,35137,35206,35222,35519,35576,
+    35531,35585,35582,35565,35641,35722,36104,36664,36978,37273,37494,38524,38627,38742,38875,38911,38923,38971,
+    39698,40860,141386,141380,144341,15261,16408,16441,152137,154832,163539,40771,40846,
+};
+/* CJK compatibility ideographs U+2F800..U+2FA1D: the unified one, 0: itself. */
+static const uint32_t fti_cjk_high[542] = {
+    20029,20024,20033,131362,20320,20398,20411,20482,20602,20633,20711,20687,13470,132666,20813,20820,20836,20855,
+    132380,13497,20839,20877,132427,20887,20900,20172,20908,20917,168415,20981,20995,13535,21051,21062,21106,21111,
+    13589,21191,21193,21220,21242,21253,21254,21271,21321,21329,21338,21363,21373,21375,21375,21375,133676,28784,
+    21450,21471,133987,21483,21489,21510,21662,21560,21576,21608,21666,21750,21776,21843,21859,21892,21892,21913,
+    21931,21939,21954,22294,22022,22295,22097,22132,20999,22766,22478,22516,22541,22411,22578,22577,22700,136420,
+    22770,22775,22790,22810,22818,22882,136872,136938,23020,23067,23079,23000,23142,14062,14076,23304,23358,23358,
+    137672,23491,23512,23527,23539,138008,23551,23558,24403,23586,14209,23648,23662,23744,23693,138724,23875,138726,
+    23918,23915,23932,24033,24034,14383,24061,24104,24125,24169,14434,139651,14460,24240,24243,24246,24266,172946,
+    24318,140081,140081,33281,24354,24354,14535,144056,156122,24418,24427,14563,24474,24525,24535,24569,24705,14650,
+    14620,24724,141012,24775,24904,24908,24910,24908,24954,24974,25010,24996,25007,25054,25074,25078,25104,25115,
+    25181,25265,25300,25424,142092,25405,25340,25448,25475,25572,142321,25634,25541,25513,14894,25705,25726,25757,
+    25719,14956,25935,25964,143370,26083,26360,26185,15129,26257,15112,15076,20882,20885,26368,26268,32941,17369,
+    26391,26395,26401,26462,26451,144323,15177,26618,26501,26706,26757,144493,26766,26655,26900,15261,26946,27043,
+    27114,27304,145059,27355,15384,27425,145575,27476,15438,27506,27551,27578,27579,146061,138507,146170,27726,
+    146620,27839,27853,27751,27926,27966,28023,27969,28009,28024,28037,146718,27956,28207,28270,15667,28363,28359,
+    147153,28153,28526,147294,147342,28614,28729,28702,28699,15766,28746,28797,28791,28845,132389,28997,148067,
+    29084,148395,29224,29237,29264,149000,29312,29333,149301,149524,29562,29579,16044,29605,16056,16056,29767,29788,
+    29809,29829,29898,16155,29988,150582,30014,150674,30064,139679,30224,151457,151480,151620,16380,16392,30452,
+    151795,151794,151833,151859,30494,30495,30495,30538,16441,30603,16454,16534,152605,30798,30860,30924,16611,
+    153126,31062,153242,153285,31119,31211,16687,31296,31306,31311,153980,154279,154279,31470,16898,154539,31686,
+    31689,16935,154752,31954,17056,31976,31971,32000,155526,32099,17153,32199,32258,32325,17204,156200,156231,17241,
+    156377,32634,156478,32661,32762,32773,156890,156963,32864,157096,32880,144223,17365,32946,33027,17419,33086,
+    23221,157607,157621,144275,144284,33281,33284,36766,17515,33425,33419,33437,21171,33457,33459,33469,33510,
+    158524,33509,33565,33635,33709,33571,33725,33767,33879,33619,33738,33740,33756,158774,159083,158933,17707,34033,
+    34035,34070,160714,34148,159532,17757,17761,159665,159954,17771,34384,34396,34407,34409,34473,34440,34574,34530,
+    34681,34600,34667,34694,17879,34785,34817,17913,34912,34915,161383,35031,35038,17973,35066,13499,161966,162150,
+    18110,18119,35488,35565,35722,35925,162984,36011,36033,36123,36215,163631,133124,36299,36284,36336,133342,36564,
+    36664,165330,165357,37012,37105,37137,165678,37147,37432,37591,37592,37500,37881,37909,166906,38283,18837,38327,
+    167287,18918,38595,23986,38691,168261,168474,19054,19062,38880,168970,19122,169110,38923,38923,38953,169398,
+    39138,19251,39209,39335,39362,39422,19406,170800,39698,40000,40189,19662,19693,40295,172238,19704,172293,172558,
+    172689,40635,19798,40697,40702,40709,40719,40726,40763,173568,
+};
+/* Lower case: first, last, stride, what to add. U+0130 is in the code. */
+static const int32_t fti_lower_ranges[186][4] = {
+    {65,90,1,32},{192,214,1,32},{216,222,1,32},{256,302,2,1},{306,310,2,1},{313,327,2,1},{330,374,2,1},
+    {376,376,1,-121},{377,381,2,1},{385,385,1,210},{386,388,2,1},{390,390,1,206},{391,391,1,1},
+    {393,394,1,205},{395,395,1,1},{398,398,1,79},{399,399,1,202},{400,400,1,203},{401,401,1,1},
+    {403,403,1,205},{404,404,1,207},{406,406,1,211},{407,407,1,209},{408,408,1,1},{412,412,1,211},
+    {413,413,1,213},{415,415,1,214},{416,420,2,1},{422,422,1,218},{423,423,1,1},{425,425,1,218},{428,428,1,1},
+    {430,430,1,218},{431,431,1,1},{433,434,1,217},{435,437,2,1},{439,439,1,219},{440,440,1,1},{444,444,1,1},
+    {452,452,1,2},{453,453,1,1},{455,455,1,2},{456,456,1,1},{458,458,1,2},{459,475,2,1},{478,494,2,1},
+    {497,497,1,2},{498,500,2,1},{502,502,1,-97},{503,503,1,-56},{504,542,2,1},{544,544,1,-130},{546,562,2,1},
+    {570,570,1,10795},{571,571,1,1},{573,573,1,-163},{574,574,1,10792},{577,577,1,1},{579,579,1,-195},
+    {580,580,1,69},{581,581,1,71},{582,590,2,1},{880,882,2,1},{886,886,1,1},{895,895,1,116},{902,902,1,38},
+    {904,906,1,37},{908,908,1,64},{910,911,1,63},{913,929,1,32},{931,939,1,32},{975,975,1,8},{984,1006,2,1},
+    {1012,1012,1,-60},{1015,1015,1,1},{1017,1017,1,-7},{1018,1018,1,1},{1021,1023,1,-130},{1024,1039,1,80},
+    {1040,1071,1,32},{1120,1152,2,1},{1162,1214,2,1},{1216,1216,1,15},{1217,1229,2,1},{1232,1326,2,1},
+    {1329,1366,1,48},{4256,4293,1,7264},{4295,4295,1,7264},{4301,4301,1,7264},{5024,5103,1,38864},
+    {5104,5109,1,8},{7305,7305,1,1},{7312,7354,1,-3008},{7357,7359,1,-3008},{7680,7828,2,1},
+    {7838,7838,1,-7615},{7840,7934,2,1},{7944,7951,1,-8},{7960,7965,1,-8},{7976,7983,1,-8},{7992,7999,1,-8},
+    {8008,8013,1,-8},{8025,8031,2,-8},{8040,8047,1,-8},{8072,8079,1,-8},{8088,8095,1,-8},{8104,8111,1,-8},
+    {8120,8121,1,-8},{8122,8123,1,-74},{8124,8124,1,-9},{8136,8139,1,-86},{8140,8140,1,-9},{8152,8153,1,-8},
+    {8154,8155,1,-100},{8168,8169,1,-8},{8170,8171,1,-112},{8172,8172,1,-7},{8184,8185,1,-128},
+    {8186,8187,1,-126},{8188,8188,1,-9},{8486,8486,1,-7517},{8490,8490,1,-8383},{8491,8491,1,-8262},
+    {8498,8498,1,28},{8544,8559,1,16},{8579,8579,1,1},{9398,9423,1,26},{11264,11311,1,48},{11360,11360,1,1},
+    {11362,11362,1,-10743},{11363,11363,1,-3814},{11364,11364,1,-10727},{11367,11371,2,1},
+    {11373,11373,1,-10780},{11374,11374,1,-10749},{11375,11375,1,-10783},{11376,11376,1,-10782},
+    {11378,11378,1,1},{11381,11381,1,1},{11390,11391,1,-10815},{11392,11490,2,1},{11499,11501,2,1},
+    {11506,11506,1,1},{42560,42604,2,1},{42624,42650,2,1},{42786,42798,2,1},{42802,42862,2,1},
+    {42873,42875,2,1},{42877,42877,1,-35332},{42878,42886,2,1},{42891,42891,1,1},{42893,42893,1,-42280},
+    {42896,42898,2,1},{42902,42920,2,1},{42922,42922,1,-42308},{42923,42923,1,-42319},{42924,42924,1,-42315},
+    {42925,42925,1,-42305},{42926,42926,1,-42308},{42928,42928,1,-42258},{42929,42929,1,-42282},
+    {42930,42930,1,-42261},{42931,42931,1,928},{42932,42946,2,1},{42948,42948,1,-48},{42949,42949,1,-42307},
+    {42950,42950,1,-35384},{42951,42953,2,1},{42955,42955,1,-42343},{42956,42956,1,1},{42960,42960,1,1},
+    {42966,42970,2,1},{42972,42972,1,-42561},{42997,42997,1,1},{65313,65338,1,32},{66560,66599,1,40},
+    {66736,66771,1,40},{66928,66938,1,39},{66940,66954,1,39},{66956,66962,1,39},{66964,66965,1,39},
+    {68736,68786,1,64},{68944,68965,1,32},{71840,71871,1,32},{93760,93791,1,32},{125184,125217,1,34},
+};
+/* ---- end of the Unicode tables ---- */
+
+enum { FTI_CP_CLASS_BITS = 0x1FFF, FTI_CP_NOT_NFC = 1 << 13, FTI_CP_DECOMPOSES = 1 << 14, FTI_CP_LOWERS = 1 << 15 };
+enum { FTI_HANGUL = 0xAC00, FTI_HANGUL_L = 0x1100, FTI_HANGUL_V = 0x1161, FTI_HANGUL_T = 0x11A7 };
+
+FTI_INLINE uint32_t fti_cp_kind(uint32_t cp)
+{
+    size_t i = 0, n = sizeof fti_cp_high / sizeof *fti_cp_high;
+    if (cp < 0x20000) return fti_cp_kinds[fti_cp_blocks[fti_cp_index[cp >> 6] * 64 + (cp & 63)] - '#'];
+    while (i < n - 1 && cp > fti_cp_high[i].last) i++;
+    return fti_cp_high[i].kind;
+}
+
+static unsigned fti_cp_class(uint32_t cp) { return fti_cp_kind(cp) & FTI_CP_CLASS_BITS; }
+
+static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2])
+{
+    int low = 0, high = (int)(sizeof fti_lower_ranges / sizeof *fti_lower_ranges) - 1;
+    int32_t c = (int32_t)cp;
+    extra[0] = extra[1] = 0;
+    if (cp < 0x80) return cp - 'A' < 26u ? cp + 32 : cp;
+    if (!(fti_cp_kind(cp) & FTI_CP_LOWERS)) return cp;
+    if (cp == 0x130) { extra[0] = 0x307; return 'i'; }     /* Turkish dotted capital I keeps its dot as a mark */
+    while (low < high) {
+        int mid = (low + high) / 2;
+        if (c > fti_lower_ranges[mid][1]) low = mid + 1; else high = mid;
+    }
+    return cp + (uint32_t)fti_lower_ranges[low][3];
+}
+
+/* Row of fti_decompositions for a code point; -1: none. */
+static int fti_decomposition_row(uint32_t cp)
+{
+    int low = 0, high = (int)(sizeof fti_decompositions / sizeof *fti_decompositions) - 1;
+    while (low < high) {
+        int mid = (low + high) / 2;
+        if (cp > fti_decompositions[mid][0]) low = mid + 1; else high = mid;
+    }
+    return fti_decompositions[low][0] == cp ? low : -1;
+}
+
+/* Full canonical decomposition into out[]; how many code points (at most 4). Only the first part decomposes again. */
+static int fti_decompose(uint32_t cp, uint32_t out[4])
+{
+    uint32_t tail[4];
+    int n = 0, n_tail = 0, row;
+    if (cp - FTI_HANGUL < 11172u) {
+        uint32_t s = cp - FTI_HANGUL;
+        out[0] = FTI_HANGUL_L + s / 588;
+        out[1] = FTI_HANGUL_V + s % 588 / 28;
+        out[2] = FTI_HANGUL_T + s % 28;
+        return s % 28 ? 3 : 2;
+    }
+    if (cp - 0xF900 < sizeof fti_cjk_low / sizeof *fti_cjk_low) {
+        out[0] = fti_cjk_low[cp - 0xF900] ? fti_cjk_low[cp - 0xF900] : cp;
+        return 1;
+    }
+    if (cp - 0x2F800 < sizeof fti_cjk_high / sizeof *fti_cjk_high) {
+        out[0] = fti_cjk_high[cp - 0x2F800] ? fti_cjk_high[cp - 0x2F800] : cp;
+        return 1;
+    }
+    while (n_tail < 3 && (row = fti_decomposition_row(cp)) >= 0) {
+        cp = fti_decompositions[row][1];
+        if (fti_decompositions[row][2]) tail[n_tail++] = fti_decompositions[row][2];
+    }
+    out[n++] = cp;
+    while (n_tail) out[n++] = tail[--n_tail];
+    return n;
+}
+
+/* The character that a and b join to; 0: none. */
+static uint32_t fti_compose(uint32_t a, uint32_t b)
+{
+    int low = 0, high = (int)(sizeof fti_compositions / sizeof *fti_compositions) - 1;
+    if (a - FTI_HANGUL_L < 19u && b - FTI_HANGUL_V < 21u)
+        return FTI_HANGUL + ((a - FTI_HANGUL_L) * 21 + (b - FTI_HANGUL_V)) * 28;
+    if (a - FTI_HANGUL < 11172u && (a - FTI_HANGUL) % 28 == 0 && b - FTI_HANGUL_T - 1 < 27u)
+        return a + (b - FTI_HANGUL_T);
+    while (low < high) {
+        int mid = (low + high) / 2;
+        const uint32_t *d = fti_decompositions[fti_compositions[mid]];
+        if (d[1] < a || (d[1] == a && d[2] < b)) low = mid + 1; else high = mid;
+    }
+    const uint32_t *d = fti_decompositions[fti_compositions[low]];
+    return d[1] == a && d[2] == b ? d[0] : 0;
+}
+
+/* From i on, text that the form leaves as it is. Returns where the first stretch that needs work begins, which is the
+ * last base before the offending character, or n. */
+static size_t fti_stable_run(fti_form form, const char *text, size_t i, size_t n)
+{
+    const uint32_t unstable = form == FTI_NFC ? FTI_CP_NOT_NFC : FTI_CP_DECOMPOSES;
+    uint32_t last_ccc = 0, ccc, kind, cp;
+    size_t base = i;
+    int len;
+    for (; i < n; i += (size_t)len) {
+        if (!((unsigned char)text[i] & 0x80)) {
+            uint64_t w;
+            while (i + 8 <= n && (memcpy(&w, text + i, 8), !(w & 0x8080808080808080u))) i += 8;
+            while (i < n && !((unsigned char)text[i] & 0x80)) i++;
+            base = i - 1;
+            last_ccc = 0;
+            len = 0;
+            continue;
+        }
+        len = fti_utf8_decode(text + i, text + n, &cp);
+        if (!len) { len = 1; base = i; last_ccc = 0; continue; }       /* not UTF-8: left alone */
+        kind = fti_cp_kind(cp);
+        ccc = kind >> 16;
+        if ((kind & unstable) || (ccc && ccc < last_ccc)) return base;
+        if (!ccc) base = i;
+        last_ccc = ccc;
+    }
+    return n;
+}
+
+/* One code point on its way through a normal form: where it came from, how its mark sorts. */
+typedef struct fti_glyph { uint32_t cp, from, ccc; } fti_glyph;
+
+/* Put the marks of each base in order of combining class, stable. Short runs by insertion, long ones by counting. */
+static int fti_order_marks(fti_glyph *g, size_t n)
+{
+    for (size_t i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && g[end].ccc; end++) { }
+        size_t begin = g[i].ccc ? i : i + 1, count = end - begin;
+        if (count <= 24) {
+            for (size_t k = begin + 1; k < end; k++) {
+                fti_glyph x = g[k];
+                size_t to = k;
+                for (; to > begin && g[to - 1].ccc > x.ccc; to--) g[to] = g[to - 1];
+                g[to] = x;
+            }
+        } else {
+            size_t start[257] = {0};
+            fti_glyph *sorted = (fti_glyph *)fti_alloc(count, sizeof *sorted);
+            if (!sorted) return 0;
+            for (size_t k = begin; k < end; k++) start[g[k].ccc + 1]++;
+            for (int c = 0; c < 256; c++) start[c + 1] += start[c];
+            for (size_t k = begin; k < end; k++) sorted[start[g[k].ccc]++] = g[k];
+            memcpy(g + begin, sorted, count * sizeof *g);
+            FTUNE_FREE(sorted);
+        }
+    }
+    return 1;
+}
+
+/* Join each mark with its base where a joined form exists and no mark of the same or a higher class stands between.
+ * Returns the new count. */
+static size_t fti_join_marks(fti_glyph *g, size_t n)
+{
+    size_t out = 0, base = (size_t)-1;
+    uint32_t last_ccc = 0;
+    for (size_t i = 0; i < n; i++) {
+        int touching = base != (size_t)-1 && (out == base + 1 || (last_ccc && last_ccc < g[i].ccc));
+        uint32_t joined = touching ? fti_compose(g[base].cp, g[i].cp) : 0;
+        if (joined) { g[base].cp = joined; continue; }
+        if (!g[i].ccc) base = out;
+        last_ccc = g[i].ccc;
+        g[out++] = g[i];
+    }
+    return out;
+}
+
+static int fti_emit(fti_buf *out, uint32_t **origin, const char *p, size_t n, size_t from)
+{
+    fti_buf_add(out, p, n);
+    for (size_t i = 0; origin && i < n; i++) if (!fti_push(*origin, (uint32_t)from)) return 0;
+    return !out->failed;
+}
+
+/* Bytes that stay: each character is its own origin. */
+static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size_t begin, size_t end)
+{
+    size_t from = begin;
+    fti_buf_add(out, text + begin, end - begin);
+    if (origin) {
+        if (!fti_fit(*origin, end - begin)) return 0;
+        for (size_t i = begin; i < end; i++) {
+            if (((unsigned char)text[i] & 0xC0) != 0x80) from = i;
+            arrput(*origin, (uint32_t)from);
+        }
+    }
+    return !out->failed;
+}
+
+static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    const uint32_t unstable = form == FTI_NFC ? FTI_CP_NOT_NFC : FTI_CP_DECOMPOSES;
+    fti_glyph *g = NULL;
+    int ok = 1;
+    for (size_t i = 0; i < n && ok; ) {
+        size_t stop = fti_stable_run(form, text, i, n);
+        ok = fti_emit_same(out, origin, text, i, stop);
+        arrsetlen(g, 0);
+        for (i = stop; i < n && ok; ) {                     /* one stretch, up to the next base that is safe */
+            uint32_t cp, parts[4];
+            int len = fti_utf8_decode(text + i, text + n, &cp);
+            uint32_t kind = len ? fti_cp_kind(cp) : 0;
+            if (i > stop && !(kind >> 16) && !(kind & unstable)) break;
+            if (!len) { ok = fti_emit_same(out, origin, text, i, i + 1); i++; break; }
+            int count = kind & FTI_CP_DECOMPOSES ? fti_decompose(cp, parts) : (parts[0] = cp, 1);
+            for (int k = 0; k < count && ok; k++) {
+                fti_glyph x = { parts[k], (uint32_t)i, fti_cp_kind(parts[k]) >> 16 };
+                ok = fti_push(g, x);
+            }
+            i += (size_t)len;
+        }
+        size_t count = (size_t)arrlen(g);
+        ok = ok && fti_order_marks(g, count);
+        if (ok && form == FTI_NFC) count = fti_join_marks(g, count);
+        for (size_t k = 0; k < count && ok; k++) {
+            char bytes[4];
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(g[k].cp, bytes), g[k].from);
+        }
+    }
+    arrfree(g);
+    return ok;
+}
+
+static int fti_is_nfc(const char *text, size_t n) { return fti_stable_run(FTI_NFC, text, 0, n) == n; }
+
+/* Reading JSON, for programs that use ftune -----------------------------------------------------------------------
+ * The reader above with an arena of its own, so that every string can end in a 0. */
+struct ft_json { fti_json j; fti_arena arena; };
+
+ft_status ft_json_parse(ft_json **out, const char *text, size_t n, const char *name, ft_error *err)
+{
+    *out = (ft_json *)fti_calloc(1, sizeof **out);
+    if (!*out) return fti_no_memory(err, sizeof **out);
+    ft_status st = fti_json_parse(&(*out)->j, text, n, name, err);
+    if (st) { ft_json_free(*out); *out = NULL; }
+    return st;
+}
+
+void ft_json_free(ft_json *j)
+{
+    if (!j) return;
+    fti_json_free(&j->j);
+    fti_arena_free(&j->arena);
+    FTUNE_FREE(j);
+}
+
+ft_json_type ft_json_type_of(const ft_json *j, int node)
+{
+    return node < 0 ? FTUNE_JSON_MISSING : (ft_json_type)j->j.node[node].type;
+}
+
+int     ft_json_get(const ft_json *j, int object, const char *key) { return fti_json_get(&j->j, object, key); }
+int     ft_json_child(const ft_json *j, int node) { return node < 0 ? -1 : fti_json_child(&j->j, node); }
+int     ft_json_next(const ft_json *j, int node)  { return node < 0 ? -1 : fti_json_next(&j->j, node); }
+int     ft_json_count(const ft_json *j, int node) { return node < 0 ? 0 : (int)j->j.node[node].count; }
+double  ft_json_number(const ft_json *j, int node, double otherwise) { return fti_json_number(&j->j, node, otherwise); }
+int     ft_json_line(const ft_json *j, int node)  { return fti_json_line(&j->j, node); }
+
+ft_text ft_json_text(ft_json *j, int node)
+{
+    ft_text t = fti_json_text(&j->j, node, &j->arena);
+    if (t.p && t.p >= j->j.text && t.p <= j->j.text + j->j.n) t.p = fti_arena_copy(&j->arena, t.p, t.n);
+    return t;
+}
+
+ft_text ft_json_raw(const ft_json *j, int node)
+{
+    ft_text raw = { NULL, 0 };
+    if (node < 0) return raw;
+    const fti_json_node *v = &j->j.node[node];
+    int quotes = v->type == FTI_STRING;
+    raw.p = j->j.text + v->start - quotes;
+    raw.n = (size_t)v->len + 2 * (size_t)quotes;
+    return raw;
+}
+
+#endif /* FTUNE_IMPLEMENTATION */
+
+/* MIT License, Copyright (c) 2026 The ftune authors. Permission is hereby granted, free of charge, to any person
+ * obtaining a copy of this software and associated documentation files (the "Software"), to deal in the Software
+ * without restriction, including without limitation the rights to use, copy, modify, merge, publish, distribute,
+ * sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is furnished to do so,
+ * subject to the following conditions: the above copyright notice and this permission notice shall be included in all
+ * copies or substantial portions of the Software. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND,
+ * EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE
+ * AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+ * LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE
+ * SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */

@@ -1,0 +1,118 @@
+/* test_91_unicode.c - the Unicode tables: every code point by checksum, then the rules that tie them together
+ *
+ * The sums are those of tests/make_unicode.py --sums, which asks unicodedata2 16.0.0 and not our tables. */
+#define FTUNE_IMPLEMENTATION
+#include "ftune.h"
+#include "test.h"
+
+static uint64_t fnv(uint64_t h, const void *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++) h = (h ^ ((const unsigned char *)p)[i]) * 0x100000001B3u;
+    return h;
+}
+
+static void test_every_code_point(void)
+{
+    const uint64_t seed = 0xCBF29CE484222325u;
+    uint64_t class_sum = seed, lower_sum = seed, form_sum[2] = { seed, seed };
+    const fti_form forms[2] = { FTI_NFC, FTI_NFD };
+    fti_buf out = {0};
+    for (uint32_t c = 0; c < 0x110000; c++) {
+        unsigned k = fti_cp_class(c);
+        unsigned char le[2] = { (unsigned char)k, (unsigned char)(k >> 8) };
+        uint32_t low[3];
+        char text[4], bytes[4];
+        class_sum = fnv(class_sum, le, 2);
+        if (c >= 0xD800 && c < 0xE000) continue;
+        low[0] = fti_cp_lower(c, low + 1);
+        for (int i = 0; i < 3 && (i == 0 || low[i]); i++) lower_sum = fnv(lower_sum, bytes, (size_t)fti_utf8_encode(low[i], bytes));
+        for (int f = 0; f < 2; f++) {
+            out.n = 0;
+            CHECK_MSG(fti_normalize(forms[f], text, (size_t)fti_utf8_encode(c, text), &out, NULL), "U+%04X", (unsigned)c);
+            test_passed--;                                /* a million small checks are not a million tests */
+            form_sum[f] = fnv(form_sum[f], out.p, out.n);
+        }
+    }
+    CHECK_MSG(class_sum == 0x3f21b3d3561893d9u, "classes: 0x%016llx", (unsigned long long)class_sum);
+    CHECK_MSG(form_sum[0] == 0x23fc43766d7c2eb9u, "NFC: 0x%016llx", (unsigned long long)form_sum[0]);
+    CHECK_MSG(form_sum[1] == 0x2d0c150ba0b45aadu, "NFD: 0x%016llx", (unsigned long long)form_sum[1]);
+    CHECK_MSG(lower_sum == 0x54834f05a5deb90eu, "lower case: 0x%016llx", (unsigned long long)lower_sum);
+    fti_buf_free(&out);
+}
+
+static void check_form(fti_form form, const char *text, const char *expected)
+{
+    fti_buf out = {0};
+    uint32_t *origin = NULL;
+    CHECK(fti_normalize(form, text, strlen(text), &out, &origin));
+    CHECK_MSG(out.n == strlen(expected) && (!out.n || !memcmp(out.p, expected, out.n)), "%s of \"%s\": expected \"%s\", found \"%.*s\"",
+              form == FTI_NFC ? "NFC" : "NFD", text, expected, (int)out.n, out.n ? out.p : "");
+    CHECK_INT(arrlen(origin), out.n);
+    for (size_t i = 1; i < (size_t)arrlen(origin); i++) CHECK(origin[i] < strlen(text));
+    out.n = 0;
+    fti_buf_free(&out);
+    arrfree(origin);
+}
+
+static void test_forms(void)
+{
+    check_form(FTI_NFC, "", "");
+    check_form(FTI_NFC, "plain ASCII stays", "plain ASCII stays");
+    check_form(FTI_NFC, "e\xCC\x81", "\xC3\xA9");
+    check_form(FTI_NFD, "\xC3\xA9", "e\xCC\x81");
+    check_form(FTI_NFC, "\xE2\x84\xAB", "\xC3\x85");                                  /* angstrom sign */
+    check_form(FTI_NFC, "q\xCC\x87\xCC\xA3", "q\xCC\xA3\xCC\x87");                    /* marks change places */
+    check_form(FTI_NFC, "\xE1\xB8\x8B\xCC\xA3", "\xE1\xB8\x8D\xCC\x87");              /* d-dot-above + dot below */
+    check_form(FTI_NFC, "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", "\xEA\xB0\x81");      /* Hangul L V T */
+    check_form(FTI_NFC, "\xEA\xB0\x80\xE1\x86\xA8", "\xEA\xB0\x81");                  /* Hangul LV T */
+    check_form(FTI_NFD, "\xEA\xB0\x81", "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8");
+    check_form(FTI_NFC, "\xE0\xA4\x95\xE0\xA4\xBC", "\xE0\xA4\x95\xE0\xA4\xBC");      /* composition exclusion */
+    check_form(FTI_NFC, "\xE0\xA5\x98", "\xE0\xA4\x95\xE0\xA4\xBC");
+    check_form(FTI_NFC, "\xEF\xA4\x80", "\xE8\xB1\x88");                              /* CJK compatibility */
+    check_form(FTI_NFD, "\xE1\xBE\x82", "\xCE\xB1\xCC\x93\xCC\x80\xCD\x85");          /* four parts */
+    check_form(FTI_NFC, "\xCE\xB1\xCC\x93\xCC\x80\xCD\x85", "\xE1\xBE\x82");
+    check_form(FTI_NFC, "\xF0\x96\x84\x9E\xF0\x96\x84\xA3", "\xF0\x96\x84\xA6");  /* Gurung Khema: joins across */
+    check_form(FTI_NFC, "a\xCC\x81" "b\xFF" "c\xCC\xA7", "\xC3\xA1" "b\xFF" "\xC3\xA7"); /* a stray byte stays */
+    CHECK(fti_is_nfc("caf\xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E", 12));
+    CHECK(!fti_is_nfc("cafe\xCC\x81", 6));
+    CHECK(fti_is_nfc("", 0));
+}
+
+/* One base with a million marks in falling order of class: sorting must not be quadratic. */
+static void test_many_marks(void)
+{
+    enum { MARKS = 1000000 };
+    char *text = (char *)malloc(1 + 2 * MARKS);
+    fti_buf out = {0};
+    text[0] = 'x';
+    for (int i = 0; i < MARKS; i++) memcpy(text + 1 + 2 * i, i % 2 ? "\xCC\xA3" : "\xCC\x87", 2);
+    double t = (double)clock() / CLOCKS_PER_SEC;
+    CHECK(fti_normalize(FTI_NFC, text, 1 + 2 * MARKS, &out, NULL));
+    t = (double)clock() / CLOCKS_PER_SEC - t;
+    CHECK_MSG(t < 2, "a million marks took %.2f s", t);
+    /* the dots below come first and do not keep the first dot above from joining x to U+1E8B */
+    CHECK_INT(out.n, 1 + 2 * MARKS);
+    CHECK(!memcmp(out.p, "\xE1\xBA\x8B\xCC\xA3\xCC\xA3", 7) && !memcmp(out.p + out.n - 4, "\xCC\x87\xCC\x87", 4));
+    fti_buf_free(&out);
+    free(text);
+}
+
+static void test_lower(void)
+{
+    uint32_t x[2];
+    CHECK_INT(fti_cp_lower('A', x), 'a');
+    CHECK_INT(fti_cp_lower(0x130, x), 'i');
+    CHECK_INT(x[0], 0x307);
+    CHECK_INT(fti_cp_lower(0x3A3, x), 0x3C3);          /* never the final sigma: letter by letter */
+    CHECK_INT(fti_cp_lower(0x10400, x), 0x10428);
+    CHECK_INT(fti_cp_lower(0x1C89, x), 0x1C8A);        /* new in Unicode 16 */
+}
+
+int main(void)
+{
+    test_every_code_point();
+    test_forms();
+    test_many_marks();
+    test_lower();
+    return test_end();
+}
