@@ -12,7 +12,6 @@ PYTHON   = build/venv/bin/python
 
 EXAMPLES := $(patsubst examples/%.c,%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,%,$(sort $(wildcard tests/test_*.c)))
-FUZZERS  := $(patsubst tests/fuzz/%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 
 .PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples golden bench bench-tokenizer bench-cuda fuzz clean deps venv
 
@@ -97,7 +96,7 @@ bench-tokenizer: build/ftune build/venv/ready
 	@$(PYTHON) tests/bench/tokenizer.py
 
 fuzz: deps
-	@CC=clang SECONDS=$(SECONDS) sh tests/fuzz/run.sh $(FUZZERS)
+	@CC=clang SECONDS=$(SECONDS) sh tests/fuzz/run.sh
 
 # On a machine with an NVIDIA GPU and the CUDA toolkit.
 build/ftune_cuda.o: ftune_cuda.cu ftune.h | deps

@@ -222,8 +222,8 @@ FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const ch
  *     id        151644   8948  198  .. 151644   77091   198   40  1079   6915   151645
  *     label       -100   -100 -100  ..   -100    -100  -100   40  1079   6915   151645
  *
- * The usual mistakes: a template that is not the model's own; text of the user read as control tokens; an end marker that
- * is missing from the labels, and masking padding by its id when padding and end marker share one.
+ * The usual mistakes: a template that is not the model's own; text of the user read as control tokens; an end marker
+ * missing from the labels, or masked with the padding because both share an id.
  * The templates and their rules are those of ms-swift 2.0.5 (May 2024). See examples/02_chat.c, 03_label_mask.c. */
 
 /* A template is five lists of pieces; a list ends at the first NULL. A piece is text, in which {{SYSTEM}} {{QUERY}}
@@ -248,14 +248,16 @@ typedef struct ft_template {
 typedef struct ft_registry ft_registry;
 FTUNE_API ft_status ft_registry_new(ft_registry **out, ft_error *err);
 FTUNE_API void      ft_registry_free(ft_registry *r);
-/* Copies t. Refused: a name already taken, {{SYSTEM}} in prefix beside a system_prefix, a default_system nowhere to go. */
+/* Copies t. Refused: a name that is taken, {{SYSTEM}} in prefix beside a system_prefix, a default_system without
+ * a place for it. */
 FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, ft_error *err);
-FTUNE_API const ft_template *ft_template_find(const ft_registry *r, const char *name, ft_error *err); /* NULL: *err lists near names */
+/* NULL: not there, and *err lists near names */
+FTUNE_API const ft_template *ft_template_find(const ft_registry *r, const char *name, ft_error *err);
 FTUNE_API int ft_template_count(const ft_registry *r);
 FTUNE_API const ft_template *ft_template_at(const ft_registry *r, int i);
 
 /* One question and its answer. response.p NULL: not answered yet (inference form). */
-typedef struct ft_turn { ft_text query, response; int loss; /* -1 as the rule says; 0, 1: this answer's own wish */ } ft_turn;
+typedef struct ft_turn { ft_text query, response; int loss; /* -1: as the rule says; 0, 1: its own wish */ } ft_turn;
 /* One row of a data set. */
 typedef struct ft_row {
     ft_text  system;            /* p NULL: the template's default; n 0: none */
@@ -270,13 +272,13 @@ typedef enum ft_truncation { FTUNE_TRUNCATE_DELETE, FTUNE_TRUNCATE_LEFT, FTUNE_T
 typedef struct ft_chat_options {
     const ft_registry *registry;    /* NULL */
     const char *template_name;      /* "chatml" */
-    int         swift;              /* 3: every answer's end marker is supervised; 2: ms-swift v2.0.5, where a separator is
-                                       supervised only if it equals a suffix piece */
+    int         swift;              /* 3: every answer's end marker is supervised; 2: ms-swift v2.0.5, where a separator
+                                       is supervised only if it equals a suffix piece */
     const char *default_system;     /* NULL: the template's own; "": none; else instead of it */
     int         max_length;         /* 0: no limit */
     ft_truncation truncation;       /* what to do above max_length: drop the row, keep the end, keep the beginning */
-    const char *loss_scale;         /* "default": every answer. With swift 3 also "last_round": the last answer only, "all":
-                                       every token; with swift 2 also "agent": ReAct traces weighted by part */
+    const char *loss_scale;         /* "default": every answer. With swift 3 also "last_round": the last answer only,
+                                       "all": every token; with swift 2 also "agent": ReAct traces weighted by part */
     int         want_loss_scale;    /* fill ft_sample.loss_scale even if the rule has only 0 and 1 */
     int         use_chat_template;  /* 1; 0: [bos if the tokenizer adds one] system query response .. [eos] without any
                                        frame, answers and eos supervised. A row with text always takes this form */
@@ -323,8 +325,8 @@ FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *o
  * Three questions stand between a file and a training step. Which rows can teach at all: every refused, too long or
  * answerless row is counted and named, none disappears. Who predicts whom: a label sits where its token sits, and the
  * model at position i predicts token i + 1, so labels move one step to the left, once, in ft_batch_add; a program that
- * also shifts elsewhere trains the model to skip every second token. And how rows share a batch: laid end to end, no row
- * sees another, so nothing is wasted on padding. See examples/04_batch.c. */
+ * also shifts elsewhere trains the model to skip every second token. And how rows share a batch: laid end to end, no
+ * row sees another, so nothing is wasted on padding. See examples/04_batch.c. */
 
 /* Read one JSON object in any of the supported shapes. The row's text points into json or into memory owned by the
  * parser; valid until the next call.
@@ -335,18 +337,19 @@ FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *o
  *     query/response       {"query": "Hi", "response": "Hello", "history": [["q", "a"]], "system": "Be brief."}
  *     prompt/completion    {"prompt": "Hi", "completion": "Hello"}, both text or both lists of messages
  *     text                 {"text": "A document to continue."}
- * Names of columns in any case; prompt, question, problem, ... stand for query, answer, output, solution, ... for response.
+ * Names of columns in any case; prompt, question, problem, .. stand for query; answer, output, .. for response.
  * A message may say "loss": true or false. A row without an answer is in inference form; null is the same as missing.
  *   where   named in messages: "data.jsonl:3"
  * Errors: FTUNE_ERR_FORMAT, FTUNE_ERR_UTF8, FTUNE_ERR_UNSUPPORTED (tools, images in a message, preference pairs). */
 typedef struct ft_row_parser ft_row_parser;
 FTUNE_API ft_status ft_row_parser_new(ft_row_parser **out, ft_error *err);
 FTUNE_API void      ft_row_parser_free(ft_row_parser *p);
-FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, const char *where, ft_row *row, ft_error *err);
+FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, const char *where, ft_row *row,
+                                 ft_error *err);
 
 /* A data set: every row of a file, encoded. JSON lines or one JSON array, told apart by the first character; in a .txt
- * file each line is a plain text row. BOM, CRLF, blank lines and a missing last newline are fine. Rows that cannot teach
- * are left out and counted. */
+ * file each line is a plain text row. BOM, CRLF, blank lines and a missing last newline are fine. Rows that cannot
+ * teach are left out and counted. */
 typedef struct ft_dataset {
     ft_sample *samples; int n;          /* rows that can teach: at least one target */
     int64_t n_tokens, n_targets;
@@ -355,10 +358,11 @@ typedef struct ft_dataset {
     uint64_t fingerprint;               /* of the file, for resume */
     int n_repeated;                     /* rows equal to an earlier one, byte for byte; they are kept */
 } ft_dataset;
-/* Errors: those of a row when strict; FTUNE_ERR_NO_LABELS when no row is left; FTUNE_ERR_FORMAT when the array itself is
- * broken; FTUNE_ERR_IO. *d need not be initialised; after an error it is empty but keeps its counts. */
-FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok, const ft_chat_options *opt,
-                                    int strict /* the first refused row is an error */, ft_error *err);
+/*   strict  the first row that is refused or has no target is an error
+ * Errors: FTUNE_ERR_NO_LABELS when no row is left; FTUNE_ERR_FORMAT when the array itself is broken; FTUNE_ERR_IO;
+ * those of options and, when strict, of rows. *d need not be initialised; after an error it has counts but no samples. */
+FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok,
+                                    const ft_chat_options *opt, int strict, ft_error *err);
 FTUNE_API void ft_dataset_free(ft_dataset *d);
 
 /* Rows as the model reads them: laid end to end, no row sees another. Token i belongs to the row that begins at
@@ -406,7 +410,8 @@ FTUNE_API const ft_tensor *ft_weights_at(const ft_weights *w, int i);
 FTUNE_API const ft_tensor *ft_weights_find(const ft_weights *w, const char *name);       /* NULL: not there */
 /* Copy to f32 (from F32, BF16, F16), any alignment. out [count]. */
 FTUNE_API ft_status        ft_tensor_to_f32(const ft_tensor *t, float *out, ft_error *err);
-/* One file, tensors in the given order sorted as the reference writer sorts them, {"format": "pt"}; atomic. data are host pointers. */
+/* One file, byte for byte what the reference writer makes of the same tensors with {"format": "pt"}; atomic. data are
+ * host pointers. */
 FTUNE_API ft_status        ft_weights_save(const char *path, const ft_tensor *tensors, int n, ft_error *err);
 
 /* config.json. Fields keep its spelling. */
@@ -415,15 +420,16 @@ typedef struct ft_config {
     int   vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int   num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings;
     float rms_norm_eps;  double rope_theta;
-    int   tie_word_embeddings;          /* 1: lm_head is embed_tokens */
+    int   tie_word_embeddings;          /* 1: lm_head is embed_tokens. No key: 1 if the weights lack lm_head.weight */
     int   qkv_bias, o_bias, mlp_bias;   /* qwen2 always has the first; llama's attention_bias has both first */
     int   rope_type;                    /* ft_rope_type */
     float rope_factor, rope_low_freq_factor, rope_high_freq_factor; int rope_original_max_position_embeddings;
-    int32_t bos_token_id, eos_token_id[8], pad_token_id; int n_eos;      /* -1: none */
+    int32_t bos_token_id, eos_token_id[8], pad_token_id; int n_eos;      /* -1: none; always below vocab_size */
     ft_dtype dtype;                     /* of the file, information only */
 } ft_config;
 typedef enum ft_rope_type { FTUNE_ROPE_DEFAULT, FTUNE_ROPE_LINEAR, FTUNE_ROPE_LLAMA3 } ft_rope_type;
-/* path: config.json or its directory. Keys that would change the numbers and are not implemented are named errors. */
+/* path: config.json or its directory, which exists. Keys that would change the numbers and are not implemented are
+ * named errors. */
 FTUNE_API ft_status ft_config_load(ft_config *c, const char *path, ft_error *err);
 FTUNE_API ft_status ft_config_save(const ft_config *c, const char *path, ft_error *err);  /* Transformers loads it */
 FTUNE_API int64_t   ft_config_parameters(const ft_config *c);                             /* how many the model has */
@@ -556,10 +562,10 @@ typedef struct ft_lora_config {
     float lora_alpha;                   /* 16: scaling = lora_alpha / r, or / sqrt(r) with use_rslora */
     float lora_dropout;                 /* 0 */
     int   use_rslora;                   /* 0 */
-    char  target_modules[512];          /* comma-separated names: "q_proj,v_proj"; "all-linear": all but lm_head */
-    char  base_model_name_or_path[512];
+    char  target_modules[512];          /* comma-separated names: "q_proj,v_proj"; or "all-linear": all but lm_head */
+    char  base_model_name_or_path[512]; /* "": none */
 } ft_lora_config;
-FTUNE_API ft_lora_config ft_lora_config_default(void);
+FTUNE_API ft_lora_config ft_lora_config_default(void);              /* all-linear */
 /* Does a target list name this module? "q_proj" matches "model.layers.0.self_attn.q_proj". */
 FTUNE_API int ft_lora_matches(const ft_lora_config *c, const char *module);
 FTUNE_API ft_status ft_lora_config_load(ft_lora_config *c, const char *dir, ft_error *err);
@@ -917,6 +923,11 @@ static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower cas
 /* The shortest decimal that reads back the same with this many digits at most (9: a float, 17: a double), as Python
  * writes it: 1e-06, 0.02, 16.0. The same in every locale; null when not finite. */
 static void fti_buf_number(fti_buf *b, double x, int digits);
+/* Fail with what stands at a node: "config.json:12: rope_type: expected default or llama3, found yarn". Line numbers
+ * only for texts that have lines; node -1: "found nothing". */
+static ft_status fti_json_refuse(const fti_json *j, int node, ft_status code, const char *what, const char *expected,
+                                 ft_error *err);
+static int fti_most(size_t n);          /* n, or 100: for %.*s in messages */
 /* A raw JSON string with its escapes undone into out [len]; bytes written. */
 static size_t fti_json_undo_to(char *out, const char *p, size_t len);
 
@@ -2477,33 +2488,2018 @@ FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, cons
     return FTUNE_OK;
 }
 
-/* (WordPiece: not written yet) */
-FTI_LOADER(fti_load_wordpiece)
+/* ---- WordPiece --------------------------------------------------------------------------------------------------
+ * BERT's way (Schuster & Nakajima 2012; Devlin et al. 2018). Text is cleaned and cut into words at white space, around
+ * every punctuation mark and around every CJK ideograph; each word is then taken apart greedily, always the longest
+ * piece that is in the vocabulary. Pieces inside a word are spelt with "##".
+ *
+ *     Unaffordable!      unaffordable | !        una ##fford ##able !
+ *     (an x that is in no piece)                 [UNK], one for the whole word
+ *
+ * An uncased vocabulary is used on lower-cased text without accents (NFD, marks dropped). The usual mistake is to use a
+ * cased vocabulary that way or the other way round: nothing fails, the ids are just worse. vocab.txt does not say which
+ * it is; see fti_wordpiece_is_uncased.
+ *
+ * The rules are those of the original's fast tokenizer: lower case letter by letter (no final sigma), and what counts
+ * as mark, punctuation or format character as its tables say, which are of about Unicode 8 (fti_bert_mark and its
+ * neighbours hold the differences). One known difference is left: marks newer than those tables are not sorted. */
+
+/* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
+ * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
+ * look per byte finds all pieces that begin at a place: what greedy matching and the Viterbi search of Unigram ask.
+ *   unit   [n]  base << 9 | 0x100 (taken) | the byte that leads here; base 0: no children
+ *   value  [n]  of the string that ends here, or -1 */
+typedef struct fti_trie { uint32_t *unit; int32_t *value; size_t n; uint32_t root; } fti_trie;
+typedef struct fti_key { const char *p; uint32_t n; int32_t value; } fti_key;
+
+/* From the node with this base over byte c: true and the new base, and the value of the string so far. */
+FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
 {
-    (void)tok; (void)data; (void)size; (void)dir; (void)opt;
-    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a rank file, found what may be WordPiece", path);
-}
-FTI_JSON_LOADER(fti_json_wordpiece)
-{
-    (void)tok;
-    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: this model type is not written yet", j->name);
+    uint32_t slot = *base ^ c, unit = t->unit[slot];
+    if ((unit & 0x1FF) != (0x100u | c)) return 0;
+    *base = unit >> 9;
+    *value = t->value[slot];
+    return 1;
 }
 
-/* (SentencePiece: not written yet) */
+static void fti_trie_free(fti_trie *t)
+{
+    FTUNE_FREE(t->unit);
+    FTUNE_FREE(t->value);
+    t->unit = NULL;
+    t->value = NULL;
+}
+
+static int fti_key_order(const void *a, const void *b)
+{
+    const fti_key *x = (const fti_key *)a, *y = (const fti_key *)b;
+    int c = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
+    if (c) return c;
+    if (x->n != y->n) return x->n < y->n ? -1 : 1;
+    return (x->value > y->value) - (x->value < y->value);
+}
+
+/* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
+ * children). Only the last blocks are searched, so building stays linear. */
+typedef struct fti_trie_block { uint64_t slots[4], bases[4]; int taken; } fti_trie_block;
+enum { FTI_TRIE_WINDOW = 24 };
+
+static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
+{
+    fti_trie_block empty = {{0}, {0}, 0};
+    size_t n = t->n + 256, cap = t->n ? t->n : 0;
+    if (n > 1u << 23) return 0;
+    if ((cap & (cap - 1)) == 0 || cap == 0) {               /* room doubles whenever n reaches a power of two */
+        size_t room = cap ? 2 * cap : 256;
+        uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
+        if (unit) t->unit = unit;
+        int32_t *value = (int32_t *)FTUNE_REALLOC(t->value, room * sizeof *value);
+        if (value) t->value = value;
+        if (!unit || !value) return 0;
+    }
+    for (size_t i = t->n; i < n; i++) { t->unit[i] = 0; t->value[i] = -1; }
+    t->n = n;
+    return fti_push(*blocks, empty);
+}
+
+/* A base in this block under which all labels are free; 0: none. */
+static uint32_t fti_trie_fit(const fti_trie_block *b, uint32_t block, const unsigned char *label, int n)
+{
+    if (256 - b->taken < n) return 0;
+    for (int w = 0; w < 4; w++) {
+        if (!~b->slots[w]) continue;
+        for (int i = 0; i < 64; i++) {
+            unsigned base = (unsigned)(w * 64 + i) ^ label[0], k = 1;
+            if ((b->slots[w] >> i & 1) || (b->bases[base >> 6] >> (base & 63) & 1)) continue;
+            while (k < (unsigned)n && !(b->slots[(base ^ label[k]) >> 6] >> ((base ^ label[k]) & 63) & 1)) k++;
+            if (k == (unsigned)n) return block << 8 | base;
+        }
+    }
+    return 0;
+}
+
+/* Room for these children: their base, or 0 when memory is out. */
+static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsigned char *label, int n)
+{
+    size_t last = (size_t)arrlen(*blocks), first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
+    uint32_t base = 0;
+    for (size_t i = first; i < last && !base; i++) base = fti_trie_fit(*blocks + i, (uint32_t)i, label, n);
+    if (!base) {
+        if (!fti_trie_grow(t, blocks)) return 0;
+        base = fti_trie_fit(*blocks + last, (uint32_t)last, label, n);
+    }
+    fti_trie_block *b = *blocks + (base >> 8);
+    b->bases[(base & 255) >> 6] |= (uint64_t)1 << (base & 63);
+    for (int k = 0; k < n; k++) {
+        unsigned slot = (base ^ label[k]) & 255;
+        b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
+        b->taken++;
+        t->unit[base ^ label[k]] = 0x100u | label[k];
+    }
+    return base;
+}
+
+/* Build from keys, which are sorted here; of equal keys the last value counts. Block 0 stays empty: base 0 is none. */
+static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
+{
+    typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
+    fti_trie_block *blocks = NULL;
+    range *stack = NULL, r = { 0, n_keys, 0, 0 };
+    int ok;
+    memset(t, 0, sizeof *t);
+    qsort(keys, n_keys, sizeof *keys, fti_key_order);
+    ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
+    while (ok && arrlen(stack)) {
+        unsigned char label[256];
+        size_t begin[257];
+        int n = 0;
+        r = arrpop(stack);
+        while (r.lo < r.hi && keys[r.lo].n == r.depth) t->value[r.slot] = keys[r.lo++].value;
+        for (size_t i = r.lo; i < r.hi; i++) {
+            unsigned char c = (unsigned char)keys[i].p[r.depth];
+            if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
+        }
+        begin[n] = r.hi;
+        if (!n) continue;
+        uint32_t base = fti_trie_place(t, &blocks, label, n);
+        ok = base != 0;
+        if (r.depth) t->unit[r.slot] |= base << 9; else t->root = base;
+        for (int k = n; ok && k-- > 0; ) {
+            range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
+            ok = fti_push(stack, child);
+        }
+    }
+    arrfree(blocks);
+    arrfree(stack);
+    if (!ok) fti_trie_free(t);
+    return ok;
+}
+
+typedef struct fti_wordpiece {
+    fti_trie trie;
+    uint32_t inner;                     /* the node after "##": where the rest of a word goes on */
+    char     prefix[16];
+    int32_t  unk;
+    int      max_chars;                 /* a longer word is [UNK] */
+    int      clean, cjk, strip, lower;  /* BertNormalizer's switches */
+    int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
+    uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
+} fti_wordpiece;
+enum { FTI_WP_DROP = 128, FTI_WP_SPACE, FTI_WP_PUNCT };
+
+/* One character after normalisation. alone: an ideograph, a word by itself. */
+typedef struct fti_wp_char { uint32_t cp[12]; int n, alone; } fti_wp_char;
+
+/* Kept with the tables in the appendix. */
+static int fti_bert_is_mark(uint32_t cp);
+static int fti_bert_is_punct(uint32_t cp);
+static int fti_bert_is_control(uint32_t cp);
+static int fti_bert_is_cjk(uint32_t cp);
+static int fti_decompose(uint32_t cp, uint32_t out[4]);
+static int fti_emit(fti_buf *out, uint32_t **origin, const char *p, size_t n, size_t from);
+
+/* Clean, take apart, drop marks, lower: one character through BertNormalizer. White space comes out as a space. */
+static void fti_bert_normalize(const fti_wordpiece *w, uint32_t cp, fti_wp_char *out)
+{
+    uint32_t part[4], extra[2];
+    int n = 1;
+    out->n = out->alone = 0;
+    if (w->clean) {
+        if (!cp || fti_bert_is_control(cp)) return;
+        if (fti_cp_class(cp) & FTI_CP_SPACE || (cp >= 9 && cp <= 13)) cp = ' ';
+    }
+    out->alone = w->cjk && fti_bert_is_cjk(cp);
+    part[0] = cp;
+    if (w->strip) n = fti_decompose(cp, part);
+    for (int i = 0; i < n; i++) {
+        if (w->strip && fti_bert_is_mark(part[i])) continue;
+        if (!w->lower) { out->cp[out->n++] = part[i]; continue; }
+        out->cp[out->n++] = fti_cp_lower(part[i], extra);
+        for (int k = 0; k < 2 && extra[k]; k++) out->cp[out->n++] = extra[k];
+    }
+}
+
+/* A word being collected: its normalised bytes and, when offsets are wanted, where each came from. */
+typedef struct fti_wp_word {
+    char *p; uint32_t *begin, *end;     /* room for max_chars characters */
+    int n, chars;                       /* bytes, characters; chars counts on when the word is too long */
+    size_t from, to;                    /* of the text */
+} fti_wp_word;
+
+/* Greedy longest match; all or nothing. */
+static void fti_wordpiece_word(const fti_wordpiece *w, fti_wp_word *word, fti_sink *out)
+{
+    size_t before = out->n;
+    int at = 0, failed = word->chars > w->max_chars;
+    if (!word->chars) return;
+    while (at < word->n && !failed) {
+        uint32_t base = at ? w->inner : w->trie.root;
+        int32_t best = -1, value;
+        int stop = at;
+        for (int i = at; i < word->n && fti_trie_step(&w->trie, &base, (unsigned char)word->p[i], &value); i++)
+            if (value >= 0) { best = value; stop = i + 1; }
+        failed = best < 0;
+        if (!failed && out->offsets) fti_put(out, best, word->begin[at], word->end[stop - 1]);
+        else if (!failed) fti_put(out, best, 0, 0);
+        at = stop;
+    }
+    if (failed) {
+        out->n = before;
+        fti_put(out, w->unk, word->from, word->to);
+    }
+    word->n = word->chars = 0;
+}
+
+static void fti_wp_add(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, size_t begin, size_t end, int spans)
+{
+    if (!word->chars) word->from = begin;
+    word->to = end;
+    if (word->chars++ >= w->max_chars) return;
+    int len = fti_utf8_encode(cp, word->p + word->n);
+    for (int i = 0; spans && i < len; i++) {
+        word->begin[word->n + i] = (uint32_t)begin;
+        word->end[word->n + i] = (uint32_t)end;
+    }
+    word->n += len;
+}
+
+/* A normalised code point: it ends the word, is a word of its own, or goes on with it. */
+static void fti_wp_take(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, size_t begin, size_t end, fti_sink *out)
+{
+    int space = (fti_cp_class(cp) & FTI_CP_SPACE) != 0, punct = !space && fti_bert_is_punct(cp);
+    if (space || punct) fti_wordpiece_word(w, word, out);
+    if (!space) fti_wp_add(w, word, cp, begin, end, out->offsets != NULL);
+    if (punct) fti_wordpiece_word(w, word, out);
+}
+
+static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    fti_wp_word word = {0};
+    fti_wp_char c;
+    size_t room = 4 * (size_t)w->max_chars + 4, i = 0;
+    char local[512];
+    word.p = room <= sizeof local ? local : (char *)fti_alloc(room, 1);
+    word.begin = out->offsets ? (uint32_t *)fti_alloc(2 * room, sizeof *word.begin) : NULL;
+    if (!word.p || (out->offsets && !word.begin)) {
+        if (word.p != local) FTUNE_FREE(word.p);
+        return fti_no_memory(err, room);
+    }
+    word.end = word.begin + (out->offsets ? room : 0);
+    while (i < n) {
+        unsigned char b = (unsigned char)text[i];
+        if (b < 128) {
+            uint8_t action = w->ascii[b];
+            if (action < 128) {
+                fti_wp_add(w, &word, action, i, i + 1, out->offsets != NULL);
+            } else if (action != FTI_WP_DROP) {
+                fti_wordpiece_word(w, &word, out);
+                if (action == FTI_WP_PUNCT) {
+                    fti_wp_add(w, &word, b, i, i + 1, out->offsets != NULL);
+                    fti_wordpiece_word(w, &word, out);
+                }
+            }
+            i++;
+            continue;
+        }
+        uint32_t cp;
+        int len = fti_utf8_decode(text + i, text + n, &cp);
+        fti_bert_normalize(w, cp, &c);
+        if (c.alone) fti_wordpiece_word(w, &word, out);
+        for (int k = 0; k < c.n; k++) fti_wp_take(w, &word, c.cp[k], i, i + (size_t)len, out);
+        if (c.alone) fti_wordpiece_word(w, &word, out);
+        i += (size_t)len;
+    }
+    fti_wordpiece_word(w, &word, out);
+    if (word.p != local) FTUNE_FREE(word.p);
+    FTUNE_FREE(word.begin);
+    return FTUNE_OK;
+}
+
+/* Only added tokens that are looked for in normalised text need the normalised text as such. Doing it again while
+ * encoding changes nothing. */
+static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
+                                   uint32_t **origin)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    (void)first;
+    if (!arrlen(tok->normal.at)) return 0;
+    for (size_t i = 0; i < n; ) {
+        uint32_t cp;
+        fti_wp_char c;
+        char bytes[4];
+        int len = fti_utf8_decode(text + i, text + n, &cp), ok = 1;
+        fti_bert_normalize(w, cp, &c);
+        if (c.alone) ok = fti_emit(out, origin, " ", 1, i);
+        for (int k = 0; k < c.n && ok; k++)
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(c.cp[k], bytes), i);
+        if (c.alone && ok) ok = fti_emit(out, origin, " ", 1, i);
+        if (!ok) return -1;
+        i += (size_t)len;
+    }
+    return 1;
+}
+
+/* "##" is taken off, other pieces get a space in front. tidy is the decoder's "cleanup": it takes the space out again
+ * before . ? ! , and before contractions. */
+static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
+{
+    static const char *const close[] = { ".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re" };
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    const fti_token *t = fti_vocab_at(&tok->vocab, id);
+    size_t prefix = strlen(w->prefix);
+    int space = !first;
+    if (!first && prefix && t->len >= prefix && !memcmp(t->p, w->prefix, prefix)) {
+        fti_buf_add(out, t->p + prefix, t->len - prefix);
+        return;
+    }
+    for (size_t i = 0; i < sizeof close / sizeof *close && w->tidy; i++)
+        if (t->len >= strlen(close[i]) && !memcmp(t->p, close[i], strlen(close[i]))) space = 0;
+    if (space) fti_buf_add(out, " ", 1);
+    fti_buf_add(out, t->p, t->len);
+}
+
+static void fti_wordpiece_free(void *model)
+{
+    fti_trie_free(&((fti_wordpiece *)model)->trie);
+    FTUNE_FREE(model);
+}
+
+static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
+                                                 fti_wordpiece_decode, fti_wordpiece_free };
+
+static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
+{
+    fti_wordpiece *w = (fti_wordpiece *)fti_calloc(1, sizeof *w);
+    if (!w) return NULL;
+    tok->family = &fti_family_wordpiece;
+    tok->model = w;
+    strcpy(w->prefix, "##");
+    w->max_chars = 100;
+    w->clean = w->cjk = w->strip = w->lower = w->tidy = 1;
+    return w;
+}
+
+/* The model's own tokens on top of added ones that stand in the vocabulary already: those have to agree. */
+typedef struct fti_model_tokens { fti_map added; size_t n_added; } fti_model_tokens;
+
+static int fti_model_tokens_begin(const ft_tokenizer *tok, fti_model_tokens *m)
+{
+    memset(m, 0, sizeof *m);
+    m->n_added = (size_t)arrlen(tok->vocab.token);
+    for (size_t i = 0; i < m->n_added; i++)
+        if (!fti_map_put(&m->added, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
+    return 1;
+}
+
+static ft_status fti_model_token(ft_tokenizer *tok, const fti_model_tokens *m, int64_t id, const char *p, size_t n,
+                                 const char *name, ft_error *err)
+{
+    int32_t added = fti_map_get(&m->added, p, n);
+    if (id < 0 || id >= INT32_MAX || n >= FTI_HIDDEN)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected an id from 0 to 2147483646, found %ld", name,
+                        n < 100 ? (int)n : 100, p, (long)id);
+    if (added >= 0 && added != id)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %ld in the "
+                        "vocabulary", name, n < 100 ? (int)n : 100, p, (int)added, (long)id);
+    if (added >= 0) return FTUNE_OK;
+    return fti_vocab_add(&tok->vocab, (int32_t)id, p, n) ? FTUNE_OK : fti_no_memory(err, n);
+}
+
+/* The tree over all tokens and what one byte of ASCII does. The switches are set by now. */
+static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const char *name, ft_error *err)
+{
+    size_t n = (size_t)arrlen(tok->vocab.token), n_keys = 0;
+    fti_key *keys = (fti_key *)fti_alloc(n, sizeof *keys);
+    int32_t value;
+    int ok = keys != NULL;
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
+    for (size_t i = 0; i < n && ok; i++) {
+        fti_key k = { tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id };
+        if (k.n && !ft_token_is_special(tok, k.value)) keys[n_keys++] = k;
+    }
+    ok = ok && fti_trie_build(&w->trie, keys, n_keys);
+    FTUNE_FREE(keys);
+    if (!ok) return fti_no_memory(err, n * sizeof *keys);
+    w->inner = w->trie.root;
+    for (const char *p = w->prefix; *p; p++)
+        if (!fti_trie_step(&w->trie, &w->inner, (unsigned char)*p, &value)) { w->inner = 0; break; }
+    if (w->unk < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the token for unknown words, [UNK], in the vocabulary, "
+                        "found none", name);
+    for (unsigned b = 0; b < 128; b++) {
+        fti_wp_char c;
+        fti_bert_normalize(w, b, &c);
+        if (!c.n) w->ascii[b] = FTI_WP_DROP;
+        else if (fti_cp_class(c.cp[0]) & FTI_CP_SPACE) w->ascii[b] = FTI_WP_SPACE;
+        else if (fti_bert_is_punct(c.cp[0])) w->ascii[b] = FTI_WP_PUNCT;
+        else w->ascii[b] = (uint8_t)c.cp[0];
+    }
+    return FTUNE_OK;
+}
+
+/* An uncased vocabulary has no piece with a capital letter A to Z, names in brackets such as [CLS] or <S> aside. */
+static int fti_wordpiece_is_uncased(const fti_vocab *v)
+{
+    for (ptrdiff_t i = 0; i < arrlen(v->token); i++) {
+        const fti_token *t = &v->token[i];
+        if (!t->len || ((*t->p == '[' || *t->p == '<') && t->len > 2)) continue;
+        for (uint32_t k = 0; k < t->len; k++) if (t->p[k] >= 'A' && t->p[k] <= 'Z') return 0;
+    }
+    return 1;
+}
+
+/* do_lower_case and its neighbours in tokenizer_config.json, then the caller's wish. */
+static void fti_wordpiece_switches(const ft_tokenizer *tok, fti_wordpiece *w, const fti_config_file *c, int wish)
+{
+    int strip = -1;
+    w->lower = fti_wordpiece_is_uncased(&tok->vocab);
+    if (c->found) {
+        w->lower = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "do_lower_case"), w->lower);
+        w->cjk = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "tokenize_chinese_chars"), 1);
+        strip = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "strip_accents"), -1);
+    }
+    if (wish >= 0) w->lower = wish;
+    w->strip = strip < 0 ? w->lower : strip;
+}
+
+/* The five control tokens by their names; those the vocabulary lacks are not there. */
+static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
+{
+    static const char *const special[5][2] = { { "[PAD]", "pad_token_id" }, { "[UNK]", "unk_token_id" },
+                                               { "[CLS]", "cls_token_id" }, { "[SEP]", "sep_token_id" },
+                                               { "[MASK]", "mask_token_id" } };
+    ft_status status = FTUNE_OK;
+    for (int i = 0; i < 5 && !status; i++) {
+        int32_t id = fti_vocab_find(&tok->vocab, special[i][0], strlen(special[i][0]));
+        if (id >= 0) status = ft_tokenizer_set_attribute(tok, special[i][1], id, err);
+    }
+    return status;
+}
+
+/* vocab.txt: one piece a line, the line number is the id. */
+static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t size, int n_config, const char *path,
+                                     ft_error *err)
+{
+    static const char *const special[5] = { "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]" };
+    char *copy = fti_arena_copy(&tok->arena, data, size);
+    fti_model_tokens m = { { 0 }, 0 };
+    const char *p = copy, *end = copy ? copy + size : NULL;
+    ft_status status = FTUNE_OK;
+    if (!copy || !fti_model_tokens_begin(tok, &m)) status = fti_no_memory(err, size);
+    for (int64_t id = 0; p < end && !status; id++) {
+        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
+        if (!stop) stop = end;
+        next = stop < end ? stop + 1 : end;
+        if (stop > p && stop[-1] == '\r') stop--;
+        ft_text piece = { p, (size_t)(stop - p) };
+        int control = 0;
+        for (int i = 0; i < 5 && !n_config; i++)
+            control |= piece.n == strlen(special[i]) && !memcmp(p, special[i], piece.n);
+        if (control) status = fti_added_add(tok, piece, (int32_t)id, 1, 0, 0, 0, 0, err);
+        else if (piece.n) status = fti_model_token(tok, &m, id, piece.p, piece.n, path, err);
+        p = next;
+    }
+    fti_map_free(&m.added);
+    return status;
+}
+
+FTI_LOADER(fti_load_wordpiece)
+{
+    fti_config_file config;
+    fti_wordpiece *w = NULL;
+    int n_config = 0;
+    size_t valid = fti_utf8_valid(data, size);
+    ft_status status;
+    if (valid < size || memchr(data, 0, size))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer (tokenizer.json, a rank file, a SentencePiece "
+                        "model or a vocab.txt of UTF-8 lines), found none of them", path);
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
+    if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
+    if (!status && !(w = fti_wordpiece_new(tok))) status = fti_no_memory(err, sizeof *w);
+    if (!status) fti_wordpiece_switches(tok, w, &config, opt->lowercase);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status && (w->unk = fti_vocab_find(&tok->vocab, "[UNK]", 5)) < 0)
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
+                          "neither", path);
+    if (!status) status = fti_wordpiece_finish(tok, w, path, err);
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_wordpiece_special(tok, err);
+    if (!status) status = fti_config_attributes(tok, &config, 0, err);
+    if (!status) {
+        int32_t cls = ft_tokenizer_attribute(tok, "cls_token_id"), sep = ft_tokenizer_attribute(tok, "sep_token_id");
+        if (cls >= 0 && sep >= 0) { tok->before[tok->n_before++] = cls; tok->after[tok->n_after++] = sep; }
+    }
+    fti_config_close(&config);
+    return status;
+}
+
+/* A part of tokenizer.json that ids depend on and that this family cannot do. */
+static ft_status fti_json_unknown(const fti_json *j, int node, const char *what, const char *expected, ft_error *err)
+{
+    fti_arena a = { NULL };
+    ft_text type = fti_json_text(j, fti_json_get(j, node, "type"), &a);
+    ft_status status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: line %d: %s: expected %s, found \"%.*s\"", j->name,
+                                fti_json_line(j, node), what, expected, type.n < 60 ? (int)type.n : 60,
+                                type.p ? type.p : "");
+    fti_arena_free(&a);
+    return status;
+}
+
+static int fti_json_type_is(const fti_json *j, int node, const char *type)
+{
+    return fti_json_is(j, node, FTI_OBJECT) && fti_json_equals(j, fti_json_get(j, node, "type"), type);
+}
+
+/* "vocab": {piece: id}. */
+static ft_status fti_json_vocab(ft_tokenizer *tok, const fti_json *j, int vocab, ft_error *err)
+{
+    fti_model_tokens m = { { 0 }, 0 };
+    ft_status status = FTUNE_OK;
+    if (!fti_json_is(j, vocab, FTI_OBJECT))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab object, found none", j->name);
+    if (!fti_model_tokens_begin(tok, &m)) status = fti_no_memory(err, 64);
+    for (int node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node)) {
+        ft_text piece = fti_json_key(j, node, &tok->arena);
+        char *copy = piece.p ? fti_arena_copy(&tok->arena, piece.p, piece.n) : NULL;
+        if (!copy) status = fti_no_memory(err, piece.n);
+        else status = fti_model_token(tok, &m, fti_json_int(j, node, -1), copy, piece.n, j->name, err);
+    }
+    fti_map_free(&m.added);
+    return status ? status : fti_vocab_finish(&tok->vocab, 0, j->name, err);
+}
+
+FTI_JSON_LOADER(fti_json_wordpiece)
+{
+    int model = fti_json_get(j, 0, "model"), node = fti_json_get(j, 0, "normalizer"), strip;
+    fti_wordpiece *w = fti_wordpiece_new(tok);
+    ft_text text;
+    ft_status status;
+    if (!w) return fti_no_memory(err, sizeof *w);
+    if (fti_json_type_is(j, node, "BertNormalizer")) {
+        w->clean = fti_json_bool(j, fti_json_get(j, node, "clean_text"), 1);
+        w->cjk = fti_json_bool(j, fti_json_get(j, node, "handle_chinese_chars"), 1);
+        w->lower = fti_json_bool(j, fti_json_get(j, node, "lowercase"), 1);
+        strip = fti_json_get(j, node, "strip_accents");
+        w->strip = fti_json_bool(j, strip, w->lower);
+    } else if (node < 0 || fti_json_is(j, node, FTI_NULL)) {
+        w->clean = w->cjk = w->lower = w->strip = 0;
+    } else return fti_json_unknown(j, node, "normalizer", "BertNormalizer or null", err);
+    node = fti_json_get(j, 0, "pre_tokenizer");
+    if (!fti_json_type_is(j, node, "BertPreTokenizer"))
+        return fti_json_unknown(j, node, "pre_tokenizer", "BertPreTokenizer", err);
+    node = fti_json_get(j, 0, "decoder");
+    if (fti_json_type_is(j, node, "WordPiece")) w->tidy = fti_json_bool(j, fti_json_get(j, node, "cleanup"), 1);
+    else if (node >= 0 && !fti_json_is(j, node, FTI_NULL))
+        return fti_json_unknown(j, node, "decoder", "WordPiece or null", err);
+    text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
+    if (text.p) {
+        if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected a continuing_subword_prefix of up to 15 "
+                            "bytes", j->name);
+        memcpy(w->prefix, text.p, text.n);
+        w->prefix[text.n] = 0;
+    }
+    int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
+    if (longest < 1 || longest > 10000)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, found "
+                        "%ld", j->name, (long)longest);
+    w->max_chars = (int)longest;
+    if ((status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err))) return status;
+    text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    w->unk = fti_vocab_find(&tok->vocab, text.p ? text.p : "[UNK]", text.p ? text.n : 5);
+    if ((status = fti_wordpiece_finish(tok, w, j->name, err))) return status;
+    return fti_wordpiece_special(tok, err);
+}
+
+/* ---- SentencePiece ----------------------------------------------------------------------------------------------
+ * Kudo & Richardson 2018 (arXiv:1808.06226): no cutting into words first. White space is a character like any other,
+ * written U+2581 (shown _ here), with one put in front so that a word looks the same at the beginning and inside:
+ *
+ *     Hello world      _Hello_world      _Hello | _world
+ *
+ * Two models share this frame. BPE joins neighbours, as above, but starts from characters and takes the pair with the
+ * best score. Unigram (Kudo 2018, arXiv:1804.10959) gives every piece a log probability and looks for the cheapest way
+ * through the text, left to right:
+ *
+ *     best(end) = max over pieces that end there of best(begin) + score(piece)
+ *
+ * with a character in no piece costing the worst score - 10. A character in no piece becomes its bytes, <0xE4> <0xBD>
+ * .. (byte fallback), or the unknown token, one for a run of them.
+ * The original keeps the sums in single precision over the whole text, so near-ties depend on the rounding; we do the
+ * same sums. Usual mistakes: forgetting the U+2581 in front, and decoding piece by piece, which loses the first space.
+ *
+ * The same models also come as tokenizer.json. There the rules differ in places, and we follow each format's original:
+ * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is applied
+ * to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate difference: a
+ * control token is never a piece, so that a text that only normalises to "</s>" stays text. */
+
+enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
+enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER, FTI_SP_STRIP };
+enum { FTI_SP_MAX_STEPS = 8, FTI_SP_LONGEST_RULE = 255, FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
+
+typedef struct fti_sp_step { int what, left, right; ft_text from, to; } fti_sp_step;    /* normalizer of tokenizer.json */
+typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_sp_pair;
+
+typedef struct fti_sp {
+    int unigram, json;
+    /* normalisation */
+    const char *table, *pool;           /* double array of units of 4 bytes; what they point at, 0-terminated texts */
+    size_t n_units, n_pool;
+    int dummy_prefix, tidy, suffix;     /* tidy: no white space twice, in front or at the end (remove_extra_whitespaces) */
+    const char *space;                  /* U+2581, or " " */
+    uint8_t begins[256];                /* this byte may begin a rule, a user-defined piece or white space */
+    fti_sp_step step[FTI_SP_MAX_STEPS]; int n_steps;
+    int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 at the beginning; cut there */
+    /* the model */
+    fti_trie pieces;                    /* Unigram: all pieces. BPE: the symbol of each character */
+    fti_trie user;                      /* pieces that are cut out before anything else */
+    int32_t  unk, byte[256];            /* byte[0] -1: no byte fallback */
+    int      fuse_unk;
+    size_t   n;                         /* pieces */
+    uint8_t *type;                      /* [n], of .model */
+    double  *score, unknown_score, best_score;
+    fti_sp_pair *pair; size_t pair_cap; /* BPE: open addressing, rank UINT32_MAX: empty */
+    uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
+    int      unused;                    /* some pieces are only for joining and come apart again */
+    int      strip;                     /* decoding: 1 one leading space, 2 every one of the first piece */
+} fti_sp;
+
+/* ---- normalising ---- */
+
+FTI_INLINE uint32_t fti_sp_unit(const fti_sp *m, size_t i) { return i < m->n_units ? fti_le32(m->table + 4 * i) : 0; }
+FTI_INLINE size_t fti_sp_offset(uint32_t unit) { return (size_t)(unit >> 10) << ((unit & 512) >> 6); }
+
+/* The rule for the longest (or shortest) beginning of p: bytes matched, 0: none. The table comes from a file: every
+ * index is checked, and fti_sp_table_ok has checked that texts are short. */
+static size_t fti_sp_rule(const fti_sp *m, const char *p, size_t n, int shortest, ft_text *to)
+{
+    size_t node = fti_sp_offset(fti_sp_unit(m, 0)), found = 0, at = 0;
+    int matches = 0;
+    for (size_t i = 0; i < n && matches < 32; i++) {
+        uint32_t unit;
+        node ^= (unsigned char)p[i];
+        unit = fti_sp_unit(m, node);
+        if (node >= m->n_units || (unit & 0x800000FFu) != (unsigned char)p[i]) break;
+        node ^= fti_sp_offset(unit);
+        if (unit >> 8 & 1) {
+            at = fti_sp_unit(m, node) & 0x7FFFFFFFu;
+            found = i + 1;
+            matches++;
+            if (shortest) break;
+        }
+    }
+    if (!found || at >= m->n_pool) return 0;
+    to->p = m->pool + at;
+    to->n = strlen(to->p);
+    return found;
+}
+
+/* Longest user-defined piece at p; its length, 0: none. */
+static size_t fti_sp_user(const fti_sp *m, const char *p, size_t n, int32_t *id)
+{
+    uint32_t base = m->user.root;
+    size_t found = 0;
+    int32_t value;
+    if (!m->user.n) return 0;
+    for (size_t i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
+        if (value >= 0) { found = i + 1; *id = value; }
+    return found;
+}
+
+static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size_t begin, size_t end);
+
+/* One character or match of the text, rewritten: text[i, i + length) -> to. Spaces become U+2581; a space after a space
+ * goes if the model is tidy. */
+static int fti_sp_emit(const fti_sp *m, fti_buf *out, uint32_t **origin, ft_text to, size_t from, int *after_space)
+{
+    size_t i = 0;
+    int ok = 1, space = *after_space;
+    while (*after_space && i < to.n && to.p[i] == ' ') i++;
+    for (; i < to.n && ok; i++) {
+        if (to.p[i] == ' ') ok = fti_emit(out, origin, m->space, strlen(m->space), from);
+        else ok = fti_emit(out, origin, to.p + i, 1, from);
+        space = to.p[i] == ' ';
+    }
+    *after_space = m->tidy && space;
+    return ok;
+}
+
+/* Normalizer of a .model. */
+static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    size_t width = strlen(m->space), i = 0, start;
+    int after_space = m->tidy, ok = 1;
+    ft_text to;
+    int32_t id;
+    while (m->tidy && i < n && ok) {                        /* leading white space */
+        size_t len = fti_sp_user(m, text + i, n - i, &id) ? 0 : fti_sp_rule(m, text + i, n - i, 0, &to);
+        if (len ? to.n == 1 && *to.p == ' ' : text[i] == ' ') i += len ? len : 1; else break;
+    }
+    if (i == n) return ok;
+    if (m->dummy_prefix && !m->suffix) ok = fti_emit(out, origin, m->space, width, i);
+    while (i < n && ok) {
+        for (start = i; i < n && !m->begins[(unsigned char)text[i]]; i++) { }
+        if (i > start) {
+            ok = fti_emit_same(out, origin, text, start, i);
+            after_space = 0;
+            continue;
+        }
+        size_t len = fti_sp_user(m, text + i, n - i, &id);
+        if (len) {
+            to.p = text + i; to.n = len;
+        } else if (!(len = fti_sp_rule(m, text + i, n - i, 0, &to))) {
+            uint32_t cp;
+            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
+            to.p = len ? text + i : "\xEF\xBF\xBD";
+            to.n = len ? len : 3;
+            if (!len) len = 1;
+        }
+        ok = fti_sp_emit(m, out, origin, to, i, &after_space);
+        i += len;
+    }
+    while (m->tidy && out->n >= width && !memcmp(out->p + out->n - width, m->space, width)) {
+        out->n -= width;
+        if (origin) arrsetlen(*origin, out->n);
+    }
+    if (m->dummy_prefix && m->suffix) ok = ok && fti_emit(out, origin, m->space, width, n);
+    return ok && !out->failed;
+}
+
+/* Does this character stay with the one before it (Unicode Standard Annex 29)? Clusters of up to five bytes matter here,
+ * and for those marks, joiners and a few letters are all of the rule. */
+static int fti_sp_attaches(uint32_t cp)
+{
+    if (cp >= 0x1F3FB && cp <= 0x1F3FF) return 1;
+    if (cp == 0x200C || cp == 0x200D || cp == 0xFF9E || cp == 0xFF9F || cp == 0xE33 || cp == 0xEB3) return 1;
+    if (cp >= 0xE0020 && cp <= 0xE007F) return 1;
+    if (cp == 0x102B || cp == 0x102C || cp == 0x1038 || (cp >= 0x1062 && cp <= 0x1064) || (cp >= 0x1067 && cp <= 0x106D)
+        || cp == 0x1083 || (cp >= 0x1087 && cp <= 0x108C) || cp == 0x108F || (cp >= 0x109A && cp <= 0x109C) || cp == 0x1A61
+        || cp == 0x1A63 || cp == 0x1A64 || cp == 0xAA7B || cp == 0xAA7D || cp == 0x11720 || cp == 0x11721) return 0;
+    return (fti_cp_class(cp) & FTI_CP_MARK) != 0;
+}
+
+static int fti_sp_prepends(uint32_t cp)
+{
+    return (cp >= 0x600 && cp <= 0x605) || cp == 0x6DD || cp == 0x70F || cp == 0x890 || cp == 0x891 || cp == 0x8E2 || cp == 0xD4E;
+}
+
+static int fti_sp_breaks(uint32_t cp)                       /* Grapheme_Cluster_Break = Control, CR, LF */
+{
+    unsigned c = fti_cp_class(cp);
+    return (c & FTI_CP_CONTROL) || cp == 0x2028 || cp == 0x2029
+        || ((c & FTI_CP_FORMAT) && cp != 0x200C && cp != 0x200D && !fti_sp_prepends(cp) && !fti_sp_attaches(cp));
+}
+
+/* Bytes of the grapheme cluster at p, as far as needed to know whether it is shorter than 6. */
+static size_t fti_sp_cluster(const char *p, const char *end)
+{
+    uint32_t cp, next;
+    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
+    if (cp == '\r' && p + 1 < end && p[1] == '\n') return 2;
+    while (n < 6 && p + n < end && !fti_sp_breaks(cp)) {
+        size_t len = (size_t)fti_utf8_decode(p + n, end, &next);
+        if (!len || fti_sp_breaks(next) || !(fti_sp_attaches(next) || fti_sp_prepends(cp))) break;
+        n += len;
+        cp = next;
+    }
+    return n;
+}
+
+/* The table of a .model as tokenizer.json applies it: a short cluster as a whole, else its characters. */
+static int fti_sp_step_table(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    ft_text to;
+    for (size_t i = 0; i < n && ok; ) {
+        size_t start = i;
+        while (i < n && !m->begins[(unsigned char)text[i]] && !(text[i] & 0x80) && (i + 1 == n || !(text[i + 1] & 0x80))) i++;
+        if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
+        size_t len = fti_sp_cluster(text + i, text + n), stop = i + len;
+        if (len < 6 && fti_sp_rule(m, text + i, len, 1, &to)) {
+            ok = fti_emit(out, origin, to.p, to.n, i);
+            i = stop;
+            continue;
+        }
+        while (i < stop && ok) {
+            uint32_t cp;
+            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
+            if (!len) len = 1;
+            if (fti_sp_rule(m, text + i, len, 1, &to)) ok = fti_emit(out, origin, to.p, to.n, i);
+            else ok = fti_emit(out, origin, text + i, len, i);
+            i += len;
+        }
+    }
+    return ok;
+}
+
+static int fti_sp_step_replace(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    for (size_t i = 0, start = 0; i <= n && ok; ) {
+        size_t len = 0;
+        if (s->what == FTI_SP_SQUEEZE) { while (i + len < n && text[i + len] == ' ') len++; if (len < 2) { i += len; len = 0; } }
+        else if (i + s->from.n <= n && s->from.n && !memcmp(text + i, s->from.p, s->from.n)) len = s->from.n;
+        if (i < n && !len) { i++; continue; }
+        if (i > n) i = n;
+        ok = fti_emit_same(out, origin, text, start, i) && (!len || fti_emit(out, origin, s->to.p, s->to.n, i));
+        if (i == n) break;
+        i += len;
+        start = i;
+    }
+    return ok;
+}
+
+static int fti_sp_step_lower(const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    for (size_t i = 0; i < n && ok; ) {
+        uint32_t low[3];
+        char bytes[4];
+        int len = fti_utf8_decode(text + i, text + n, low);
+        if (!len) { ok = fti_emit(out, origin, text + i, 1, i); i++; continue; }
+        low[0] = fti_cp_lower(low[0], low + 1);
+        for (int k = 0; k < 3 && ok && (!k || low[k]); k++)
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(low[k], bytes), i);
+        i += (size_t)len;
+    }
+    return ok;
+}
+
+static int fti_sp_step_strip(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    size_t i = 0;
+    int len;
+    while (s->left && i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
+    while (s->right && n > i && (fti_class_at(fti_char_before(text + n), &len) & FTI_CP_SPACE)) n -= (size_t)len;
+    return fti_emit_same(out, origin, text, i, n);
+}
+
+static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    switch (s->what) {
+    case FTI_SP_PREPEND: return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
+    case FTI_SP_TABLE:   return fti_sp_step_table(m, text, n, out, origin);
+    case FTI_SP_NFC:     return fti_normalize(FTI_NFC, text, n, out, origin);
+    case FTI_SP_NFD:     return fti_normalize(FTI_NFD, text, n, out, origin);
+    case FTI_SP_LOWER:   return fti_sp_step_lower(text, n, out, origin);
+    case FTI_SP_STRIP:   return fti_sp_step_strip(s, text, n, out, origin);
+    default:             return fti_sp_step_replace(s, text, n, out, origin);
+    }
+}
+
+static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    uint32_t *before = NULL, *after = NULL;
+    int ok = 1;
+    (void)first;
+    if (!m->json) return fti_sp_normalize_model(m, text, n, out, origin) ? 1 : -1;
+    if (!m->n_steps) return 0;
+    for (int i = 0; i < m->n_steps && ok; i++) {
+        fti_buf next = {0};
+        ok = fti_sp_run_step(m, &m->step[i], i ? out->p : text, i ? out->n : n, &next, origin ? &after : NULL);
+        for (ptrdiff_t k = 0; i && k < arrlen(after); k++) after[k] = before[after[k]];
+        arrfree(before);
+        before = after;
+        after = NULL;
+        fti_buf_free(out);
+        *out = next;
+    }
+    if (origin) *origin = before; else arrfree(before);
+    return ok && !out->failed ? 1 : -1;
+}
+
+/* ---- ids of a stretch of text ---- */
+
+/* A stretch that pieces may not cross, inside the text that encode was given. */
+typedef struct fti_sp_run {
+    const ft_tokenizer *tok;
+    const fti_sp *m;
+    fti_sink *out;
+    const char *p; size_t n;
+    const uint32_t *at;                 /* of each byte: its place in the text given to encode; NULL: shift */
+    size_t shift;
+    size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
+} fti_sp_run;
+
+static void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
+{
+    if (r->at) { begin = r->at[begin]; end = end > 0 ? r->at[end - 1] + 1 : 0; if (end < begin) end = begin; }
+    else { begin += r->shift; end += r->shift; }
+    fti_put(r->out, id, begin, end);
+}
+
+static void fti_sp_flush(fti_sp_run *r)
+{
+    if (r->unk_begin < r->unk_end && r->m->unk >= 0) fti_sp_put(r, r->m->unk, r->unk_begin, r->unk_end);
+    r->unk_begin = r->unk_end = 0;
+}
+
+static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
+{
+    if (r->m->byte[0] >= 0) {
+        for (size_t i = begin; i < end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
+        return;
+    }
+    if (r->unk_end != begin || r->unk_begin == r->unk_end || !r->m->fuse_unk) { fti_sp_flush(r); r->unk_begin = begin; }
+    r->unk_end = end;
+}
+
+static void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t end)
+{
+    if (id < 0 || id == r->m->unk) { fti_sp_put_unknown(r, begin, end); return; }
+    fti_sp_flush(r);
+    fti_sp_put(r, id, begin, end);
+}
+
+static size_t fti_sp_char(const char *p, const char *end)
+{
+    uint32_t cp;
+    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
+    return n ? n : 1;
+}
+
+/* ---- Unigram ---- */
+
+/* The best way to reach a place: its score and the piece that ends there. */
+typedef struct fti_sp_node { double score; uint32_t length; int32_t id; } fti_sp_node;
+
+static void fti_sp_reach(const fti_sp *m, fti_sp_node *node, double score, uint32_t length, int32_t id)
+{
+    if (node->length && !(score > node->score)) return;
+    node->score = m->json ? score : (double)(float)score;
+    node->length = length;
+    node->id = id;
+}
+
+/* From the node at place 0 of the window to the one at size: the pieces, last first, then put in order. */
+static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size_t size)
+{
+    size_t at = size;
+    uint32_t next = 0;
+    while (at > 0) {                                        /* turn the links round */
+        uint32_t length = node[at].length;
+        node[at].length = next;
+        next = length;
+        at -= length;
+    }
+    while (at < size) {
+        size_t end = at + next;
+        next = node[end].length;
+        fti_sp_put_piece(r, node[end].id, base + at, base + end);
+        at = end;
+    }
+}
+
+/* Room for place k of the window. The first nodes live on the stack. */
+typedef struct fti_sp_window { fti_sp_node *node; size_t cap; fti_sp_node local[256]; } fti_sp_window;
+
+static int fti_sp_window_fit(fti_sp_window *w, size_t k)
+{
+    while (k >= w->cap) {
+        fti_sp_node *more = (fti_sp_node *)fti_calloc(2 * w->cap, sizeof *more);
+        if (!more) return 0;
+        memcpy(more, w->node, w->cap * sizeof *more);
+        if (w->node != w->local) FTUNE_FREE(w->node);
+        w->node = more;
+        w->cap *= 2;
+    }
+    return 1;
+}
+
+/* The pieces that begin at i, and the character itself when it is no piece. Returns where the longest one ends, 0: no
+ * memory. */
+static size_t fti_sp_unigram_from(const fti_sp_run *r, fti_sp_window *w, size_t base, size_t i, size_t len)
+{
+    const fti_sp *m = r->m;
+    double till = w->node[i - base].score, s;
+    uint32_t state = m->pieces.root;
+    size_t reach = 0, k = i;
+    int32_t id;
+    int whole = 0;
+    while (k < r->n && fti_trie_step(&m->pieces, &state, (unsigned char)r->p[k], &id)) {
+        k++;
+        if (id < 0 || (m->type && m->type[id] == FTI_SP_UNUSED)) continue;
+        if (!fti_sp_window_fit(w, k - base)) return 0;
+        s = m->score[id] + till;
+        if (m->type && m->type[id] == FTI_SP_USER) s = ((float)(k - i) * (float)m->best_score - 0.1) + till;
+        fti_sp_reach(m, &w->node[k - base], s, (uint32_t)(k - i), id);
+        if (k > reach) reach = k;
+        if (k - i == len) whole = 1;
+    }
+    if (whole) return reach;
+    if (!fti_sp_window_fit(w, i + len - base)) return 0;
+    s = m->json ? m->unknown_score + till : (double)((float)m->unknown_score + (float)till);
+    fti_sp_reach(m, &w->node[i + len - base], s, (uint32_t)len, -1);
+    return reach > i + len ? reach : i + len;
+}
+
+/* A place that no piece crosses is on every path, so everything before it is decided: there the window is emptied. It
+ * keeps its score, for the sums of the original go on. */
+static int fti_sp_unigram(fti_sp_run *r)
+{
+    fti_sp_window w;
+    size_t base = 0, reach = 0, i = 0, len, end;
+    w.node = w.local;
+    w.cap = sizeof w.local / sizeof *w.local;
+    memset(w.local, 0, sizeof w.local);
+    for (; i < r->n; i += len) {
+        len = fti_sp_char(r->p + i, r->p + r->n);
+        if (i == reach && i > base) {
+            double till = w.node[i - base].score;
+            fti_sp_backtrack(r, w.node, base, i - base);
+            memset(w.node, 0, (i - base + 1) * sizeof *w.node);
+            w.node[0].score = till;
+            base = i;
+        }
+        if (!(end = fti_sp_unigram_from(r, &w, base, i, len))) break;
+        if (end > reach) reach = end;
+    }
+    if (i >= r->n) fti_sp_backtrack(r, w.node, base, r->n - base);
+    if (w.node != w.local) FTUNE_FREE(w.node);
+    return i >= r->n;
+}
+
+/* ---- BPE over characters ---- */
+
+FTI_INLINE size_t fti_sp_pair_start(const fti_sp *m, uint32_t left, uint32_t right)
+{
+    uint64_t h = ((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15);
+    return (size_t)((h >> 32) * m->pair_cap >> 32);
+}
+
+/* What a pair of symbols joins to, and how soon. */
+FTI_INLINE const fti_sp_pair *fti_sp_pair_find(const fti_sp *m, uint32_t left, uint32_t right)
+{
+    size_t i = fti_sp_pair_start(m, left, right);
+    while (m->pair[i].rank != UINT32_MAX) {
+        if (m->pair[i].left == left && m->pair[i].right == right) return &m->pair[i];
+        if (++i == m->pair_cap) i = 0;
+    }
+    return NULL;
+}
+
+static void fti_sp_pair_add(fti_sp *m, uint32_t left, uint32_t right, uint32_t rank, int32_t joined)
+{
+    fti_sp_pair *p = (fti_sp_pair *)fti_sp_pair_find(m, left, right), fresh = { left, right, rank, joined };
+    if (!p) {
+        size_t i = fti_sp_pair_start(m, left, right);
+        while (m->pair[i].rank != UINT32_MAX) if (++i == m->pair_cap) i = 0;
+        p = &m->pair[i];
+    }
+    *p = fresh;                                             /* of a pair given twice the last counts */
+}
+
+FTI_INLINE uint32_t fti_sp_neighbour_bit(uint32_t a, uint32_t b)
+{
+    uint64_t h = ((uint64_t)a << 32 | b) * UINT64_C(0xD6E8FEB86659FD93);
+    return (uint32_t)(h >> 40) % FTI_SP_NEIGHBOURS;
+}
+
+/* A symbol on its way: an id, or from m->n on a character that only stands inside pieces; -1 as uint32: in none. */
+typedef struct fti_sp_symbol { uint32_t id, rank, begin, next, before; int32_t joined; } fti_sp_symbol;
+
+static void fti_sp_look(const fti_sp *m, fti_sp_symbol *s, uint32_t i, uint32_t n, int32_t *halves)
+{
+    const fti_sp_pair *pair = s[i].next < n ? fti_sp_pair_find(m, s[i].id, s[s[i].next].id) : NULL;
+    s[i].rank = pair ? pair->rank : UINT32_MAX;
+    s[i].joined = pair ? pair->joined : -1;
+    if (pair && halves && m->type[pair->joined] == FTI_SP_UNUSED) {      /* remember how it comes apart */
+        halves[2 * pair->joined] = (int32_t)s[i].id;
+        halves[2 * pair->joined + 1] = (int32_t)s[s[i].next].id;
+    }
+}
+
+static void fti_sp_join(const fti_sp *m, fti_sp_symbol *s, uint32_t i, uint32_t n, int32_t *halves)
+{
+    uint32_t gone = s[i].next;
+    s[i].id = (uint32_t)s[i].joined;
+    s[i].next = s[gone].next;
+    if (s[i].next < n) s[s[i].next].before = i;
+    s[gone].rank = UINT32_MAX;
+    fti_sp_look(m, s, i, n, halves);
+    if (i) fti_sp_look(m, s, s[i].before, n, halves);
+}
+
+/* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. */
+static int fti_sp_join_long(const fti_sp *m, fti_sp_symbol *s, uint32_t n, int32_t *halves)
+{
+    size_t cap = 3 * (size_t)n, size = 0;
+    uint64_t *heap = (uint64_t *)fti_alloc(cap, sizeof *heap);
+    if (!heap) return 0;
+    for (uint32_t start = 0; start < n; start++) {          /* the places in turn, then the places that joins renew */
+        uint32_t renew[2] = { start, UINT32_MAX };
+        for (;;) {
+            for (int k = 0; k < 2; k++) {
+                size_t i = size;
+                uint64_t key;
+                if (renew[k] == UINT32_MAX || s[renew[k]].rank == UINT32_MAX) continue;
+                key = (uint64_t)s[renew[k]].rank << 32 | renew[k];
+                for (size++; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+                heap[i] = key;
+            }
+            if (start + 1 < n || !size) break;
+            uint64_t top = heap[0], last = heap[--size];
+            size_t i = 0;
+            for (size_t c; (c = 2 * i + 1) < size; i = c) {
+                if (c + 1 < size && heap[c + 1] < heap[c]) c++;
+                if (heap[c] >= last) break;
+                heap[i] = heap[c];
+            }
+            heap[i] = last;
+            renew[0] = renew[1] = UINT32_MAX;
+            uint32_t at = (uint32_t)top;
+            if (s[at].rank != top >> 32) continue;
+            fti_sp_join(m, s, at, n, halves);
+            renew[0] = at;
+            if (at) renew[1] = s[at].before;
+        }
+    }
+    FTUNE_FREE(heap);
+    return 1;
+}
+
+/* Put a symbol; one that is UNUSED comes apart into what it was joined from, left part first. */
+static void fti_sp_put_symbol(fti_sp_run *r, uint32_t id, size_t begin, size_t end, const int32_t *halves)
+{
+    const fti_sp *m = r->m;
+    int32_t stack[64];
+    int depth = 0;
+    if (!halves || id >= m->n || m->type[id] != FTI_SP_UNUSED) {
+        fti_sp_put_piece(r, id < m->n ? (int32_t)id : -1, begin, end);
+        return;
+    }
+    stack[depth++] = (int32_t)id;
+    while (depth) {
+        int32_t top = stack[--depth];
+        size_t len = 0;
+        if (top >= 0 && (size_t)top < m->n && m->type[top] == FTI_SP_UNUSED && halves[2 * top + 1] >= 0 && depth + 2 <= 64) {
+            stack[depth++] = halves[2 * top + 1];
+            stack[depth++] = halves[2 * top];
+            continue;
+        }
+        if (top >= 0 && (size_t)top < m->n) len = fti_vocab_at(&r->tok->vocab, top)->len;
+        if (!len || begin + len > end) len = begin < end ? fti_sp_char(r->p + begin, r->p + end) : 0;
+        fti_sp_put_piece(r, top >= 0 && (size_t)top < m->n ? top : -1, begin, begin + len);
+        begin += len;
+    }
+}
+
+/* Join the symbols [0, n) of text that starts at `from` and ends at `to`. */
+static int fti_sp_bpe_stretch(fti_sp_run *r, fti_sp_symbol *s, uint32_t n, size_t to, int32_t *halves)
+{
+    const fti_sp *m = r->m;
+    for (uint32_t i = 0; i < n; i++) { s[i].next = i + 1; s[i].before = i - 1; }
+    for (uint32_t i = 0; i < n; i++) fti_sp_look(m, s, i, n, halves);
+    if (n > FTI_SP_SHORT) {
+        if (!fti_sp_join_long(m, s, n, halves)) return 0;
+    } else {
+        for (;;) {
+            uint32_t best = UINT32_MAX, at = 0;
+            for (uint32_t i = 0; i < n; i = s[i].next) if (s[i].rank < best) { best = s[i].rank; at = i; }
+            if (best == UINT32_MAX) break;
+            fti_sp_join(m, s, at, n, halves);
+        }
+    }
+    for (uint32_t i = 0; i < n; i = s[i].next)
+        fti_sp_put_symbol(r, s[i].id, s[i].begin, s[i].next < n ? s[s[i].next].begin : to, halves);
+    return 1;
+}
+
+/* Characters to symbols, cut wherever two characters stand that are neighbours in no piece: joins never cross there. */
+static int fti_sp_bpe(fti_sp_run *r)
+{
+    const fti_sp *m = r->m;
+    fti_sp_symbol *s = NULL;
+    int32_t *halves = NULL;
+    uint32_t last = UINT32_MAX;
+    int ok = 1;
+    if (m->unused) {
+        if (!(halves = (int32_t *)fti_alloc(2 * m->n, sizeof *halves))) return 0;
+        memset(halves, 0xFF, 2 * m->n * sizeof *halves);
+    }
+    ok = fti_fit(s, 64);
+    for (size_t i = 0; i < r->n && ok; ) {
+        int32_t id = -1, value = -1;
+        size_t len = m->user.n && m->begins[(unsigned char)r->p[i]] ? fti_sp_user(m, r->p + i, r->n - i, &id) : 0;
+        if (len) {                                          /* user-defined: whole, and nothing joins it */
+            ok = fti_sp_bpe_stretch(r, s, (uint32_t)arrlen(s), i, halves);
+            fti_sp_put_piece(r, id, i, i + len);
+            arrsetlen(s, 0);
+            last = UINT32_MAX;
+            i += len;
+            continue;
+        }
+        uint32_t state = m->pieces.root;
+        len = fti_sp_char(r->p + i, r->p + r->n);
+        size_t k = 0;
+        while (k < len && fti_trie_step(&m->pieces, &state, (unsigned char)r->p[i + k], &value)) k++;
+        id = k == len ? value : -1;
+        if (arrlen(s)) {
+            uint32_t bit = fti_sp_neighbour_bit(last, (uint32_t)id);
+            if (id < 0 || last == UINT32_MAX || !(m->neighbours[bit >> 3] >> (bit & 7) & 1)) {
+                ok = fti_sp_bpe_stretch(r, s, (uint32_t)arrlen(s), i, halves);
+                arrsetlen(s, 0);
+            }
+        }
+        fti_sp_symbol x = { (uint32_t)id, 0, (uint32_t)i, 0, 0, -1 };
+        ok = ok && fti_push(s, x);
+        last = (uint32_t)id;
+        i += len;
+    }
+    ok = ok && fti_sp_bpe_stretch(r, s, (uint32_t)arrlen(s), r->n, halves);
+    arrfree(s);
+    FTUNE_FREE(halves);
+    return ok;
+}
+
+/* ---- words of tokenizer.json, and the whole ---- */
+
+static int fti_sp_encode_run(fti_sp_run *r)
+{
+    int ok = r->m->unigram ? fti_sp_unigram(r) : fti_sp_bpe(r);
+    fti_sp_flush(r);
+    return ok;
+}
+
+/* One word (or all of the text): U+2581 for spaces and in front, cut there, each part encoded by itself. */
+static int fti_sp_metaspace(const ft_tokenizer *tok, const char *text, size_t begin, size_t end, int first, fti_sink *out,
+                            fti_buf *buf, uint32_t **at)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    fti_sp_run r = { tok, m, out, NULL, 0, NULL, 0, 0, 0 };
+    size_t n = end - begin, i, start;
+    int ok = 1, marked = n >= 3 && !memcmp(text + begin, m->space, 3);
+    buf->n = 0;
+    arrsetlen(*at, 0);
+    if (!marked && n && (m->metaspace == 1 || (m->metaspace == 2 && first)) && *(text + begin) != ' ')
+        ok = fti_emit(buf, at, m->space, 3, begin);
+    for (i = begin; i < end && ok; i++) {
+        if (text[i] == ' ') ok = fti_emit(buf, at, m->space, 3, i);
+        else ok = fti_emit(buf, at, text + i, 1, i);
+    }
+    for (start = 0; start < buf->n && ok; start = i) {
+        for (i = start + 1; i < buf->n; i++) if (m->split && i + 3 <= buf->n && !memcmp(buf->p + i, m->space, 3)) break;
+        r.p = buf->p + start;
+        r.n = i - start;
+        r.at = *at + start;
+        ok = fti_sp_encode_run(&r);
+    }
+    return ok;
+}
+
+static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    fti_buf buf = {0};
+    uint32_t *at = NULL;
+    int ok = 1, len;
+    if (!m->words && !m->metaspace) {
+        fti_sp_run r = { tok, m, out, text, n, NULL, 0, 0, 0 };
+        ok = fti_sp_encode_run(&r);
+    } else if (!m->words) {
+        ok = fti_sp_metaspace(tok, text, 0, n, out->begin + out->at == 0, out, &buf, &at);
+    } else {
+        for (size_t i = 0, start; i < n && ok; ) {
+            while (i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
+            for (start = i; i < n && !(fti_class_at(text + i, &len) & FTI_CP_SPACE); ) i += (size_t)len;
+            if (i > start) ok = fti_sp_metaspace(tok, text, start, i, out->begin + out->at + start == 0, out, &buf, &at);
+        }
+    }
+    fti_buf_free(&buf);
+    arrfree(at);
+    return ok ? FTUNE_OK : fti_no_memory(err, n);
+}
+
+/* ---- ids -> text ---- */
+
+static int fti_sp_byte_of(const fti_token *t)               /* "<0xE4>" -> 0xE4; -1: no byte */
+{
+    static const char digits[] = "0123456789ABCDEF";
+    const char *high, *low;
+    if (t->len != 6 || memcmp(t->p, "<0x", 3) || t->p[5] != '>' || !t->p[3] || !t->p[4]) return -1;
+    high = strchr(digits, t->p[3]);
+    low = strchr(digits, t->p[4]);
+    return high && low ? (int)(high - digits) * 16 + (int)(low - digits) : -1;
+}
+
+static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    const fti_token *t = fti_vocab_at(&tok->vocab, id);
+    int byte = m->byte[0] >= 0 ? fti_sp_byte_of(t) : -1;
+    size_t i = 0;
+    char b;
+    if (byte >= 0) {
+        b = (char)byte;
+        if (!(first && m->json && m->strip == 1 && b == ' ')) fti_buf_add(out, &b, 1);
+        return;
+    }
+    if (!m->json && (size_t)id < m->n) {
+        if (m->type[id] == FTI_SP_CONTROL) return;
+        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, " \xE2\x81\x87 ", 5); return; }
+    }
+    while (first && m->strip && i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) {
+        i += 3;
+        if (m->strip == 1) break;
+    }
+    if (first && m->strip == 1 && m->json && !i && t->len && *t->p == ' ') i = 1;
+    while (i < t->len) {
+        if (i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) { fti_buf_add(out, " ", 1); i += 3; }
+        else fti_buf_add(out, t->p + i++, 1);
+    }
+}
+
+static void fti_sp_free(void *model)
+{
+    fti_sp *m = (fti_sp *)model;
+    fti_trie_free(&m->pieces);
+    fti_trie_free(&m->user);
+    FTUNE_FREE(m->type);
+    FTUNE_FREE(m->score);
+    FTUNE_FREE(m->pair);
+    FTUNE_FREE(m->neighbours);
+    FTUNE_FREE(m);
+}
+
+static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode, fti_sp_free };
+
+/* ---- building ---- */
+
+static fti_sp *fti_sp_new(ft_tokenizer *tok)
+{
+    fti_sp *m = (fti_sp *)fti_calloc(1, sizeof *m);
+    if (!m) return NULL;
+    tok->family = &fti_family_sp;
+    tok->model = m;
+    m->unk = -1;
+    m->space = "\xE2\x96\x81";
+    m->fuse_unk = 1;
+    memset(m->byte, 0xFF, sizeof m->byte);
+    return m;
+}
+
+/* The table of rules: u32 size of the double array, the double array, texts. */
+static ft_status fti_sp_table(fti_sp *m, const char *p, size_t n, const char *name, ft_error *err)
+{
+    size_t size;
+    if (!n) return FTUNE_OK;
+    size = n >= 4 ? fti_le32(p) : 0;
+    if (n < 4 || size > n - 4 || size % 4 || size < 1024)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, found %lu", name,
+                        (unsigned long)(n < 4 ? 0 : n - 4), (unsigned long)size);
+    m->table = p + 4;
+    m->n_units = size / 4;
+    m->pool = p + 4 + size;
+    m->n_pool = n - 4 - size;
+    if (m->n_pool && m->pool[m->n_pool - 1])
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts that end with a 0 byte", name);
+    for (size_t i = 0, len; i < m->n_pool; i += len + 1)
+        if ((len = strlen(m->pool + i)) > FTI_SP_LONGEST_RULE)
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found %lu", name,
+                            (int)FTI_SP_LONGEST_RULE, (unsigned long)len);
+    for (unsigned b = 0; b < 256; b++) {
+        size_t node = fti_sp_offset(fti_sp_unit(m, 0)) ^ b;
+        if (node < m->n_units && (fti_sp_unit(m, node) & 0x800000FFu) == b) m->begins[b] = 1;
+    }
+    return FTUNE_OK;
+}
+
+/* Unigram: the tree over the pieces that text may become. */
+static ft_status fti_sp_finish_unigram(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+{
+    const fti_vocab *v = &tok->vocab;
+    fti_key *keys = (fti_key *)fti_alloc(v->n, sizeof *keys);
+    size_t n = 0;
+    int ok = keys != NULL;
+    for (size_t i = 0; i < v->n && ok; i++) {
+        fti_key k = { v->token[i].p, v->token[i].len, v->token[i].id };
+        if (!k.n || (size_t)k.value >= m->n || ft_token_is_special(tok, k.value)) continue;
+        if (m->type && m->type[k.value] != FTI_SP_NORMAL && m->type[k.value] != FTI_SP_USER && m->type[k.value] != FTI_SP_UNUSED) continue;
+        keys[n++] = k;
+    }
+    ok = ok && fti_trie_build(&m->pieces, keys, n);
+    FTUNE_FREE(keys);
+    return ok ? FTUNE_OK : fti_no_memory(err, v->n * sizeof *keys);
+}
+
+/* BPE: symbols of characters. A character that is no piece, but stands inside one, gets a number from m->n on when
+ * *next is given; -1: it has none. */
+static int32_t fti_sp_symbol_of(fti_map *symbols, const char *p, size_t n, int32_t *next)
+{
+    int32_t s = fti_map_get(symbols, p, n);
+    if (s < 0 && next && fti_map_put(symbols, p, n, *next)) s = (*next)++;
+    return s;
+}
+
+static int fti_sp_note_neighbours(fti_sp *m, fti_map *symbols, const char *p, size_t n, int32_t *next)
+{
+    int32_t last = -1, s;
+    for (size_t i = 0, len; i < n; i += len, last = s) {
+        uint32_t bit;
+        len = fti_sp_char(p + i, p + n);
+        if ((s = fti_sp_symbol_of(symbols, p + i, len, next)) < 0 && next) return 0;
+        if (last < 0 || s < 0) continue;
+        bit = fti_sp_neighbour_bit((uint32_t)last, (uint32_t)s);
+        m->neighbours[bit >> 3] |= (uint8_t)(1u << (bit & 7));
+    }
+    return 1;
+}
+
+static int fti_sp_pairs_room(fti_sp *m, size_t n)
+{
+    m->pair_cap = n + n / 2 + 8;
+    m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
+    if (m->pair) memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
+    return m->pair != NULL;
+}
+
+static int fti_sp_characters(fti_sp *m, const fti_map *symbols)
+{
+    fti_key *keys = (fti_key *)fti_alloc(symbols->n, sizeof *keys);
+    size_t n = 0;
+    int ok = keys != NULL;
+    for (size_t i = 0; i < symbols->cap && ok; i++)
+        if (symbols->slot[i].key) {
+            fti_key k = { symbols->slot[i].key, symbols->slot[i].len, symbols->slot[i].value };
+            keys[n++] = k;
+        }
+    ok = ok && fti_trie_build(&m->pieces, keys, n);
+    FTUNE_FREE(keys);
+    return ok;
+}
+
+typedef struct fti_sp_ranked { float score; int32_t id; } fti_sp_ranked;
+
+static int fti_sp_by_score(const void *a, const void *b)
+{
+    const fti_sp_ranked *x = (const fti_sp_ranked *)a, *y = (const fti_sp_ranked *)b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static int fti_sp_is_piece(const fti_sp *m, int32_t id)
+{
+    return id >= 0 && (size_t)id < m->n
+        && (m->type[id] == FTI_SP_NORMAL || m->type[id] == FTI_SP_USER || m->type[id] == FTI_SP_UNUSED);
+}
+
+/* All ways to cut this piece into two symbols; how many. add: put them into the table. */
+static size_t fti_sp_cuts(fti_sp *m, const fti_vocab *v, const fti_map *symbols, int32_t id, uint32_t rank, int add)
+{
+    const fti_token *t = fti_vocab_at(v, id);
+    size_t n = 0, cut = t->len ? fti_sp_char(t->p, t->p + t->len) : 0, first = cut;
+    while (cut < t->len) {
+        size_t next = cut + fti_sp_char(t->p + cut, t->p + t->len);
+        int32_t left = cut == first ? fti_map_get(symbols, t->p, cut) : fti_vocab_find(v, t->p, cut), right;
+        if (cut == first || fti_sp_is_piece(m, left)) {
+            right = fti_vocab_find(v, t->p + cut, t->len - cut);
+            if (next == t->len) right = fti_map_get(symbols, t->p + cut, t->len - cut);
+            else if (!fti_sp_is_piece(m, right)) right = -1;
+            if (right >= 0) {
+                n++;
+                if (add) fti_sp_pair_add(m, (uint32_t)left, (uint32_t)right, rank, id);
+            }
+        }
+        cut = next;
+    }
+    return n;
+}
+
+/* BPE of a .model: it has no list of merges; any two symbols join whose text is a piece, the best score first. */
+static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+{
+    const fti_vocab *v = &tok->vocab;
+    fti_sp_ranked *by_score = (fti_sp_ranked *)fti_alloc(m->n, sizeof *by_score);
+    fti_map symbols = {0};
+    int32_t next = (int32_t)m->n;
+    size_t n = 0, pairs = 0, i;
+    uint32_t rank = 0;
+    int ok = by_score && (m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1)) != NULL;
+    for (i = 0; i < m->n && ok; i++) {
+        const fti_token *t = fti_vocab_at(v, (int32_t)i);
+        fti_sp_ranked x = { (float)m->score[i], (int32_t)i };
+        if (!t || !t->len || !fti_sp_is_piece(m, x.id)) continue;
+        by_score[n++] = x;
+        if (fti_sp_char(t->p, t->p + t->len) == t->len) ok = fti_map_put(&symbols, t->p, t->len, x.id);
+    }
+    if (ok) qsort(by_score, n, sizeof *by_score, fti_sp_by_score);
+    for (i = 0; i < n && ok; i++) {
+        const fti_token *t = fti_vocab_at(v, by_score[i].id);
+        ok = fti_sp_note_neighbours(m, &symbols, t->p, t->len, &next);
+    }
+    for (i = 0; i < n && ok; i++) pairs += fti_sp_cuts(m, v, &symbols, by_score[i].id, 0, 0);
+    ok = ok && fti_sp_pairs_room(m, pairs);
+    for (i = 0; i < n && ok; i++) {
+        if (i && by_score[i].score != by_score[i - 1].score) rank++;
+        fti_sp_cuts(m, v, &symbols, by_score[i].id, rank, 1);
+    }
+    ok = ok && fti_sp_characters(m, &symbols);
+    fti_map_free(&symbols);
+    FTUNE_FREE(by_score);
+    return ok ? FTUNE_OK : fti_no_memory(err, m->n * sizeof *by_score);
+}
+
+/* "<0x00>" .. "<0xFF>": all or none. */
+static ft_status fti_sp_bytes(const ft_tokenizer *tok, fti_sp *m, const char *name, ft_error *err)
+{
+    char text[8];
+    for (int b = 0; b < 256; b++) {
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
+        if ((m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) < 0) {
+            m->byte[0] = -1;
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s", name, text);
+        }
+    }
+    return FTUNE_OK;
+}
+
+/* ---- the .model file: protocol buffers ----
+ * A message is a row of fields: a varint (7 bits a byte, lowest first) of number << 3 | kind, then the value. Kind 0 is a
+ * varint, 1 eight bytes, 2 a length and bytes (text or a message inside), 5 four bytes. Unknown numbers are skipped. */
+typedef struct fti_proto { const char *p, *end; uint32_t field; int kind; uint64_t value; ft_text bytes; } fti_proto;
+
+static int fti_proto_varint(fti_proto *c, uint64_t *v)
+{
+    *v = 0;
+    for (int shift = 0; shift < 70 && c->p < c->end; shift += 7) {
+        unsigned char b = (unsigned char)*c->p++;
+        if (shift < 64) *v |= (uint64_t)(b & 127) << shift;
+        if (b < 128) return 1;
+    }
+    return 0;
+}
+
+/* The next field: 1; the end: 0; not a message: -1. */
+static int fti_proto_next(fti_proto *c)
+{
+    uint64_t key;
+    size_t width = 0;
+    if (c->p == c->end) return 0;
+    if (!fti_proto_varint(c, &key) || !(key >> 3) || key >> 32) return -1;
+    c->field = (uint32_t)(key >> 3);
+    c->kind = (int)(key & 7);
+    c->bytes.p = NULL;
+    c->bytes.n = 0;
+    if (c->kind == 0) return fti_proto_varint(c, &c->value) ? 1 : -1;
+    if (c->kind == 1) width = 8;
+    else if (c->kind == 5) width = 4;
+    else if (c->kind != 2 || !fti_proto_varint(c, &c->value) || c->value > (uint64_t)(c->end - c->p)) return -1;
+    else width = (size_t)c->value;
+    if (width > (size_t)(c->end - c->p)) return -1;
+    c->bytes.p = c->p;
+    c->bytes.n = width;
+    if (c->kind == 5) c->value = fti_le32(c->p);
+    c->p += width;
+    return 1;
+}
+
+static fti_proto fti_proto_of(const char *p, size_t n)
+{
+    fti_proto c = { p, p + n, 0, 0, 0, { NULL, 0 } };
+    return c;
+}
+
+/* What the two specs say and we need. */
+typedef struct fti_sp_file {
+    const char *name;
+    size_t n;                           /* pieces */
+    int model_type, byte_fallback, vocab_size;
+    int64_t unk, bos, eos, pad;
+    ft_text table;
+} fti_sp_file;
+
+static ft_status fti_sp_broken(const fti_sp_file *f, const char *where, ft_error *err)
+{
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected a SentencePiece model, found bytes that are no such message; is the "
+                    "file cut off?", f->name, where);
+}
+
+static ft_status fti_sp_read_spec(fti_sp *m, fti_sp_file *f, ft_text message, int normalizer, ft_error *err)
+{
+    fti_proto c = fti_proto_of(message.p, message.n);
+    int more;
+    while ((more = fti_proto_next(&c)) > 0) {
+        int on = c.value != 0;
+        int64_t id = (int64_t)(int32_t)(uint32_t)c.value;
+        if (normalizer) {
+            if (c.kind == 2 && c.field == 2) f->table = c.bytes;
+            if (c.kind) continue;
+            if (c.field == 3) m->dummy_prefix = on;
+            else if (c.field == 4) m->tidy = on;
+            else if (c.field == 5) m->space = on ? "\xE2\x96\x81" : " ";
+        } else if (!c.kind) {
+            if (c.field == 3) f->model_type = (int)id;
+            else if (c.field == 4) f->vocab_size = (int)id;
+            else if (c.field == 24) m->suffix = on;
+            else if (c.field == 35) f->byte_fallback = on;
+            else if (c.field == 40) f->unk = id;
+            else if (c.field == 41) f->bos = id;
+            else if (c.field == 42) f->eos = id;
+            else if (c.field == 43) f->pad = id;
+        }
+    }
+    return more < 0 ? fti_sp_broken(f, normalizer ? "normalizer_spec" : "trainer_spec", err) : FTUNE_OK;
+}
+
+/* The outer message: counts the pieces and reads the specs. */
+static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t size, ft_error *err)
+{
+    fti_proto c = fti_proto_of(data, size);
+    ft_status status = FTUNE_OK;
+    int more;
+    m->dummy_prefix = m->tidy = 1;
+    f->model_type = f->bos = 1;
+    f->eos = 2;
+    f->pad = -1;
+    while (!status && (more = fti_proto_next(&c)) != 0) {
+        if (more < 0) return fti_sp_broken(f, "pieces", err);
+        if (c.kind != 2) continue;
+        if (c.field == 1) f->n++;
+        else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, 0, err);
+        else if (c.field == 3) status = fti_sp_read_spec(m, f, c.bytes, 1, err);
+    }
+    if (!status && (f->model_type < 1 || f->model_type > 2))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: trainer_spec: expected model_type 1 (Unigram) or 2 (BPE), found %d", f->name,
+                        f->model_type);
+    if (!status && !f->n) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a SentencePiece model with pieces, found none", f->name);
+    m->unigram = f->model_type == 1;
+    m->n = f->n;
+    return status;
+}
+
+static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_model_tokens *known, int32_t id,
+                                   ft_text message, ft_error *err)
+{
+    fti_proto c = fti_proto_of(message.p, message.n);
+    ft_text piece = { "", 0 };
+    int more, type = FTI_SP_NORMAL, control;
+    float score = 0;
+    while ((more = fti_proto_next(&c)) > 0) {
+        uint32_t bits = (uint32_t)c.value;
+        if (c.field == 1 && c.kind == 2) piece = c.bytes;
+        else if (c.field == 2 && c.kind == 5) memcpy(&score, &bits, 4);
+        else if (c.field == 3 && !c.kind) type = c.value <= FTI_SP_BYTE ? (int)c.value : 0;
+    }
+    if (more < 0) return fti_sp_broken(f, "a piece", err);
+    if (!piece.n || !type || !(fabsf(score) <= FLT_MAX))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, found another "
+                        "thing", f->name, (int)id);
+    m->type[id] = (uint8_t)type;
+    m->score[id] = score;
+    control = type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
+    if (type == FTI_SP_UNKNOWN) m->unk = id;
+    if (type == FTI_SP_UNUSED) m->unused = 1;
+    if (control && fti_map_get(&known->added, piece.p, piece.n) < 0) return fti_added_add(tok, piece, id, 1, 0, 0, 0, 0, err);
+    return fti_model_token(tok, known, id, piece.p, piece.n, f->name, err);
+}
+
+static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data, size_t size, ft_error *err)
+{
+    fti_proto c = fti_proto_of(data, size);
+    fti_model_tokens known;
+    ft_status status = FTUNE_OK;
+    int32_t id = 0;
+    m->type = (uint8_t *)fti_calloc(m->n, 1);
+    m->score = (double *)fti_calloc(m->n, sizeof *m->score);
+    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n)) status = fti_no_memory(err, m->n);
+    while (!status && fti_proto_next(&c) > 0)
+        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &known, id++, c.bytes, err);
+    fti_map_free(&known.added);
+    if (!status && m->unk < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
+    return status;
+}
+
+/* User-defined pieces are found before the model sees the text. */
+static ft_status fti_sp_finish_user(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+{
+    fti_key *keys = NULL;
+    int ok = 1;
+    for (size_t i = 0; i < m->n && ok; i++) {
+        const fti_token *t = m->type[i] == FTI_SP_USER ? fti_vocab_at(&tok->vocab, (int32_t)i) : NULL;
+        fti_key k = { t ? t->p : NULL, t ? t->len : 0, (int32_t)i };
+        if (!t) continue;
+        m->begins[(unsigned char)*t->p] = 1;
+        ok = fti_push(keys, k);
+    }
+    m->begins[' '] = 1;
+    ok = ok && (!arrlen(keys) || fti_trie_build(&m->user, keys, (size_t)arrlen(keys)));
+    arrfree(keys);
+    return ok ? FTUNE_OK : fti_no_memory(err, m->n);
+}
+
+/* The control tokens of ChatGLM3, which its .model does not hold. It is known by its size and its last piece. */
+static ft_status fti_sp_chatglm3(ft_tokenizer *tok, const fti_sp *m, int *is_it, ft_error *err)
+{
+    static const char *const special[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>",
+                                           "<|observation|>" };
+    ft_status status = FTUNE_OK;
+    const fti_token *last = &arrlast(tok->vocab.token);
+    *is_it = m->n == 64789 && last->id == 64788 && last->len == 7 && !memcmp(last->p, "\xE2\x96\x81" "attr", 7);
+    for (int i = 0; *is_it && i < 9 && !status; i++)
+        status = fti_added_add(tok, ft_text_of(special[i]), 64789 + i, 1, 0, 0, 0, 0, err);
+    return status;
+}
+
+/* What stands around a sentence, unless tokenizer_config.json says otherwise: XLNet ends with <sep> <cls>, ChatGLM3 begins
+ * with [gMASK] sop, other BPE models begin with bos. */
+static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_file *f, int chatglm3, ft_error *err)
+{
+    static const struct { const char *name; int32_t id; } glm[] = { { "system_token_id", 64794 }, { "user_token_id", 64795 },
+        { "assistant_token_id", 64796 }, { "observation_token_id", 64797 }, { "pad_token_id", 0 } };
+    const struct { const char *name; int64_t id; } ids[] = { { "unk_token_id", m->unk }, { "bos_token_id", f->bos },
+        { "eos_token_id", f->eos }, { "pad_token_id", f->pad } };
+    int32_t sep = fti_vocab_find(&tok->vocab, "<sep>", 5), cls = fti_vocab_find(&tok->vocab, "<cls>", 5);
+    ft_status status = FTUNE_OK;
+    for (int i = 0; i < 4 && !status; i++)
+        if (ids[i].id >= 0 && (size_t)ids[i].id < m->n && (!i || m->type[ids[i].id] == FTI_SP_CONTROL))
+            status = ft_tokenizer_set_attribute(tok, ids[i].name, (int32_t)ids[i].id, err);
+    for (int i = 0; chatglm3 && i < 5 && !status; i++) status = ft_tokenizer_set_attribute(tok, glm[i].name, glm[i].id, err);
+    if (chatglm3) {
+        tok->before[tok->n_before++] = 64790;
+        tok->before[tok->n_before++] = 64792;
+    } else if (m->unigram && sep >= 0 && cls >= 0 && m->type[sep] == FTI_SP_CONTROL && m->type[cls] == FTI_SP_CONTROL) {
+        tok->after[tok->n_after++] = sep;
+        tok->after[tok->n_after++] = cls;
+    } else if (!m->unigram && ft_tokenizer_attribute(tok, "bos_token_id") >= 0) {
+        tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
+    }
+    return status;
+}
+
+static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
+{
+    ft_status status = fti_sp_finish_user(tok, m, err);
+    m->unknown_score = FLT_MAX;
+    m->best_score = -FLT_MAX;
+    for (size_t i = 0; i < m->n; i++) {
+        if (m->type[i] != FTI_SP_NORMAL) continue;
+        if (m->score[i] < m->unknown_score) m->unknown_score = m->score[i];
+        if (m->score[i] > m->best_score) m->best_score = m->score[i];
+    }
+    m->unknown_score = (float)m->unknown_score - 10.0f;
+    m->strip = m->dummy_prefix || m->tidy;
+    if (!status && f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
+    if (!status) status = fti_sp_table(m, f->table.p, f->table.n, f->name, err);
+    if (!status) status = m->unigram ? fti_sp_finish_unigram(tok, m, err) : fti_sp_finish_bpe(tok, m, err);
+    return status;
+}
+
 FTI_LOADER(fti_load_sentencepiece)
 {
-    (void)tok; (void)data; (void)size; (void)dir; (void)opt;
-    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a rank file, found what may be SentencePiece", path);
+    fti_config_file config;
+    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { NULL, 0 } };
+    fti_sp *m = fti_sp_new(tok);
+    char *copy = fti_arena_copy(&tok->arena, data, size);
+    int n_config = 0, chatglm3 = 0;
+    ft_status status;
+    (void)opt;
+    if (!m || !copy) return fti_no_memory(err, size);
+    if ((status = fti_sp_read(m, &f, copy, size, err))) return status;
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
+    if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
+    if (!status) status = fti_sp_chatglm3(tok, m, &chatglm3, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_sp_finish(tok, m, &f, err);
+    if (!status) status = fti_sp_around(tok, m, &f, chatglm3, err);
+    if (!status) status = fti_config_attributes(tok, &config, 1, err);
+    fti_config_close(&config);
+    return status;
 }
+
+/* ---- tokenizer.json ---- */
+
+static ft_status fti_sp_json_string(ft_tokenizer *tok, const fti_json *j, int node, ft_text *out, ft_error *err)
+{
+    ft_text t = fti_json_text(j, node, &tok->arena);
+    out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
+    out->n = t.n;
+    if (!t.p) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected a string", j->name, node < 0 ? 0 : fti_json_line(j, node));
+    return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
+}
+
+/* One normalizer that is no Sequence. */
+static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, ft_error *err)
+{
+    fti_sp_step *s = &m->step[m->n_steps];
+    int pattern = fti_json_get(j, node, "pattern");
+    ft_status status = FTUNE_OK;
+    if (m->n_steps == FTI_SP_MAX_STEPS) return fti_json_unknown(j, node, "normalizer", "at most 8 steps", err);
+    memset(s, 0, sizeof *s);
+    if (fti_json_type_is(j, node, "NFC")) s->what = FTI_SP_NFC;
+    else if (fti_json_type_is(j, node, "NFD")) s->what = FTI_SP_NFD;
+    else if (fti_json_type_is(j, node, "Lowercase")) s->what = FTI_SP_LOWER;
+    else if (fti_json_type_is(j, node, "Strip")) {
+        s->what = FTI_SP_STRIP;
+        s->left = fti_json_bool(j, fti_json_get(j, node, "strip_left"), 1);
+        s->right = fti_json_bool(j, fti_json_get(j, node, "strip_right"), 1);
+    } else if (fti_json_type_is(j, node, "Prepend")) {
+        s->what = FTI_SP_PREPEND;
+        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "prepend"), &s->to, err);
+    } else if (fti_json_type_is(j, node, "Replace") && fti_json_get(j, pattern, "String") >= 0) {
+        s->what = FTI_SP_REPLACE;
+        status = fti_sp_json_string(tok, j, fti_json_get(j, pattern, "String"), &s->from, err);
+        if (!status) status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
+    } else if (fti_json_type_is(j, node, "Replace") && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
+        s->what = FTI_SP_SQUEEZE;
+        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
+    } else if (fti_json_type_is(j, node, "Precompiled") && !m->table) {
+        ft_text base64;
+        char *bytes;
+        int64_t n;
+        s->what = FTI_SP_TABLE;
+        if ((status = fti_sp_json_string(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &base64, err))) return status;
+        if (!(bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8))) return fti_no_memory(err, base64.n);
+        n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
+        if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
+        status = fti_sp_table(m, bytes, (size_t)n, j->name, err);
+    } else return fti_json_unknown(j, node, "normalizer", "NFC, NFD, Lowercase, Strip, Prepend, Replace of a text or Precompiled", err);
+    m->n_steps++;
+    return status;
+}
+
+static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_error *err)
+{
+    int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
+    if (fti_json_type_is(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
+    if (!fti_json_type_is(j, node, "Metaspace") || m->metaspace || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
+        return fti_json_unknown(j, node, "pre_tokenizer", "WhitespaceSplit, then Metaspace with U+2581", err);
+    m->split = fti_json_bool(j, fti_json_get(j, node, "split"), 1);
+    m->metaspace = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 1 : 3;
+    if (fti_json_is(j, scheme, FTI_STRING)) {
+        if (fti_json_equals(j, scheme, "always")) m->metaspace = 1;
+        else if (fti_json_equals(j, scheme, "first")) m->metaspace = 2;
+        else if (fti_json_equals(j, scheme, "never")) m->metaspace = 3;
+        else return fti_json_unknown(j, node, "pre_tokenizer", "prepend_scheme always, first or never", err);
+    }
+    return FTUNE_OK;
+}
+
+/* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
+static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_error *err)
+{
+    if (fti_json_type_is(j, node, "Replace") || fti_json_type_is(j, node, "ByteFallback") || fti_json_type_is(j, node, "Fuse")) return FTUNE_OK;
+    if (fti_json_type_is(j, node, "Strip")) {
+        m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1 && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
+        return FTUNE_OK;
+    }
+    if (!fti_json_type_is(j, node, "Metaspace")) return fti_json_unknown(j, node, "decoder", "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
+    m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
+            || !fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 0 : 2;
+    return FTUNE_OK;
+}
+
+/* Each part is one thing, a Sequence of them (not nested), or null. */
+static ft_status fti_sp_json_parts(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int which, ft_error *err)
+{
+    static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" }, { "decoder", "decoders" } };
+    int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_type_is(j, node, "Sequence");
+    ft_status status = FTUNE_OK;
+    if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
+    if (sequence) node = fti_json_child(j, fti_json_get(j, node, name[which][1]));
+    for (; node >= 0 && !status; node = sequence ? fti_json_next(j, node) : -1)
+        status = which == 0 ? fti_sp_json_step(tok, m, j, node, err) : which == 1 ? fti_sp_json_pre(m, j, node, err)
+               : fti_sp_json_decoder(m, j, node, err);
+    return status;
+}
+
+static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json *j, ft_error *err)
+{
+    ft_status status = FTUNE_OK;
+    if (!(*m = fti_sp_new(tok))) return fti_no_memory(err, sizeof **m);
+    (*m)->json = 1;
+    for (int which = 0; which < 3 && !status; which++) status = fti_sp_json_parts(tok, *m, j, which, err);
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
+    return status;
+}
+
 FTI_JSON_LOADER(fti_json_unigram)
 {
-    (void)tok;
-    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: this model type is not written yet", j->name);
+    int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
+    fti_model_tokens known = { { 0 }, 0 };
+    fti_sp *m;
+    ft_status status = fti_sp_json_begin(tok, &m, j, err);
+    int32_t id = 0;
+    if (status) return status;
+    if (!fti_json_is(j, vocab, FTI_ARRAY)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab array, found none", j->name);
+    m->unigram = 1;
+    m->n = j->node[vocab].count;
+    m->unknown_score = 0;
+    m->score = (double *)fti_calloc(m->n, sizeof *m->score);
+    if (!m->score || !fti_model_tokens_begin(tok, &known)) status = fti_no_memory(err, m->n * sizeof *m->score);
+    for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
+        int text = fti_json_child(j, node), score = text < 0 ? -1 : fti_json_next(j, text);
+        ft_text piece = { NULL, 0 };
+        if (!fti_json_is(j, node, FTI_ARRAY) || !fti_json_is(j, text, FTI_STRING) || !fti_json_is(j, score, FTI_NUMBER))
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab[%d]: expected [piece, score]", j->name, (int)id);
+        if (!status) status = fti_sp_json_string(tok, j, text, &piece, err);
+        if (!status) status = fti_model_token(tok, &known, id, piece.p, piece.n, j->name, err);
+        if (!status) m->score[id] = fti_json_number(j, score, 0);
+        if (!status && (!id || m->score[id] < m->unknown_score)) m->unknown_score = m->score[id];
+    }
+    fti_map_free(&known.added);
+    m->unknown_score -= 10;
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
+    node = fti_json_get(j, model, "unk_id");
+    if (!status && fti_json_is(j, node, FTI_NUMBER)) {
+        int64_t unk = fti_json_int(j, node, -1);
+        if (unk < 0 || unk >= (int64_t)m->n) status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
+                                                               (unsigned long)m->n, (long)unk);
+        else m->unk = (int32_t)unk;
+    }
+    if (!status && fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    if (!status) status = fti_sp_finish_unigram(tok, m, err);
+    return status;
 }
+
+/* One entry of "merges": ["a", "b"], or "a b" cut at its first space. */
+static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbols, const fti_json *j, int node, uint32_t rank, fti_buf *both,
+                                   ft_error *err)
+{
+    fti_arena a = { NULL };
+    ft_text left = { NULL, 0 }, right = { NULL, 0 };
+    int32_t l, r, joined;
+    ft_status status = FTUNE_OK;
+    if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
+        int child = fti_json_child(j, node);
+        left = fti_json_text(j, child, &a);
+        right = fti_json_text(j, fti_json_next(j, child), &a);
+    } else if (fti_json_is(j, node, FTI_STRING)) {
+        ft_text t = fti_json_text(j, node, &a);
+        const char *space = t.p ? (const char *)memchr(t.p, ' ', t.n) : NULL;
+        if (space) {
+            left.p = t.p; left.n = (size_t)(space - t.p);
+            right.p = space + 1; right.n = t.n - left.n - 1;
+        }
+    }
+    if (!left.p || !right.p) {
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected two pieces, found another thing", j->name,
+                          fti_json_line(j, node), (unsigned long)rank);
+        goto done;
+    }
+    both->n = 0;
+    fti_buf_add(both, left.p, left.n);
+    fti_buf_add(both, right.p, right.n);
+    l = fti_vocab_find(&tok->vocab, left.p, left.n);
+    r = fti_vocab_find(&tok->vocab, right.p, right.n);
+    joined = both->failed ? -1 : fti_vocab_find(&tok->vocab, both->p, both->n);
+    if (both->failed) status = fti_no_memory(err, left.n + right.n);
+    else if (l < 0 || r < 0 || joined < 0)
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected both pieces and what they join to in the vocabulary, found no "
+                          "\"%.*s\"", j->name, fti_json_line(j, node), (unsigned long)rank, (int)(l < 0 ? left.n : r < 0 ? right.n : both->n) & 63,
+                          l < 0 ? left.p : r < 0 ? right.p : both->p);
+    else {
+        fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
+        if (!fti_sp_note_neighbours(m, symbols, both->p, both->n, NULL)) status = fti_no_memory(err, both->n);
+    }
+done:
+    fti_arena_free(&a);
+    return status;
+}
+
 FTI_JSON_LOADER(fti_json_sentencepiece)
 {
-    (void)tok;
-    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: this model type is not written yet", j->name);
+    static const char *const none[] = { "continuing_subword_prefix", "end_of_word_suffix" };
+    int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges"), node;
+    fti_map symbols = {0};
+    fti_buf both = {0};
+    uint32_t rank = 0;
+    fti_sp *m;
+    ft_text unk;
+    ft_status status = fti_sp_json_begin(tok, &m, j, err);
+    for (int i = 0; i < 2 && !status; i++) {
+        node = fti_json_get(j, model, none[i]);
+        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
+            status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected no %s, found one", j->name, none[i]);
+    }
+    if (!status && fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0))
+        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, found true", j->name);
+    if (!status && !fti_json_is(j, merges, FTI_ARRAY))
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a merges array, found none", j->name);
+    if (!status) status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err);
+    if (status) return status;
+    m->n = (size_t)ft_tokenizer_size(tok);
+    m->fuse_unk = fti_json_bool(j, fti_json_get(j, model, "fuse_unk"), 0);
+    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
+    if (fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
+    if (!m->neighbours || !fti_sp_pairs_room(m, j->node[merges].count)) status = fti_no_memory(err, m->n);
+    for (size_t i = 0; i < tok->vocab.n && !status; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        if (t->len && !ft_token_is_special(tok, t->id) && fti_sp_char(t->p, t->p + t->len) == t->len
+            && !fti_map_put(&symbols, t->p, t->len, t->id)) status = fti_no_memory(err, t->len);
+    }
+    for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node))
+        status = fti_sp_json_merge(tok, m, &symbols, j, node, rank++, &both, err);
+    if (!status && !fti_sp_characters(m, &symbols)) status = fti_no_memory(err, symbols.n);
+    fti_map_free(&symbols);
+    fti_buf_free(&both);
+    return status;
 }
 
 /* >>2 chat template ----------------------------------------------------------------------------------------------
@@ -2532,10 +4528,12 @@ FTI_JSON_LOADER(fti_json_sentencepiece)
  * Take 3 for training; 2 is here because it is what the published runs of that time did. */
 
 #define FTI_HELPFUL "You are a helpful assistant."
-#define FTI_INTERNLM "You are an AI assistant whose name is InternLM (书生·浦语).\n- InternLM (书生·浦语) is a " \
-    "conversational language model that is developed by Shanghai AI Laboratory (上海人工智能实验室). It is designed to be " \
-    "helpful, honest, and harmless.\n- InternLM (书生·浦语) can understand and communicate fluently in the language " \
-    "chosen by the user such as English and 中文."
+#define FTI_INTERNLM \
+    "You are an AI assistant whose name is InternLM (书生·浦语).\n" \
+    "- InternLM (书生·浦语) is a conversational language model that is developed by Shanghai AI Laboratory " \
+    "(上海人工智能实验室). It is designed to be helpful, honest, and harmless.\n" \
+    "- InternLM (书生·浦语) can understand and communicate fluently in the language chosen by the user such as " \
+    "English and 中文."
 
 /* The 42 text templates of ms-swift 2.0.5 (facts from its registry; tests/make_templates.py printed this table). */
 static const ft_template fti_templates[] = {
@@ -2740,50 +4738,27 @@ FTUNE_API const ft_template *ft_template_at(const ft_registry *r, int i)
     return i < FTI_N_TEMPLATES ? &fti_templates[i] : r->own[i - FTI_N_TEMPLATES];
 }
 
-/* How many letters must be changed, added or removed to turn one name into the other (Levenshtein), at most 99. */
-static int fti_name_distance(const char *a, const char *b)
-{
-    int row[65], n = (int)strlen(b), diagonal, above, i, k;
-    if (n > 64 || strlen(a) > 64) return 99;
-    for (k = 0; k <= n; k++) row[k] = k;
-    for (i = 1; *a; a++, i++) {
-        diagonal = row[0];
-        row[0] = i;
-        for (k = 1; k <= n; k++) {
-            above = row[k];
-            row[k] = diagonal + (*a != b[k - 1]);
-            if (above + 1 < row[k]) row[k] = above + 1;
-            if (row[k - 1] + 1 < row[k]) row[k] = row[k - 1] + 1;
-            diagonal = above;
-        }
-    }
-    return row[n];
-}
-
-/* Up to four names that share a part with this one or are a slip of the pen away. */
+/* Up to four names that begin like this one, or share all of it. */
 static void fti_near_names(const ft_registry *r, const char *name, char *out, size_t cap)
 {
-    size_t used = 0;
-    int i, n = ft_template_count(r), found = 0, reach = (int)(strlen(name) / 3) + 1;
-    out[0] = 0;
-    for (i = 0; i < n && found < 4; i++) {
+    int i, found = 0;
+    size_t used = 0, beginning = strlen(name) > 4 ? 3 : 2;
+    for (i = 0; *name && i < ft_template_count(r) && found < 4; i++) {
         const char *other = ft_template_at(r, i)->name;
-        if (strlen(other) > 64) continue;
-        if (!(*name && (strstr(other, name) || strstr(name, other))) && fti_name_distance(name, other) > reach) continue;
-        used += (size_t)snprintf(out + used, cap - used, "%s\"%s\"", found++ ? ", " : "", other);
+        if (strncmp(other, name, beginning) && !strstr(other, name) && !strstr(name, other)) continue;
+        used += (size_t)snprintf(out + used, cap - used, "%s\"%.64s\"", found++ ? ", " : "; near it: ", other);
     }
 }
 
 FTUNE_API const ft_template *ft_template_find(const ft_registry *r, const char *name, ft_error *err)
 {
-    char near[300];
+    char near[320] = "";
     int i, n = ft_template_count(r);
     if (!name) name = "";
     for (i = 0; i < n; i++)
         if (strcmp(ft_template_at(r, i)->name, name) == 0) return ft_template_at(r, i);
     fti_near_names(r, name, near, sizeof near);
-    fti_fail(err, FTUNE_ERR_NOT_FOUND, "template: expected one of the %d known names, found \"%.64s\"%s%s", n, name,
-             near[0] ? "; near it: " : "", near);
+    fti_fail(err, FTUNE_ERR_NOT_FOUND, "template: expected one of %d known names, found \"%.64s\"%s", n, name, near);
     return NULL;
 }
 
@@ -2808,28 +4783,32 @@ static int fti_copy_pieces(fti_arena *a, const char **dst, const char *const *sr
     return 1;
 }
 
-FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, ft_error *err)
+static int fti_copy_template(fti_arena *a, ft_template *c, const ft_template *t)
 {
-    ft_template *c;
-    if (!r || !t || !t->name || !*t->name) return fti_fail(err, FTUNE_ERR_ARGUMENT, "template: expected a registry and a name");
-    if (ft_template_find(r, t->name, NULL))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: expected a new name, found one already taken", t->name);
-    if (t->system_prefix[0] && fti_pieces_hold(t->prefix, "{{SYSTEM}}"))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: expected {{SYSTEM}} in prefix or a system_prefix, found both",
-                        t->name);
-    if (t->default_system && *t->default_system && !fti_takes_system(t))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: default_system expects {{SYSTEM}} in prefix or a system_prefix",
-                        t->name);
-    c = (ft_template *)fti_arena_alloc(&r->arena, sizeof *c);
-    if (!c || (c->name = fti_arena_copy(&r->arena, t->name, strlen(t->name))) == NULL
-        || (t->default_system && *t->default_system
-            && (c->default_system = fti_arena_copy(&r->arena, t->default_system, strlen(t->default_system))) == NULL)
-        || !fti_copy_pieces(&r->arena, c->prefix, t->prefix) || !fti_copy_pieces(&r->arena, c->prompt, t->prompt)
-        || !fti_copy_pieces(&r->arena, c->chat_sep, t->chat_sep) || !fti_copy_pieces(&r->arena, c->suffix, t->suffix)
-        || !fti_copy_pieces(&r->arena, c->system_prefix, t->system_prefix) || !fti_push(r->own, c))
-        return fti_no_memory(err, sizeof *c);
+    const char *system = t->default_system && *t->default_system ? t->default_system : NULL;
+    if (system && (c->default_system = fti_arena_copy(a, system, strlen(system))) == NULL) return 0;
     c->single_round = t->single_round;
     c->auto_add_bos = t->auto_add_bos;
+    return (c->name = fti_arena_copy(a, t->name, strlen(t->name))) != NULL
+        && fti_copy_pieces(a, c->prefix, t->prefix) && fti_copy_pieces(a, c->prompt, t->prompt)
+        && fti_copy_pieces(a, c->chat_sep, t->chat_sep) && fti_copy_pieces(a, c->suffix, t->suffix)
+        && fti_copy_pieces(a, c->system_prefix, t->system_prefix);
+}
+
+FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, ft_error *err)
+{
+    const char *wrong = NULL;
+    ft_template *c;
+    if (!r || !t || !t->name || !*t->name)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "template: expected a registry and a name");
+    if (ft_template_find(r, t->name, NULL)) wrong = "a new name, found one that is taken";
+    else if (t->system_prefix[0] && fti_pieces_hold(t->prefix, "{{SYSTEM}}"))
+        wrong = "{{SYSTEM}} in prefix or a system_prefix, found both";
+    else if (t->default_system && *t->default_system && !fti_takes_system(t))
+        wrong = "a place for default_system ({{SYSTEM}} in prefix, or a system_prefix), found none";
+    if (wrong) return fti_fail(err, FTUNE_ERR_ARGUMENT, "template %.64s: expected %s", t->name, wrong);
+    c = (ft_template *)fti_arena_alloc(&r->arena, sizeof *c);
+    if (!c || !fti_copy_template(&r->arena, c, t) || !fti_push(r->own, c)) return fti_no_memory(err, sizeof *c);
     return FTUNE_OK;
 }
 
@@ -2849,8 +4828,7 @@ typedef struct fti_chat {               /* one row on its way through a template
     const ft_tokenizer *tok;
     const ft_template  *t;
     ft_chat_options opt;
-    int         rule;                   /* FTI_LOSS_... */
-    ft_special  special;                /* of message content */
+    int         rule, weights;          /* FTI_LOSS_...; is loss_scale wanted? */
     fti_marked  text;                   /* of all text pieces, one after the other */
     int32_t    *ids;                    /* of all id pieces */
     fti_piece  *pieces;
@@ -2860,6 +4838,11 @@ typedef struct fti_chat {               /* one row on its way through a template
     size_t      offsets_cap;
     ft_error   *err;
 } fti_chat;
+
+static ft_status fti_chat_fail(const fti_chat *c, ft_status code, const char *expected)
+{
+    return fti_fail(c->err, code, "template %.64s: expected %s", c->t->name, expected);
+}
 
 static void fti_marked_add(fti_marked *m, const char *p, size_t n, uint8_t kind)
 {
@@ -2895,14 +4878,14 @@ static const char *fti_find(const char *p, const char *end, const char *what)
 /* Replace every {{NAME}} in c->filled by value. What is put in is not searched again for the same name. */
 static void fti_replace(fti_chat *c, const char *name, ft_text value, int content)
 {
-    const char *p = c->filled.text.p, *kind = c->filled.kind.p, *end = p + c->filled.text.n, *hit;
+    const char *p = c->filled.text.p, *kind = c->filled.kind.p, *end = p ? p + c->filled.text.n : p, *hit;
     fti_marked swap;
-    if (!value.p || !p || (hit = fti_find(p, end, name)) == NULL) return;
+    if (!value.p || fti_out_of_memory(c) || (hit = fti_find(p, end, name)) == NULL) return;
     c->other.text.n = c->other.kind.n = 0;
     for (; hit; p = hit + strlen(name), hit = fti_find(p, end, name)) {
         fti_buf_add(&c->other.text, p, (size_t)(hit - p));
         fti_buf_add(&c->other.kind, kind + (p - c->filled.text.p), (size_t)(hit - p));
-        fti_marked_add(&c->other, value.p, value.n, (uint8_t)(kind[hit - c->filled.text.p] | (content ? FTI_CONTENT : 0)));
+        fti_marked_add(&c->other, value.p, value.n, (uint8_t)(kind[hit - c->filled.text.p] | content));
     }
     fti_buf_add(&c->other.text, p, (size_t)(end - p));
     fti_buf_add(&c->other.kind, kind + (p - c->filled.text.p), (size_t)(end - p));
@@ -2914,7 +4897,7 @@ static void fti_replace(fti_chat *c, const char *name, ft_text value, int conten
 /* What the placeholders of one list of pieces stand for; p NULL: they stay as they are. */
 typedef struct fti_values {
     ft_text system, query;
-    int system_is_content, round, last;                     /* round -1: none */
+    int system_kind, round, last;                           /* FTI_CONTENT or 0; round -1: none */
     const ft_turn *turn;                                    /* NULL: no response here */
     ft_origin response_origin;
 } fti_values;
@@ -2925,8 +4908,8 @@ static void fti_fill(fti_chat *c, const char *piece, const fti_values *v, ft_ori
     char number[2][16];
     c->filled.text.n = c->filled.kind.n = 0;
     fti_marked_add(&c->filled, piece, strlen(piece), (uint8_t)origin);
-    fti_replace(c, "{{SYSTEM}}", v->system, v->system_is_content);
-    fti_replace(c, "{{QUERY}}", v->query, 1);
+    fti_replace(c, "{{SYSTEM}}", v->system, v->system_kind);
+    fti_replace(c, "{{QUERY}}", v->query, FTI_CONTENT);
     if (v->round < 0) return;
     snprintf(number[0], sizeof number[0], "%d", v->round);
     snprintf(number[1], sizeof number[1], "%d", v->round + 1);
@@ -2935,30 +4918,23 @@ static void fti_fill(fti_chat *c, const char *piece, const fti_values *v, ft_ori
 }
 
 /* Append "64790 64792" or "eos_token_id" to c->ids. */
-static ft_status fti_read_ids(fti_chat *c, const char *spec)
+static ft_status fti_read_ids(fti_chat *c, const char *p)
 {
-    const char *p = spec;
-    for (;;) {
+    while (*(p += strspn(p, " "))) {
+        size_t n = strcspn(p, " "), i;
+        int digits = strspn(p, "0123456789") == n;
         char name[48];
-        size_t n;
         int64_t id = 0;
-        while (*p == ' ') p++;
-        if (!*p) return FTUNE_OK;
-        n = strcspn(p, " ");
-        if (n < sizeof name) memcpy(name, p, n);
-        name[n < sizeof name ? n : 0] = 0;
-        p += n;
-        if (strspn(name, "0123456789") == n) {
-            const char *d;
-            for (d = name; *d && id <= INT32_MAX; d++) id = id * 10 + (*d - '0');
-        } else {
-            id = ft_tokenizer_attribute(c->tok, name);
-            if (id < 0) return fti_fail(c->err, FTUNE_ERR_NOT_FOUND, "template %.64s: expected a tokenizer with %.47s, found none",
-                                        c->t->name, name[0] ? name : spec);
-        }
-        if (id > INT32_MAX) return fti_fail(c->err, FTUNE_ERR_FORMAT, "template %.64s: expected an id, found %s", c->t->name, name);
+        snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), p);
+        for (i = 0; digits && i < n && id <= INT32_MAX; i++) id = id * 10 + (p[i] - '0');
+        if (!digits) id = ft_tokenizer_attribute(c->tok, name);
+        if (id < 0 || id > INT32_MAX)
+            return fti_fail(c->err, FTUNE_ERR_NOT_FOUND, "template %.64s: expected %s of the tokenizer, found none",
+                            c->t->name, name);
         if (!fti_push(c->ids, (int32_t)id)) return fti_no_memory(c->err, sizeof id);
+        p += n;
     }
+    return FTUNE_OK;
 }
 
 static int fti_same_ids(const fti_chat *c, const fti_piece *a, const fti_piece *b)
@@ -2975,15 +4951,16 @@ static float fti_frame_weight(const fti_chat *c, const fti_piece *ids, ft_origin
     if (c->rule == FTI_LOSS_ALL) return 1.0f;
     if (c->opt.swift == 3) return origin == FTUNE_FROM_SUFFIX ? 1.0f : 0.0f;
     for (i = 0; i < c->n_suffix; i++) {
-        const char *s = c->t->suffix[i];
-        if (ids ? c->suffix[i].is_ids && fti_same_ids(c, ids, &c->suffix[i])
-                : !c->suffix[i].is_ids && strlen(s) == text->n && memcmp(s, text->n ? text->p : "", text->n) == 0) return 1.0f;
+        const fti_piece *s = &c->suffix[i];
+        if (s->is_ids != (ids != NULL)) continue;
+        if (ids && fti_same_ids(c, ids, s)) return 1.0f;
+        if (!ids && strcmp(c->t->suffix[i], text->p) == 0 && strlen(text->p) == text->n) return 1.0f;
     }
     return 0.0f;
 }
 
-/* Append text with its kinds. It joins the piece before it if both are text and both unsupervised; ms-swift 3 also joins
- * texts of equal weight. */
+/* Append text with its kinds (NULL: it is message text). It joins the text before it if both are unsupervised;
+ * ms-swift 3 joins all texts of equal weight. */
 static ft_status fti_add_text(fti_chat *c, const char *p, const char *kind, size_t n, float weight, ft_origin origin)
 {
     fti_piece *last = arrlen(c->pieces) ? &arrlast(c->pieces) : NULL, piece;
@@ -3027,7 +5004,8 @@ static ft_status fti_add_agent(fti_chat *c, ft_text r, ft_origin origin)
 {
     static const fti_agent_word react[] = { { "Action:", 2, 2 }, { "Action Input:", 2, 2 }, { "Thought:", 1, 1 },
                                             { "Final Answer:", 1, 1 }, { "Observation:", 2, 0 }, { NULL, 0, 0 } };
-    static const fti_agent_word plan[] = { { "Next:", 2, 2 }, { "Action:", 2, 2 }, { "Action Input:", 2, 2 }, { NULL, 0, 0 } };
+    static const fti_agent_word plan[] = { { "Next:", 2, 2 }, { "Action:", 2, 2 }, { "Action Input:", 2, 2 },
+                                           { NULL, 0, 0 } };
     const char *p = r.p, *end = r.p + r.n, *from = r.p;
     const fti_agent_word *words, *w, *open = NULL;
     int action = fti_find(p, end, "Action:") != NULL;
@@ -3040,8 +5018,8 @@ static ft_status fti_add_agent(fti_chat *c, ft_text r, ft_origin origin)
             if ((size_t)(end - p) >= strlen(w->word) && memcmp(p, w->word, strlen(w->word)) == 0) break;
         if (!w->word) { p++; continue; }
         if (open && p == from)
-            return fti_fail(c->err, FTUNE_ERR_FORMAT, "response: expected text between \"%s\" and \"%s\", found nothing (rule \"agent\")",
-                            open->word, w->word);
+            return fti_fail(c->err, FTUNE_ERR_FORMAT, "loss_scale agent: expected text between \"%s\" and \"%s\" of "
+                            "the response, found none", open->word, w->word);
         if (!open && p > from) e = fti_add_text(c, "", NULL, 0, 1.0f, origin);         /* the empty word before it */
         if (!e && p > from) e = fti_add_text(c, from, NULL, (size_t)(p - from), open ? open->content : 1.0f, origin);
         if (!e) e = fti_add_text(c, p, NULL, strlen(w->word), w->weight, origin);
@@ -3077,7 +5055,8 @@ static ft_status fti_add_frame(fti_chat *c, const char *const *pieces, const fti
         } else {
             fti_fill(c, pieces[i], v, origin);
             if (fti_out_of_memory(c)) return fti_no_memory(c->err, strlen(pieces[i]));
-            e = fti_add_text(c, c->filled.text.p, c->filled.kind.p, c->filled.text.n, fti_frame_weight(c, NULL, origin), origin);
+            e = fti_add_text(c, c->filled.text.p, c->filled.kind.p, c->filled.text.n, fti_frame_weight(c, NULL, origin),
+                             origin);
         }
     }
     return e;
@@ -3103,17 +5082,12 @@ static ft_status fti_add_prefix(fti_chat *c, const ft_row *row)
 {
     fti_values v = { .round = -1 };
     const char *own = c->opt.default_system ? c->opt.default_system : c->t->default_system;
-    if (own && *own && !fti_takes_system(c->t))
-        return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "template %.64s: expected no default system text: it has no place for one",
-                        c->t->name);
     v.system = row->system.p ? row->system : ft_text_of(own);
-    v.system_is_content = row->system.p != NULL;
-    if (v.system.n) {
-        if (!fti_takes_system(c->t))
-            return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "template %.64s: expected no system text: it has no place for one",
-                            c->t->name);
-        if (c->t->system_prefix[0]) return fti_add_frame(c, c->t->system_prefix, &v, FTUNE_FROM_SYSTEM);
-    } else v.system = ft_text_of("");                 /* the placeholder goes, the piece stays, even when it is empty */
+    v.system_kind = row->system.p ? FTI_CONTENT : 0;
+    if ((v.system.n || (own && *own)) && !fti_takes_system(c->t))
+        return fti_chat_fail(c, FTUNE_ERR_UNSUPPORTED, "no system text, as it has no place for one; found one");
+    if (v.system.n && c->t->system_prefix[0]) return fti_add_frame(c, c->t->system_prefix, &v, FTUNE_FROM_SYSTEM);
+    if (!v.system.n) v.system = ft_text_of("");       /* the placeholder goes, the piece stays, even when it is empty */
     return fti_add_frame(c, c->t->prefix, &v, FTUNE_FROM_SYSTEM);
 }
 
@@ -3126,11 +5100,14 @@ static ft_status fti_add_round(fti_chat *c, const ft_turn *turn, int i, int last
     e = fti_add_frame(c, c->t->prompt, &v, FTUNE_FROM_PROMPT);
     if (e || (last && !turn->response.p)) return e;
     e = fti_add_response(c, &v);
-    return e ? e : fti_add_frame(c, last ? c->t->suffix : c->t->chat_sep, &v, last ? FTUNE_FROM_SUFFIX : FTUNE_FROM_CHAT_SEP);
+    if (e) return e;
+    return last ? fti_add_frame(c, c->t->suffix, &v, FTUNE_FROM_SUFFIX)
+                : fti_add_frame(c, c->t->chat_sep, &v, FTUNE_FROM_CHAT_SEP);
 }
 
 /* Look everything up that does not depend on the row. */
-static ft_status fti_chat_open(fti_chat *c, const ft_tokenizer *tok, const ft_chat_options *opt, int plain, ft_error *err)
+static ft_status fti_chat_open(fti_chat *c, const ft_tokenizer *tok, const ft_chat_options *opt, int plain,
+                               ft_error *err)
 {
     static const char *const rules[] = { "default", "last_round", "all", "agent" };
     ft_status e = FTUNE_OK;
@@ -3139,19 +5116,19 @@ static ft_status fti_chat_open(fti_chat *c, const ft_tokenizer *tok, const ft_ch
     c->tok = tok;
     c->opt = opt ? *opt : ft_chat_options_default();
     c->err = err;
-    c->special = c->opt.special & 3u;
+    c->opt.special &= 3u;
     if (c->opt.swift != 2 && c->opt.swift != 3)
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "swift: expected 2 or 3, found %d", c->opt.swift);
     for (c->rule = 0; c->rule < 4; c->rule++)
         if (strcmp(c->opt.loss_scale ? c->opt.loss_scale : "default", rules[c->rule]) == 0) break;
     if (c->rule && (c->opt.swift == 3 ? c->rule > FTI_LOSS_ALL : c->rule != FTI_LOSS_AGENT))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "loss_scale: expected %s with swift %d, found \"%.64s\"",
-                        c->opt.swift == 3 ? "\"default\", \"last_round\" or \"all\"" : "\"default\" or \"agent\"", c->opt.swift,
-                        c->opt.loss_scale);
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "loss_scale: expected default, %s with swift %d, found \"%.64s\"",
+                        c->opt.swift == 3 ? "last_round or all" : "or agent", c->opt.swift, c->opt.loss_scale);
     if (plain || !c->opt.use_chat_template) {
         c->t = &fti_no_template;
         c->opt.default_system = NULL;
-    } else if ((c->t = ft_template_find(c->opt.registry, c->opt.template_name, err)) == NULL) return FTUNE_ERR_NOT_FOUND;
+    } else c->t = ft_template_find(c->opt.registry, c->opt.template_name, err);
+    if (!c->t) return FTUNE_ERR_NOT_FOUND;
     for (i = 0; !e && i < FTUNE_MAX_PIECES && c->t->suffix[i]; i++, c->n_suffix++) {
         fti_piece *s = &c->suffix[i];
         s->is_ids = c->t->suffix[i][0] == FTUNE_IDS[0];
@@ -3180,8 +5157,7 @@ static ft_status fti_chat_build(fti_chat *c, const ft_row *row)
     int n = row->text.p ? 1 : row->n_turns, i;
     ft_status e;
     if (n < 1) return fti_fail(c->err, FTUNE_ERR_ARGUMENT, "row: expected text or at least one turn, found neither");
-    if (n > 1 && c->t->single_round)
-        return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "template %.64s: expected a single round, found %d", c->t->name, n);
+    if (n > 1 && c->t->single_round) return fti_chat_fail(c, FTUNE_ERR_UNSUPPORTED, "a single round, found history");
     e = c->t->auto_add_bos ? fti_add_bos(c) : FTUNE_OK;
     if (!e) e = fti_add_prefix(c, row);
     for (i = 0; !e && i < n; i++)
@@ -3227,7 +5203,7 @@ FTUNE_API void ft_sample_free(ft_sample *s)
     memset(s, 0, sizeof *s);
 }
 
-static int fti_regrow(void *array, size_t count, size_t size)
+static int fti_regrow(void *array, size_t count, size_t size)      /* array: address of a pointer of any type */
 {
     void *old, *grown;
     if (count > SIZE_MAX / size) return 0;
@@ -3238,11 +5214,19 @@ static int fti_regrow(void *array, size_t count, size_t size)
     return 1;
 }
 
+static void fti_drop(void *array)               /* free and forget */
+{
+    void *old, *none = NULL;
+    memcpy(&old, array, sizeof old);
+    FTUNE_FREE(old);
+    memcpy(array, &none, sizeof none);
+}
+
 /* Room for n more ids. */
 static ft_status fti_sample_fit(ft_sample *s, size_t n, int weights, ft_error *err)
 {
     size_t need = (size_t)s->n + n, cap = (size_t)s->cap;
-    if (need > INT32_MAX / 2) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "row: expected fewer than 2^30 ids");
+    if (need > INT32_MAX / 2) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "row: expected less than 2^30 ids");
     if (need <= cap && s->input_ids && s->labels && s->origin && (!weights || s->loss_scale)) return FTUNE_OK;
     if (need > cap) cap = need > cap + cap / 2 ? need : cap + cap / 2;
     if (!cap) cap = 16;
@@ -3253,106 +5237,107 @@ static ft_status fti_sample_fit(ft_sample *s, size_t n, int weights, ft_error *e
     return FTUNE_OK;
 }
 
-/* The stretches of a text piece that came from messages: there, control-token text stays text. */
+/* The stretches of a text piece that came from messages: there, control-token text stays text, or is refused. */
 static ft_status fti_plain_spans(fti_chat *c, const fti_piece *p)
 {
     const char *kind = c->text.kind.p;
-    size_t i = p->begin;
+    size_t i = p->begin, begin, n;
     arrsetlen(c->plain, 0);
-    while (i < p->end) {
-        size_t begin = i;
+    while (c->opt.special != FTUNE_SPECIAL_PARSE && (begin = i) < p->end) {
         int content = kind[i] & FTI_CONTENT;
+        ft_error why = { FTUNE_OK, "" };
+        ft_span span;
         while (i < p->end && (kind[i] & FTI_CONTENT) == content) i++;
         if (!content) continue;
-        if (c->special == FTUNE_SPECIAL_REFUSE) {
-            size_t n;
-            ft_error why = { FTUNE_OK, "" };
-            ft_status e = ft_tokenizer_encode(c->tok, c->text.text.p + begin, i - begin, FTUNE_SPECIAL_REFUSE, NULL, 0, &n, &why);
-            if (e && e != FTUNE_ERR_BUFFER_TOO_SMALL) return fti_fail(c->err, e, "message: %s", why.message);
-        } else if (c->special == FTUNE_SPECIAL_AS_TEXT) {
-            ft_span span;
-            span.begin = begin - p->begin;
-            span.end = i - p->begin;
-            if (!fti_push(c->plain, span)) return fti_no_memory(c->err, sizeof span);
-        }
+        span.begin = begin - p->begin;
+        span.end = i - p->begin;
+        if (!fti_push(c->plain, span)) return fti_no_memory(c->err, sizeof span);
+        if (c->opt.special == FTUNE_SPECIAL_REFUSE
+            && ft_tokenizer_encode(c->tok, c->text.text.p + begin, i - begin, FTUNE_SPECIAL_REFUSE, NULL, 0, &n, &why)
+               == FTUNE_ERR_SPECIAL) return fti_fail(c->err, FTUNE_ERR_SPECIAL, "message: %s", why.message);
     }
     return FTUNE_OK;
 }
 
-/* Ids of one text piece to the end of s. Most texts need an id for every two bytes or fewer; those that do not ask twice. */
-static ft_status fti_tokenize(fti_chat *c, const fti_piece *p, ft_sample *s, int weights, size_t *n_ids)
+/* Ids of one text piece to the end of s. Most texts need an id for every two bytes or fewer; the others ask twice. */
+static ft_status fti_tokenize(fti_chat *c, const fti_piece *p, ft_sample *s, size_t *n_ids)
 {
-    const char *text = c->text.text.p ? c->text.text.p + p->begin : "";
     size_t n = p->end - p->begin, room = n / 2 + 16, i;
+    const char *text = n ? c->text.text.p + p->begin : "", *kind = n ? c->text.kind.p + p->begin : "";
     ft_error why = { FTUNE_OK, "" };
     ft_status e = fti_plain_spans(c, p);
     for (*n_ids = 0; !e; room = *n_ids) {
-        e = fti_sample_fit(s, room, weights, c->err);
-        if (e) return e;
-        if (room > c->offsets_cap) {
-            if (!fti_regrow(&c->offsets, room, sizeof *c->offsets)) return fti_no_memory(c->err, room * sizeof *c->offsets);
+        e = fti_sample_fit(s, room, c->weights, c->err);
+        if (!e && room > c->offsets_cap) {
+            if (!fti_regrow(&c->offsets, room, sizeof *c->offsets)) return fti_no_memory(c->err, room);
             c->offsets_cap = room;
         }
-        e = ft_tokenizer_encode_spans(c->tok, text, n, FTUNE_SPECIAL_PARSE, c->plain, arrlenu(c->plain), s->input_ids + s->n,
-                                      c->offsets, room, n_ids, &why);
+        if (e) return e;
+        e = ft_tokenizer_encode_spans(c->tok, text, n, FTUNE_SPECIAL_PARSE, c->plain, arrlenu(c->plain),
+                                      s->input_ids + s->n, c->offsets, room, n_ids, &why);
         if (!e) break;
-        if (e == FTUNE_ERR_BUFFER_TOO_SMALL && *n_ids > room) e = FTUNE_OK;
-        else return fti_fail(c->err, e, "%s", why.message);
+        if (e != FTUNE_ERR_BUFFER_TOO_SMALL || *n_ids <= room) return fti_fail(c->err, e, "%s", why.message);
+        e = FTUNE_OK;
     }
     for (i = 0; !e && i < *n_ids; i++) {
         size_t at = c->offsets[i].begin;
-        s->origin[s->n + (int)i] = n ? (uint8_t)(c->text.kind.p[p->begin + (at < n ? at : n - 1)] & FTI_ORIGIN) : (uint8_t)p->origin;
+        s->origin[(size_t)s->n + i] = (uint8_t)(n ? kind[at < n ? at : n - 1] & FTI_ORIGIN : (int)p->origin);
     }
     return e;
 }
 
-static ft_status fti_encode_piece(fti_chat *c, const fti_piece *p, ft_sample *s, int weights)
+static ft_status fti_encode_piece(fti_chat *c, const fti_piece *p, ft_sample *s)
 {
     size_t n = p->end - p->begin;
     int i, from = s->n;
-    ft_status e;
-    if (p->is_ids) {
-        e = fti_sample_fit(s, n, weights, c->err);
-        if (e) return e;
-        if (n) memcpy(s->input_ids + from, c->ids + p->begin, n * sizeof *s->input_ids);
+    ft_status e = p->is_ids ? fti_sample_fit(s, n, c->weights, c->err) : fti_tokenize(c, p, s, &n);
+    if (e) return e;
+    if (p->is_ids && n) {
+        memcpy(s->input_ids + from, c->ids + p->begin, n * sizeof *s->input_ids);
         memset(s->origin + from, (int)p->origin, n);
-    } else if ((e = fti_tokenize(c, p, s, weights, &n)) != FTUNE_OK) return e;
+    }
     s->n += (int)n;
     for (i = from; i < s->n; i++) {
         s->labels[i] = p->weight > 0 ? s->input_ids[i] : FTUNE_IGNORE_INDEX;
-        if (weights) s->loss_scale[i] = p->weight;
+        if (c->weights) s->loss_scale[i] = p->weight;
     }
     return FTUNE_OK;
 }
 
-/* ms-swift 3: a masked run that follows a supervised id and begins with the suffix's ids has those ids supervised. */
-static ft_status fti_end_markers(fti_chat *c, ft_sample *s, int weights)
+/* The suffix on its own, as ids. */
+static ft_status fti_suffix_ids(fti_chat *c, ft_sample *mark)
 {
-    ft_sample mark;
     ft_status e = FTUNE_OK;
-    size_t k;
-    int i, from, m = 0;
-    memset(&mark, 0, sizeof mark);
-    arrsetlen(c->pieces, 0);
+    int i;
     for (i = 0; !e && i < c->n_suffix; i++) {
-        const char *text = c->t->suffix[i];
         fti_piece piece = c->suffix[i];
         if (!piece.is_ids) {
             piece.begin = c->text.text.n;
-            fti_marked_add(&c->text, text, strlen(text), FTUNE_FROM_SUFFIX);
+            fti_marked_add(&c->text, c->t->suffix[i], strlen(c->t->suffix[i]), FTUNE_FROM_SUFFIX);
             piece.end = c->text.text.n;
-            if (fti_out_of_memory(c)) e = fti_no_memory(c->err, strlen(text));
+            if (fti_out_of_memory(c)) return fti_no_memory(c->err, piece.end);
         }
-        if (!e) e = fti_encode_piece(c, &piece, &mark, 0);
+        e = fti_encode_piece(c, &piece, mark);
     }
-    m = e ? 0 : mark.n;
-    for (i = 1; m && i < s->n; i++) {
+    return e;
+}
+
+/* ms-swift 3: a masked run that follows a supervised id and begins with the suffix's ids has those ids supervised. */
+static ft_status fti_end_markers(fti_chat *c, ft_sample *s)
+{
+    ft_sample mark;
+    ft_status e;
+    int i, k, from;
+    memset(&mark, 0, sizeof mark);
+    e = fti_suffix_ids(c, &mark);
+    for (i = 1; !e && mark.n && i < s->n; i++) {
         if (s->labels[i] != FTUNE_IGNORE_INDEX || s->labels[i - 1] == FTUNE_IGNORE_INDEX) continue;
         for (from = i; i < s->n && s->labels[i] == FTUNE_IGNORE_INDEX; i++) {}
-        if (i - from < m || memcmp(s->input_ids + from, mark.input_ids, (size_t)m * sizeof *mark.input_ids)) continue;
-        for (k = (size_t)from; k < (size_t)(from + m); k++) {
+        for (k = 0; k < mark.n && from + k < i && s->input_ids[from + k] == mark.input_ids[k]; k++) {}
+        if (k < mark.n) continue;
+        for (k = from; k < from + mark.n; k++) {
             s->labels[k] = s->input_ids[k];
-            if (weights) s->loss_scale[k] = 1.0f;
+            if (c->weights) s->loss_scale[k] = 1.0f;
         }
     }
     ft_sample_free(&mark);
@@ -3382,27 +5367,21 @@ FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const f
 {
     fti_chat c;
     ft_status e = fti_chat_open(&c, tok, opt, row->text.p != NULL, err);
-    int infer = !row->text.p && row->n_turns > 0 && !row->turns[row->n_turns - 1].response.p, weights;
+    int infer = !row->text.p && row->n_turns > 0 && !row->turns[row->n_turns - 1].response.p;
     size_t i;
     s->n = s->dropped = s->truncated = 0;
-    weights = !infer && (c.rule == FTI_LOSS_AGENT || c.opt.want_loss_scale);
-    if (!weights) {
-        FTUNE_FREE(s->loss_scale);
-        s->loss_scale = NULL;
-    }
+    c.weights = !infer && (c.rule == FTI_LOSS_AGENT || c.opt.want_loss_scale);
     if (!e) e = fti_chat_build(&c, row);
-    if (!e) e = fti_sample_fit(s, 0, weights, err);
-    for (i = 0; !e && i < arrlenu(c.pieces); i++) e = fti_encode_piece(&c, &c.pieces[i], s, weights);
-    if (!e && !infer && c.opt.swift == 3) e = fti_end_markers(&c, s, weights);
+    if (!e) e = fti_sample_fit(s, 0, c.weights, err);
+    for (i = 0; !e && i < arrlenu(c.pieces); i++) e = fti_encode_piece(&c, &c.pieces[i], s);
+    if (!e && !infer && c.opt.swift == 3) e = fti_end_markers(&c, s);
     if (!e) fti_truncate(s, &c.opt);
     if (!e && c.opt.swift == 3 && s->n && !s->dropped) {         /* nothing stands before id 0 that could predict it */
         s->labels[0] = FTUNE_IGNORE_INDEX;
-        if (weights) s->loss_scale[0] = 0.0f;
+        if (c.weights) s->loss_scale[0] = 0.0f;
     }
-    if (infer) {
-        FTUNE_FREE(s->labels);
-        s->labels = NULL;
-    }
+    if (infer) fti_drop(&s->labels);
+    if (!c.weights) fti_drop(&s->loss_scale);
     if (e) s->n = 0;
     fti_chat_close(&c);
     return e;
@@ -3412,8 +5391,8 @@ FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const f
 
 FTUNE_API ft_chat_options ft_chat_options_default(void)
 {
-    ft_chat_options o = { .template_name = "chatml", .swift = 3, .truncation = FTUNE_TRUNCATE_DELETE, .loss_scale = "default",
-                          .use_chat_template = 1, .special = FTUNE_SPECIAL_AS_TEXT };
+    ft_chat_options o = { .template_name = "chatml", .swift = 3, .truncation = FTUNE_TRUNCATE_DELETE,
+                          .loss_scale = "default", .use_chat_template = 1, .special = FTUNE_SPECIAL_AS_TEXT };
     return o;
 }
 
@@ -3427,15 +5406,15 @@ typedef enum fti_role { FTI_ROLE_SYSTEM, FTI_ROLE_USER, FTI_ROLE_ASSISTANT, FTI_
 
 static fti_role fti_role_of(ft_text name)
 {
-    static const struct { const char *name; fti_role role; } roles[] = {
-        { "system", FTI_ROLE_SYSTEM }, { "user", FTI_ROLE_USER }, { "human", FTI_ROLE_USER },
-        { "assistant", FTI_ROLE_ASSISTANT }, { "gpt", FTI_ROLE_ASSISTANT }, { "bot", FTI_ROLE_ASSISTANT },
-        { "tool", FTI_ROLE_TOOL }, { "function", FTI_ROLE_TOOL }, { "tool_call", FTI_ROLE_TOOL },
-        { "tool_response", FTI_ROLE_TOOL }, { "function_call", FTI_ROLE_TOOL }, { "function_response", FTI_ROLE_TOOL },
-        { "observation", FTI_ROLE_TOOL }, { "observations", FTI_ROLE_TOOL } };
+    static const char *const names[] = {        /* by role; a role's names end with "" */
+        "system", "", "user", "human", "", "assistant", "gpt", "bot", "", "tool", "function", "tool_call",
+        "tool_response", "function_call", "function_response", "observation", "observations", "" };
     size_t i;
-    for (i = 0; i < sizeof roles / sizeof *roles; i++)
-        if (strlen(roles[i].name) == name.n && memcmp(roles[i].name, name.p, name.n) == 0) return roles[i].role;
+    int role = FTI_ROLE_SYSTEM;
+    for (i = 0; i < sizeof names / sizeof *names; i++) {
+        if (!*names[i]) role++;
+        else if (strlen(names[i]) == name.n && memcmp(names[i], name.p, name.n) == 0) return (fti_role)role;
+    }
     return FTI_ROLE_UNKNOWN;
 }
 
@@ -3447,28 +5426,31 @@ static ft_status fti_talk_add(fti_talk *t, ft_text role, ft_text content, int lo
 {
     int open = arrlen(t->turns) && !arrlast(t->turns).response.p;
     ft_turn turn = { .query = content, .loss = -1 };
-    int name_n = role.n < 40 ? (int)role.n : 40;
+    const char *wrong = NULL;
     switch (fti_role_of(role)) {
     case FTI_ROLE_SYSTEM:
-        if (t->system.p || arrlen(t->turns))
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one system message, before all others; found another", place);
-        t->system = content;
-        return FTUNE_OK;
+        if (t->system.p || arrlen(t->turns)) wrong = "the one system message before all others, found another";
+        else t->system = content;
+        break;
     case FTI_ROLE_USER:
-        if (open) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected assistant, found a second user message in a row", place);
-        return fti_push(t->turns, turn) ? FTUNE_OK : fti_no_memory(err, sizeof turn);
+        if (open) wrong = "assistant, found a second user message in a row";
+        else if (!fti_push(t->turns, turn)) return fti_no_memory(err, sizeof turn);
+        break;
     case FTI_ROLE_ASSISTANT:
-        if (!open) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected user, found assistant%s", place,
-                                   arrlen(t->turns) ? " a second time in a row" : " first");
+        if (!open) {
+            wrong = arrlen(t->turns) ? "user, found a second assistant message" : "user, found assistant first";
+            break;
+        }
         arrlast(t->turns).response = content;
         arrlast(t->turns).loss = loss;
-        return FTUNE_OK;
+        break;
     case FTI_ROLE_TOOL:
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: role \"%.*s\": tool messages are not supported", place, name_n, role.p);
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tool messages are not supported", place);
     default:
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the role system, user or assistant (small letters), found \"%.*s\"",
-                        place, name_n, role.p);
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the role system, user or assistant, in small letters, "
+                        "found \"%.*s\"", place, (int)(role.n < 40 ? role.n : 40), role.p);
     }
+    return wrong ? fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %s", place, wrong) : FTUNE_OK;
 }
 
 FTUNE_API ft_status ft_chat_encode(ft_sample *s, const ft_tokenizer *tok, const ft_message *messages, int n_messages,
@@ -3497,22 +5479,21 @@ FTUNE_API ft_status ft_chat_encode(ft_sample *s, const ft_tokenizer *tok, const 
 
 FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *ids, int cap)
 {
+    int32_t eos = ft_tokenizer_attribute(tok, "eos_token_id"), mark = -1;
+    size_t n_mark = 0;
+    int n = 0;
     fti_chat c;
-    int32_t stop[2], eos = ft_tokenizer_attribute(tok, "eos_token_id");
-    size_t n_last = 0;
-    int n = 0, i, written = 0;
-    if (eos >= 0) stop[n++] = eos;
     if (!fti_chat_open(&c, tok, opt, 0, NULL) && c.n_suffix) {
         const fti_piece *last = &c.suffix[c.n_suffix - 1];
         const char *text = c.t->suffix[c.n_suffix - 1];
-        int32_t one = -1;
-        if (last->is_ids) one = last->end - last->begin == 1 ? c.ids[last->begin] : -1;
-        else if (ft_tokenizer_encode(tok, text, strlen(text), FTUNE_SPECIAL_PARSE, &one, 1, &n_last, NULL) || n_last != 1) one = -1;
-        if (one >= 0 && one != eos) stop[n++] = one;
+        if (last->is_ids) mark = last->end - last->begin == 1 ? c.ids[last->begin] : -1;
+        else if (ft_tokenizer_encode(tok, text, strlen(text), FTUNE_SPECIAL_PARSE, &mark, 1, &n_mark, NULL)) mark = -1;
+        else if (n_mark != 1) mark = -1;
     }
     fti_chat_close(&c);
-    for (i = 0; i < n && written < cap; i++) ids[written++] = stop[i];
-    return written;
+    if (eos >= 0 && n < cap) ids[n++] = eos;
+    if (mark >= 0 && mark != eos && n < cap) ids[n++] = mark;
+    return n;
 }
 
 /* >>3 labels and batch -------------------------------------------------------------------------------------------
@@ -3524,12 +5505,14 @@ FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *o
 /* ---- one row of JSON ---- */
 
 typedef enum fti_column { FTI_COL_SYSTEM, FTI_COL_QUERY, FTI_COL_RESPONSE, FTI_COL_LIST, FTI_COL_HISTORY, FTI_COL_TOOLS,
-                          FTI_COL_INSTRUCTION, FTI_COL_INPUT, FTI_COL_TEXT, FTI_COL_REJECTED, FTI_N_COLUMNS } fti_column;
+                          FTI_COL_INSTRUCTION, FTI_COL_INPUT, FTI_COL_TEXT, FTI_COL_REJECTED, FTI_N_COLUMNS
+} fti_column;
 
 /* The first name of a column is its own; the others stand for it. */
 static const struct { const char *name; fti_column column; } fti_columns[] = {
     { "system", FTI_COL_SYSTEM }, { "system_prompt", FTI_COL_SYSTEM },
-    { "query", FTI_COL_QUERY }, { "prompt", FTI_COL_QUERY }, { "question", FTI_COL_QUERY }, { "problem", FTI_COL_QUERY },
+    { "query", FTI_COL_QUERY }, { "prompt", FTI_COL_QUERY }, { "question", FTI_COL_QUERY },
+    { "problem", FTI_COL_QUERY },
     { "response", FTI_COL_RESPONSE }, { "answer", FTI_COL_RESPONSE }, { "output", FTI_COL_RESPONSE },
     { "targets", FTI_COL_RESPONSE }, { "target", FTI_COL_RESPONSE }, { "answer_key", FTI_COL_RESPONSE },
     { "answers", FTI_COL_RESPONSE }, { "solution", FTI_COL_RESPONSE }, { "completion", FTI_COL_RESPONSE },
@@ -3538,7 +5521,7 @@ static const struct { const char *name; fti_column column; } fti_columns[] = {
     { "history", FTI_COL_HISTORY }, { "tools", FTI_COL_TOOLS }, { "instruction", FTI_COL_INSTRUCTION },
     { "input", FTI_COL_INPUT }, { "text", FTI_COL_TEXT }, { "rejected", FTI_COL_REJECTED } };
 
-/* Where a column was found: its value (-1: missing or null), its own name or an alias, and a second alias if there is one. */
+/* Where a column was found: its value (-1: missing or null), under which name, and a second alias if there is one. */
 typedef struct fti_found { int node, name, second; } fti_found;
 
 struct ft_row_parser {
@@ -3573,8 +5556,16 @@ static const char *fti_type_name(const fti_json *j, int node)
 
 static ft_status fti_row_fail(ft_row_parser *p, const char *place, const char *expected, const fti_json *j, int node)
 {
-    return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: %s: expected %s, found %s", p->where, place, expected, fti_type_name(j, node));
+    return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: %s: expected %s, found %s", p->where, place, expected,
+                    fti_type_name(j, node));
 }
+
+static ft_status fti_row_unsupported(ft_row_parser *p, const char *place, const char *what)
+{
+    return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: %s not supported", p->where, place, what);
+}
+
+static int fti_is_own_name(int i) { return i == 0 || fti_columns[i - 1].column != fti_columns[i].column; }
 
 static int fti_same_name(ft_text a, const char *b)
 {
@@ -3592,28 +5583,37 @@ static void fti_find_columns(ft_row_parser *p)
     for (i = 0; i < FTI_N_COLUMNS; i++) p->found[i].node = p->found[i].name = p->found[i].second = -1;
     for (node = fti_json_child(&p->json, 0); node >= 0; node = fti_json_next(&p->json, node)) {
         ft_text key = fti_json_key(&p->json, node, &p->arena);
+        int null = fti_json_is(&p->json, node, FTI_NULL);
         fti_found *f;
-        int own;
         for (i = 0; i < n_names && !fti_same_name(key, fti_columns[i].name); i++) {}
         if (i == n_names) continue;
         f = &p->found[fti_columns[i].column];
-        own = i == 0 || fti_columns[i - 1].column != fti_columns[i].column;
-        if (f->name == i && fti_json_is(&p->json, node, FTI_NULL)) f->node = -1;       /* a key given twice: the last one holds */
-        if (fti_json_is(&p->json, node, FTI_NULL)) continue;
-        if (f->node < 0 || f->name == i || own) {
-            f->second = own ? -1 : f->second;
+        if (f->name == i) f->node = null ? -1 : node;                  /* a key given twice: the last one holds */
+        else if (null) continue;
+        else if (f->node < 0 || fti_is_own_name(i)) {
             f->node = node;
             f->name = i;
-        } else if (f->name && fti_columns[f->name - 1].column == fti_columns[f->name].column) f->second = i;
+            f->second = -1;
+        } else if (!fti_is_own_name(f->name)) f->second = i;
     }
+}
+
+static ft_status fti_two_names(ft_row_parser *p, const char *a, const char *b)
+{
+    return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected one column of this meaning, found \"%s\" and \"%s\": "
+                    "rename or remove one", p->where, a, b);
+}
+
+static const char *fti_column_name(const ft_row_parser *p, fti_column column)
+{
+    return fti_columns[p->found[column].name].name;
 }
 
 static ft_status fti_one_name(ft_row_parser *p, fti_column column)
 {
     const fti_found *f = &p->found[column];
     if (f->node < 0 || f->second < 0) return FTUNE_OK;
-    return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected one column for this, found \"%s\" and \"%s\": rename or remove one", p->where,
-                    fti_columns[f->name].name, fti_columns[f->second].name);
+    return fti_two_names(p, fti_columns[f->name].name, fti_columns[f->second].name);
 }
 
 static ft_status fti_get_text(ft_row_parser *p, const fti_json *j, int node, const char *place, ft_text *out)
@@ -3633,7 +5633,7 @@ static ft_status fti_column_text(ft_row_parser *p, fti_column column, ft_text *o
     if (e || node < 0) return e;
     if (column == FTI_COL_RESPONSE && fti_json_is(&p->json, node, FTI_ARRAY) && fti_json_child(&p->json, node) >= 0)
         node = fti_json_child(&p->json, node);
-    return fti_get_text(p, &p->json, node, fti_columns[p->found[column].name].name, out);
+    return fti_get_text(p, &p->json, node, fti_column_name(p, column), out);
 }
 
 /* Content of a message: text, or the OpenAI list of parts, of which only text is understood. */
@@ -3645,9 +5645,9 @@ static ft_status fti_get_content(ft_row_parser *p, const fti_json *j, int node, 
     if (!fti_json_is(j, node, FTI_ARRAY)) return fti_get_text(p, j, node, place, out);
     for (part = fti_json_child(j, node); !e && part >= 0; part = fti_json_next(j, part)) {
         ft_text t = { NULL, 0 };
-        if (!fti_json_is(j, part, FTI_OBJECT)) e = fti_row_fail(p, place, "a list of parts {\"type\": \"text\", ...}", j, part);
+        if (!fti_json_is(j, part, FTI_OBJECT)) e = fti_row_fail(p, place, "parts {\"type\": \"text\", ...}", j, part);
         else if (!fti_json_equals(j, fti_json_get(j, part, "type"), "text"))
-            e = fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: parts other than \"type\": \"text\" are not supported", p->where, place);
+            e = fti_row_unsupported(p, place, "a part other than \"type\": \"text\" is");
         else e = fti_get_text(p, j, fti_json_get(j, part, "text"), place, &t);
         if (!e) fti_buf_add(&joined, t.p, t.n);
     }
@@ -3670,46 +5670,50 @@ static ft_status fti_get_loss(ft_row_parser *p, const fti_json *j, int message, 
     int node = fti_json_get(j, message, "loss");
     *loss = -1;
     if (fti_json_is(j, fti_json_get(j, message, "loss_scale"), FTI_NUMBER))
-        return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: a loss_scale of its own is not supported", p->where, place);
+        return fti_row_unsupported(p, place, "a loss_scale of its own is");
     if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
-    if (fti_json_is(j, node, FTI_TRUE) || fti_json_is(j, node, FTI_FALSE)) *loss = fti_json_is(j, node, FTI_TRUE);
-    else if (fti_json_is(j, node, FTI_NUMBER)) *loss = fti_json_number(j, node, 0) != 0;
-    else return fti_row_fail(p, place, "\"loss\" to be true or false", j, node);
-    return FTUNE_OK;
+    *loss = fti_json_is(j, node, FTI_NUMBER) ? fti_json_number(j, node, 0) != 0 : fti_json_bool(j, node, -1);
+    return *loss < 0 ? fti_row_fail(p, place, "\"loss\" to be true or false", j, node) : FTUNE_OK;
 }
 
-/* One element of a conversation: {"role", "content"}, {"from", "value"}, or the pair {"human", "assistant"}. */
-static ft_status fti_add_message(ft_row_parser *p, const fti_json *j, int node, const char *place)
+/* The pair {"human", "assistant"}; the answer may be missing. */
+static ft_status fti_add_pair(ft_row_parser *p, const fti_json *j, int node, const char *place)
 {
-    char said[80];
-    int role = fti_get_either(j, node, "role", "from"), content = fti_get_either(j, node, "content", "value"), loss;
-    ft_text name = { NULL, 0 }, text = { NULL, 0 };
-    ft_status e;
-    snprintf(said, sizeof said, "%.60s.content", place);
-    if (!fti_json_is(j, node, FTI_OBJECT)) return fti_row_fail(p, place, "an object", j, node);
-    if (role < 0 && fti_json_get(j, node, "human") >= 0) {
-        e = fti_get_content(p, j, fti_json_get(j, node, "human"), place, &text);
-        if (!e) e = fti_talk_add(&p->talk, ft_text_of("user"), text, -1, place, p->err);
-        if (e || fti_json_get(j, node, "assistant") < 0) return e;
-        e = fti_get_content(p, j, fti_json_get(j, node, "assistant"), place, &text);
-        return e ? e : fti_talk_add(&p->talk, ft_text_of("assistant"), text, -1, place, p->err);
-    }
-    if (!fti_json_is(j, role, FTI_STRING)) return fti_row_fail(p, place, "a \"role\" or \"from\"", j, role);
-    e = fti_get_text(p, j, role, place, &name);
-    if (e) return e;
-    if (fti_role_of(name) == FTI_ROLE_TOOL || fti_json_is(j, fti_json_get(j, node, "tool_calls"), FTI_ARRAY))
-        return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: tool messages are not supported", p->where, place);
-    e = fti_get_content(p, j, content, said, &text);
-    if (!e) e = fti_get_loss(p, j, node, place, &loss);
-    if (!e) {
-        char full[600];
-        snprintf(full, sizeof full, "%.500s: %.60s", p->where, place);
-        e = fti_talk_add(&p->talk, name, text, loss, full, p->err);
+    static const char *const roles[] = { "human", "assistant" };
+    ft_status e = FTUNE_OK;
+    char full[600];
+    int i;
+    snprintf(full, sizeof full, "%.500s: %.60s", p->where, place);
+    for (i = 0; !e && i < 2 && fti_json_get(j, node, roles[i]) >= 0; i++) {
+        ft_text text = { NULL, 0 };
+        e = fti_get_content(p, j, fti_json_get(j, node, roles[i]), place, &text);
+        if (!e) e = fti_talk_add(&p->talk, ft_text_of(roles[i]), text, -1, full, p->err);
     }
     return e;
 }
 
-/* A list of messages, or a text that holds one as JSON (then json is parsed and its texts live in the arena). */
+/* One element of a conversation: {"role", "content"} or {"from", "value"}, or a pair. */
+static ft_status fti_add_message(ft_row_parser *p, const fti_json *j, int node, const char *place)
+{
+    int role = fti_get_either(j, node, "role", "from"), loss = -1;
+    ft_text name = { NULL, 0 }, text = { NULL, 0 };
+    ft_status e;
+    char full[600];
+    if (!fti_json_is(j, node, FTI_OBJECT)) return fti_row_fail(p, place, "an object", j, node);
+    if (role < 0 && fti_json_get(j, node, "human") >= 0) return fti_add_pair(p, j, node, place);
+    if (!fti_json_is(j, role, FTI_STRING)) return fti_row_fail(p, place, "a \"role\" or \"from\"", j, role);
+    e = fti_get_text(p, j, role, place, &name);
+    if (e) return e;
+    if (fti_role_of(name) == FTI_ROLE_TOOL || fti_json_is(j, fti_json_get(j, node, "tool_calls"), FTI_ARRAY))
+        return fti_row_unsupported(p, place, "tool messages are");
+    snprintf(full, sizeof full, "%.60s.content", place);
+    e = fti_get_content(p, j, fti_get_either(j, node, "content", "value"), full, &text);
+    if (!e) e = fti_get_loss(p, j, node, place, &loss);
+    snprintf(full, sizeof full, "%.500s: %.60s", p->where, place);
+    return e ? e : fti_talk_add(&p->talk, name, text, loss, full, p->err);
+}
+
+/* Call fn for each element of a list, or of a text that holds a list as JSON (its texts then live in the arena). */
 typedef ft_status (*fti_each_fn)(ft_row_parser *p, const fti_json *j, int node, const char *place);
 
 static ft_status fti_for_each(ft_row_parser *p, int node, const char *name, fti_each_fn fn)
@@ -3757,7 +5761,7 @@ static ft_status fti_refuse_tool(ft_row_parser *p, const fti_json *j, int node, 
 {
     (void)j;
     (void)node;
-    return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: tools are not supported", p->where, place);
+    return fti_row_unsupported(p, place, "tools are");
 }
 
 /* Alpaca: the question is the instruction and, below it, the input. */
@@ -3780,28 +5784,28 @@ static ft_status fti_alpaca_query(ft_row_parser *p, ft_text *query)
     return FTUNE_OK;
 }
 
+static int fti_has(const ft_row_parser *p, fti_column column) { return p->found[column].node >= 0; }
+
 /* A row of columns: query, response, history and their other names. */
 static ft_status fti_read_columns(ft_row_parser *p, ft_row *row)
 {
-    fti_found *f = p->found;
+    int split = fti_has(p, FTI_COL_INSTRUCTION) || fti_has(p, FTI_COL_INPUT), whole = fti_has(p, FTI_COL_QUERY);
     ft_turn turn = { .loss = -1 };
     ft_status e = FTUNE_OK;
-    if (f[FTI_COL_RESPONSE].node < 0 && f[FTI_COL_TEXT].node >= 0) {
-        if (f[FTI_COL_QUERY].node < 0 && f[FTI_COL_INSTRUCTION].node < 0 && f[FTI_COL_INPUT].node < 0 && f[FTI_COL_HISTORY].node < 0)
-            return fti_column_text(p, FTI_COL_TEXT, &row->text);
-        f[FTI_COL_RESPONSE] = f[FTI_COL_TEXT];
+    if (!fti_has(p, FTI_COL_RESPONSE) && fti_has(p, FTI_COL_TEXT)) {
+        if (!whole && !split && !fti_has(p, FTI_COL_HISTORY)) return fti_column_text(p, FTI_COL_TEXT, &row->text);
+        p->found[FTI_COL_RESPONSE] = p->found[FTI_COL_TEXT];
     }
-    if (f[FTI_COL_QUERY].node >= 0 && strcmp(fti_columns[f[FTI_COL_QUERY].name].name, "query")
-        && (f[FTI_COL_INSTRUCTION].node >= 0 || f[FTI_COL_INPUT].node >= 0))
-        return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected one column for the question, found \"%s\" beside \"%s\": rename or remove one",
-                        p->where, fti_columns[f[FTI_COL_QUERY].name].name, f[FTI_COL_INSTRUCTION].node >= 0 ? "instruction" : "input");
-    if (f[FTI_COL_QUERY].node >= 0) e = fti_column_text(p, FTI_COL_QUERY, &turn.query);
-    else e = fti_alpaca_query(p, &turn.query);
+    if (whole && split && !fti_is_own_name(p->found[FTI_COL_QUERY].name))
+        return fti_two_names(p, fti_column_name(p, FTI_COL_QUERY),
+                             fti_has(p, FTI_COL_INSTRUCTION) ? "instruction" : "input");
+    e = whole ? fti_column_text(p, FTI_COL_QUERY, &turn.query) : fti_alpaca_query(p, &turn.query);
     if (!e) e = fti_column_text(p, FTI_COL_RESPONSE, &turn.response);
-    if (!e && f[FTI_COL_HISTORY].node >= 0) e = fti_for_each(p, f[FTI_COL_HISTORY].node, "history", fti_add_history);
+    if (!e && fti_has(p, FTI_COL_HISTORY))
+        e = fti_for_each(p, p->found[FTI_COL_HISTORY].node, "history", fti_add_history);
     if (!e && !turn.query.p && !turn.response.p)
-        e = fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected messages, conversations, query and response, instruction and output, "
-                     "prompt and completion, or text; found none of them", p->where);
+        e = fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected messages, conversations, query and response, instruction "
+                     "and output, prompt and completion, or text; found none of them", p->where);
     if (!e && !fti_push(p->talk.turns, turn)) e = fti_no_memory(p->err, sizeof turn);
     return e;
 }
@@ -3811,27 +5815,27 @@ static ft_status fti_read_row(ft_row_parser *p, ft_row *row)
     const fti_found *f = p->found;
     ft_text system;
     ft_status e = fti_column_text(p, FTI_COL_SYSTEM, &system);
-    if (!e && f[FTI_COL_TOOLS].node >= 0) e = fti_for_each(p, f[FTI_COL_TOOLS].node, "tools", fti_refuse_tool);
-    if (!e && f[FTI_COL_REJECTED].node >= 0)
-        e = fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: preference pairs (chosen, rejected) are not supported", p->where);
+    if (!e && fti_has(p, FTI_COL_TOOLS)) e = fti_for_each(p, f[FTI_COL_TOOLS].node, "tools", fti_refuse_tool);
+    if (!e && fti_has(p, FTI_COL_REJECTED)) e = fti_row_unsupported(p, "rejected", "preference pairs are");
+    if (!e) e = fti_one_name(p, FTI_COL_LIST);
     if (e) return e;
-    if (f[FTI_COL_LIST].node >= 0) {
-        e = fti_one_name(p, FTI_COL_LIST);
-        if (!e) e = fti_for_each(p, f[FTI_COL_LIST].node, fti_columns[f[FTI_COL_LIST].name].name, fti_add_message);
+    if (fti_has(p, FTI_COL_LIST)) {
+        e = fti_for_each(p, f[FTI_COL_LIST].node, fti_column_name(p, FTI_COL_LIST), fti_add_message);
     } else if (fti_json_is(&p->json, f[FTI_COL_QUERY].node, FTI_ARRAY)) {       /* prompt and completion as messages */
-        e = fti_for_each(p, f[FTI_COL_QUERY].node, "prompt", fti_add_message);
-        if (!e && f[FTI_COL_RESPONSE].node >= 0) e = fti_for_each(p, f[FTI_COL_RESPONSE].node, "completion", fti_add_message);
+        e = fti_for_each(p, f[FTI_COL_QUERY].node, fti_column_name(p, FTI_COL_QUERY), fti_add_message);
+        if (!e && fti_has(p, FTI_COL_RESPONSE))
+            e = fti_for_each(p, f[FTI_COL_RESPONSE].node, fti_column_name(p, FTI_COL_RESPONSE), fti_add_message);
     } else e = fti_read_columns(p, row);
-    if (e) return e;
     row->system = p->talk.system.p ? p->talk.system : system;
     row->turns = p->talk.turns;
     row->n_turns = (int)arrlen(p->talk.turns);
-    if (!row->text.p && !row->n_turns)
-        return fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected at least one user message, found none", p->where);
-    return FTUNE_OK;
+    if (!e && !row->text.p && !row->n_turns)
+        e = fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected at least one user message, found none", p->where);
+    return e;
 }
 
-FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, const char *where, ft_row *row, ft_error *err)
+FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, const char *where, ft_row *row,
+                                 ft_error *err)
 {
     ft_status e;
     memset(row, 0, sizeof *row);
@@ -3850,17 +5854,23 @@ FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, c
 
 /* ---- a file of rows ---- */
 
-/* Splits a file into rows without reading more than one of them at a time. */
+/* Walks over a file, one row at a time. */
 typedef struct fti_rows {
     const char *at, *end, *path;
-    int line, array, text, first;           /* line: of at */
+    int line, array, text, n;           /* line: of at; n: rows so far */
     ft_error *err;
 } fti_rows;
 
-static const char *fti_skip_space(fti_rows *r)
+static void fti_skip_space(fti_rows *r)
 {
-    for (; r->at < r->end && strchr(" \t\r\n", *r->at) && *r->at; r->at++) r->line += *r->at == '\n';
-    return r->at;
+    for (; r->at < r->end && *r->at && strchr(" \t\r\n", *r->at); r->at++) r->line += *r->at == '\n';
+}
+
+static ft_status fti_rows_fail(fti_rows *r, const char *expected)
+{
+    char found[24] = "the end of the file";
+    if (r->at < r->end) snprintf(found, sizeof found, "byte 0x%02x", (unsigned char)*r->at);
+    return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected %s, found %s", r->path, r->line, expected, found);
 }
 
 static ft_status fti_rows_open(fti_rows *r, const fti_file *file, const char *path, ft_error *err)
@@ -3870,16 +5880,16 @@ static ft_status fti_rows_open(fti_rows *r, const fti_file *file, const char *pa
     r->at = file->data;
     r->end = file->data + file->size;
     r->path = path;
-    r->line = r->first = 1;
+    r->line = 1;
     r->err = err;
     if (file->size >= 3 && memcmp(r->at, "\xEF\xBB\xBF", 3) == 0) r->at += 3;
     r->text = n > 4 && strcmp(path + n - 4, ".txt") == 0;
-    if (r->text || fti_skip_space(r) == r->end || *r->at == '{') return FTUNE_OK;
-    if (*r->at != '[')
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s:%d: expected '{' (one object a line) or '[' (a list of objects), found byte 0x%02x; "
-                        "plain text belongs in a .txt file", path, r->line, (unsigned char)*r->at);
-    r->array = 1;
-    r->at++;
+    if (r->text) return FTUNE_OK;
+    fti_skip_space(r);
+    r->array = r->at < r->end && *r->at == '[';
+    if (r->at < r->end && *r->at != '{' && !r->array)
+        return fti_rows_fail(r, "'{' (an object on each line) or '[' (a list of them; plain text goes in a .txt file)");
+    r->at += r->array;
     return FTUNE_OK;
 }
 
@@ -3898,66 +5908,67 @@ static const char *fti_object_end(const char *p, const char *end)
     return NULL;
 }
 
-/* The next row and its line; row->p NULL at the end. */
-static ft_status fti_rows_next(fti_rows *r, ft_text *row, int *line)
+/* The next line that is not blank. */
+static void fti_next_line(fti_rows *r, ft_text *row, int *line)
+{
+    while (r->at < r->end) {
+        const char *stop = (const char *)memchr(r->at, '\n', (size_t)(r->end - r->at)), *last;
+        if (!stop) stop = r->end;
+        for (last = stop; last > r->at && last[-1] && strchr(" \t\r", last[-1]); last--) {}
+        row->p = r->at;
+        row->n = (size_t)(last - r->at);
+        *line = r->line++;
+        r->at = stop < r->end ? stop + 1 : stop;
+        if (row->n) return;
+    }
+    row->p = NULL;
+}
+
+/* The next element of the list. Its brackets are what holds the file together, so a fault here ends the reading. */
+static ft_status fti_next_element(fti_rows *r, ft_text *row, int *line)
 {
     const char *stop;
     row->p = NULL;
-    row->n = 0;
-    if (!r->array) {
-        while (r->at < r->end) {
-            stop = (const char *)memchr(r->at, '\n', (size_t)(r->end - r->at));
-            if (!stop) stop = r->end;
-            row->p = r->at;
-            row->n = (size_t)(stop - r->at);
-            *line = r->line++;
-            r->at = stop < r->end ? stop + 1 : stop;
-            while (row->n && strchr(" \t\r", row->p[row->n - 1]) && row->p[row->n - 1]) row->n--;
-            if (row->n) return FTUNE_OK;
-        }
-        row->p = NULL;
-        return FTUNE_OK;
-    }
-    if (fti_skip_space(r) < r->end && *r->at == ']') {
+    fti_skip_space(r);
+    if (r->at < r->end && *r->at == ']') {
         r->at++;
-        if (fti_skip_space(r) == r->end) return FTUNE_OK;
-        return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected nothing after ']', found byte 0x%02x", r->path, r->line, (unsigned char)*r->at);
+        fti_skip_space(r);
+        return r->at == r->end ? FTUNE_OK : fti_rows_fail(r, "nothing after ']'");
     }
-    if (!r->first) {
-        if (r->at == r->end || *r->at != ',')
-            return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected ',' or ']' after a row, found %s", r->path, r->line,
-                            r->at == r->end ? "the end of the file" : "something else");
+    if (r->n) {
+        if (r->at == r->end || *r->at != ',') return fti_rows_fail(r, "',' or ']' after a row");
         r->at++;
         fti_skip_space(r);
     }
-    r->first = 0;
-    stop = r->at < r->end && *r->at == '{' ? fti_object_end(r->at, r->end) : NULL;
-    if (!stop) return fti_fail(r->err, FTUNE_ERR_FORMAT, "%s:%d: expected a complete object {...} in the list, found none", r->path, r->line);
+    if (r->at == r->end || *r->at != '{') return fti_rows_fail(r, "an object {...}");
+    *line = r->line;
+    if ((stop = fti_object_end(r->at, r->end)) == NULL) {
+        r->at = r->end;
+        return fti_rows_fail(r, "'}' of the object that begins here");
+    }
     row->p = r->at;
     row->n = (size_t)(stop - r->at);
-    *line = r->line;
     for (; r->at < stop; r->at++) r->line += *r->at == '\n';
+    r->n++;
     return FTUNE_OK;
 }
 
 /* A copy of exactly the size needed: a data set holds thousands. */
 static ft_status fti_sample_keep(ft_sample *out, const ft_sample *s, ft_error *err)
 {
+    size_t n = (size_t)s->n;
     memset(out, 0, sizeof *out);
-    out->n = out->cap = s->n;
-    out->truncated = s->truncated;
-    out->input_ids = (int32_t *)fti_alloc((size_t)s->n, sizeof *s->input_ids);
-    out->labels = (int32_t *)fti_alloc((size_t)s->n, sizeof *s->labels);
-    out->origin = (uint8_t *)fti_alloc((size_t)s->n, 1);
-    out->loss_scale = s->loss_scale ? (float *)fti_alloc((size_t)s->n, sizeof *s->loss_scale) : NULL;
-    if (!out->input_ids || !out->labels || !out->origin || (s->loss_scale && !out->loss_scale)) {
+    out->cap = s->n;
+    if (fti_sample_fit(out, n, s->loss_scale != NULL, err)) {
         ft_sample_free(out);
-        return fti_no_memory(err, (size_t)s->n * 13);
+        return FTUNE_ERR_NO_MEMORY;
     }
-    memcpy(out->input_ids, s->input_ids, (size_t)s->n * sizeof *s->input_ids);
-    memcpy(out->labels, s->labels, (size_t)s->n * sizeof *s->labels);
-    memcpy(out->origin, s->origin, (size_t)s->n);
-    if (s->loss_scale) memcpy(out->loss_scale, s->loss_scale, (size_t)s->n * sizeof *s->loss_scale);
+    out->n = s->n;
+    out->truncated = s->truncated;
+    memcpy(out->input_ids, s->input_ids, n * sizeof *s->input_ids);
+    memcpy(out->labels, s->labels, n * sizeof *s->labels);
+    memcpy(out->origin, s->origin, n);
+    if (s->loss_scale) memcpy(out->loss_scale, s->loss_scale, n * sizeof *s->loss_scale);
     return FTUNE_OK;
 }
 
@@ -3981,21 +5992,19 @@ typedef struct fti_loader {
 /* Encode one row into l->scratch, or say in *why what is wrong with it. */
 static ft_status fti_load_row(fti_loader *l, ft_text text, int is_text, const char *where, ft_error *why)
 {
+    ft_error inner = { FTUNE_OK, "" };
     ft_row row;
     ft_status e = FTUNE_OK;
-    if (is_text) {
-        size_t valid = fti_utf8_valid(text.p, text.n);
-        memset(&row, 0, sizeof row);
-        row.text = text;
-        if (valid < text.n) return fti_fail(why, FTUNE_ERR_UTF8, "%s: expected UTF-8, found byte 0x%02x at byte %lu of the line", where,
-                                            (unsigned char)text.p[valid], (unsigned long)valid);
-    } else e = ft_row_parse(l->parser, text.p, text.n, where, &row, why);
-    if (!e) {
-        ft_error inner = { FTUNE_OK, "" };
-        e = ft_row_encode(&l->scratch, l->tok, &row, l->opt, &inner);
-        if (e) fti_fail(why, e, "%.250s: %.240s", where, inner.message);
-    }
-    return e;
+    size_t valid;
+    memset(&row, 0, sizeof row);
+    row.text = text;
+    if (!is_text) e = ft_row_parse(l->parser, text.p, text.n, where, &row, why);
+    else if ((valid = fti_utf8_valid(text.p, text.n)) < text.n)
+        e = fti_fail(why, FTUNE_ERR_UTF8, "%s: expected UTF-8, found byte 0x%02x at byte %lu of the line", where,
+                     (unsigned char)text.p[valid], (unsigned long)valid);
+    if (e) return e;
+    e = ft_row_encode(&l->scratch, l->tok, &row, l->opt, &inner);
+    return e ? fti_fail(why, e, "%.250s: %.240s", where, inner.message) : FTUNE_OK;
 }
 
 static ft_status fti_keep_row(ft_dataset *d, fti_loader *l, const char *where, ft_error *why)
@@ -4008,8 +6017,8 @@ static ft_status fti_keep_row(ft_dataset *d, fti_loader *l, const char *where, f
         return FTUNE_OK;
     }
     d->n_truncated += s->truncated > 0;
-    if (!targets) return fti_fail(why, FTUNE_ERR_NO_LABELS, "%.400s: expected an answer to learn from, found no target%s", where,
-                                  s->truncated ? " within max_length" : "");
+    if (!targets) return fti_fail(why, FTUNE_ERR_NO_LABELS, "%.400s: expected an answer to learn, found no target%s",
+                                  where, s->truncated ? " within max_length" : "");
     if (fti_sample_keep(&kept, s, why)) return FTUNE_ERR_NO_MEMORY;
     if (!fti_push(d->samples, kept)) {
         ft_sample_free(&kept);
@@ -4020,15 +6029,16 @@ static ft_status fti_keep_row(ft_dataset *d, fti_loader *l, const char *where, f
     return FTUNE_OK;
 }
 
-/* Options that no row can satisfy are an error of the call, not of each row. */
 static ft_status fti_load_rows(ft_dataset *d, fti_loader *l, fti_rows *rows, int strict, ft_error *err)
 {
-    ft_text text;
+    ft_text text = { NULL, 0 };
+    ft_status e = FTUNE_OK;
     char where[300];
     int line = 0;
     for (;;) {
         ft_error why = { FTUNE_OK, "" };
-        ft_status e = fti_rows_next(rows, &text, &line);
+        if (rows->array) e = fti_next_element(rows, &text, &line);
+        else fti_next_line(rows, &text, &line);
         if (e || !text.p) return e;
         d->n_rows++;
         snprintf(where, sizeof where, "%.270s:%d", rows->path, line);
@@ -4039,11 +6049,12 @@ static ft_status fti_load_rows(ft_dataset *d, fti_loader *l, fti_rows *rows, int
         else if ((e = fti_keep_row(d, l, where, &why)) == FTUNE_ERR_NO_LABELS) d->n_no_target++;
         if (e && !d->first_refused.code) d->first_refused = why;
         if (e && (strict || e == FTUNE_ERR_NO_MEMORY)) return fti_fail(err, e, "%s", why.message);
+        e = FTUNE_OK;
     }
 }
 
-FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok, const ft_chat_options *opt,
-                                    int strict, ft_error *err)
+FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok,
+                                    const ft_chat_options *opt, int strict, ft_error *err)
 {
     fti_loader l;
     fti_rows rows;
@@ -4064,8 +6075,9 @@ FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_to
     if (!e) e = fti_load_rows(d, &l, &rows, strict, err);
     d->n = (int)arrlen(d->samples);
     if (!e && !d->n)
-        e = fti_fail(err, FTUNE_ERR_NO_LABELS, "%.200s: expected a row to learn from; %d rows: %d refused, %d too long, %d without a target%s%.240s",
-                     path, d->n_rows, d->n_refused, d->n_too_long, d->n_no_target, d->first_refused.code ? "; first: " : "", d->first_refused.message);
+        e = fti_fail(err, FTUNE_ERR_NO_LABELS, "%.200s: expected a row to learn from; %d rows: %d refused, %d too "
+                     "long, %d without a target%s%.240s", path, d->n_rows, d->n_refused, d->n_too_long, d->n_no_target,
+                     d->first_refused.code ? "; first: " : "", d->first_refused.message);
     ft_row_parser_free(l.parser);
     ft_sample_free(&l.scratch);
     fti_map_free(&l.seen);
@@ -4113,13 +6125,13 @@ static ft_status fti_batch_fit(ft_batch *b, size_t n, int weights, ft_error *err
 {
     size_t need = (size_t)b->N + n, cap = (size_t)b->cap;
     int i, fresh = weights && !b->weights;
-    if (need > INT32_MAX / 2) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "batch: expected fewer than 2^30 tokens");
+    if (need > INT32_MAX / 2) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "batch: expected less than 2^30 tokens");
+    if (need <= cap && !fresh) return FTUNE_OK;
     if (need > cap) cap = need > 2 * cap ? need : 2 * cap;
-    if (need > (size_t)b->cap
-        && (!fti_regrow(&b->input_ids, cap, sizeof *b->input_ids) || !fti_regrow(&b->targets, cap, sizeof *b->targets)
-            || !fti_regrow(&b->position_ids, cap, sizeof *b->position_ids) || !fti_regrow(&b->row_start, cap, sizeof *b->row_start)
-            || (b->weights && !fti_regrow(&b->weights, cap, sizeof *b->weights)))) return fti_no_memory(err, cap * 20);
-    if (fresh && !fti_regrow(&b->weights, cap, sizeof *b->weights)) return fti_no_memory(err, cap * 4);
+    if (!fti_regrow(&b->input_ids, cap, sizeof *b->input_ids) || !fti_regrow(&b->targets, cap, sizeof *b->targets)
+        || !fti_regrow(&b->position_ids, cap, sizeof(int32_t)) || !fti_regrow(&b->row_start, cap, sizeof(int32_t))
+        || ((weights || b->weights) && !fti_regrow(&b->weights, cap, sizeof *b->weights)))
+        return fti_no_memory(err, cap * 20);
     for (i = 0; fresh && i < b->N; i++) b->weights[i] = 1.0f;
     b->cap = (int)cap;
     return FTUNE_OK;
@@ -4131,7 +6143,8 @@ FTUNE_API ft_status ft_batch_add(ft_batch *b, const ft_sample *s, int pad_to, in
     ft_status e;
     if (s->dropped || s->n < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: expected a sample with ids, found %s",
                                                 s->dropped ? "one that was dropped as too long" : "an empty one");
-    if (s->labels && !fti_count_targets(s)) return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: expected a sample with a target, found none");
+    if (s->labels && !fti_count_targets(s))
+        return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: expected a sample with a target, found none");
     e = fti_batch_fit(b, (size_t)n, s->loss_scale != NULL, err);
     if (e) return e;
     for (i = 0; i < n; i++) {
@@ -4142,7 +6155,7 @@ FTUNE_API ft_status ft_batch_add(ft_batch *b, const ft_sample *s, int pad_to, in
         b->targets[k] = target;
         b->position_ids[k] = pad ? 0 : i;
         b->row_start[k] = start;
-        if (b->weights) b->weights[k] = target == FTUNE_IGNORE_INDEX ? 0.0f : s->loss_scale ? s->loss_scale[i + 1] : 1.0f;
+        if (b->weights) b->weights[k] = s->loss_scale && target != FTUNE_IGNORE_INDEX ? s->loss_scale[i + 1] : 1.0f;
         b->n_targets += target != FTUNE_IGNORE_INDEX;
     }
     b->N += n;
@@ -4151,11 +6164,11 @@ FTUNE_API ft_status ft_batch_add(ft_batch *b, const ft_sample *s, int pad_to, in
 }
 
 /* ---- packing ----
- * Best-fit decreasing: longest samples first, each into the fullest bin that still has room (at most 11/9 of the bins of the
- * best packing, Johnson 1974). The bins are found through a tree of maxima over all amounts of room:
+ * Best-fit decreasing: longest samples first, each into the fullest bin that still has room (at most 11/9 of the fewest
+ * bins possible, and 4 more; Johnson et al. 1974). That bin is found in a tree of maxima over all amounts of room:
  *
  *     leaf r holds r if some bin has exactly r left, else 0; a parent holds the larger child
- *     the leftmost leaf >= n is the tightest bin for n: one walk from the root, going left wherever the left child suffices */
+ *     the leftmost leaf >= n is the tightest bin for n: from the root, go left wherever the left child suffices */
 typedef struct fti_packer {
     int *tree, leaves;                  /* tree[1] the root, tree[leaves + r] the leaf of r */
     int *top, *below;                   /* top[r]: newest bin with r left, or -1; below[bin]: the one before it */
@@ -4218,16 +6231,16 @@ FTUNE_API ft_status ft_pack(const ft_dataset *d, const int *order, int n, int ma
     int i, room = 0, bins = 0;
     ft_status e = FTUNE_OK;
     *n_bins = 0;
-    if (max_length < 1) e = fti_fail(err, FTUNE_ERR_ARGUMENT, "pack: expected a length of 1 or more, found %d", max_length);
+    if (max_length < 1) e = fti_fail(err, FTUNE_ERR_ARGUMENT, "pack: expected 1 token or more, found %d", max_length);
     for (i = 0; items && !e && i < n; i++) {
         items[i].length = d->samples[order[i]].n;
         items[i].at = i;
         total += items[i].length;
         if (items[i].length > max_length)
-            e = fti_fail(err, FTUNE_ERR_ARGUMENT, "pack: sample %d: expected at most %d tokens, found %d; set max_length when loading",
-                         order[i], max_length, items[i].length);
+            e = fti_fail(err, FTUNE_ERR_ARGUMENT, "pack: sample %d: expected at most %d tokens, found %d; load it with "
+                         "max_length", order[i], max_length, items[i].length);
     }
-    if (total < max_length) max_length = (int)total;                   /* one bin then; and no tree larger than the data */
+    if (total < max_length) max_length = (int)total;             /* one bin then; and no tree larger than the data */
     while (k.leaves <= max_length && k.leaves < (1 << 29)) k.leaves *= 2;
     if (!e) {
         k.tree = (int *)fti_calloc((size_t)k.leaves * 2, sizeof *k.tree);
@@ -4284,7 +6297,7 @@ FTUNE_API ft_status ft_pack(const ft_dataset *d, const int *order, int n, int ma
  *     hidden_size 896                width of a token's vector
  *     num_hidden_layers 24           blocks
  *     num_attention_heads 14         queries: 14 heads of head_dim 896/14 = 64
- *     num_key_value_heads 2          keys, values: 7 query heads share one (grouped-query attention, Ainslie et al. 2023)
+ *     num_key_value_heads 2          keys, values: 7 query heads share one (grouped queries, Ainslie et al. 2023)
  *     intermediate_size 4864         width inside the MLP
  *     vocab_size 151936              rows of embed_tokens; more than the tokenizer has ids, rounded up for the GPU
  *     rope_theta 1e6, rms_norm_eps 1e-6
@@ -4297,7 +6310,7 @@ FTUNE_API ft_status ft_pack(const ft_dataset *d, const int *order, int n, int ma
  *     136,134,656 + 24 x 14,912,384 + 896 (last norm)                   =  494,032,768
  * A default hides here too: a key that is absent has the value that Transformers gives it, and that differs from family
  * to family. A key we do not implement, and that changes the numbers, is an error: a wrong model that runs is worse
- * than one that does not. */
+ * than one that does not. examples/06_forward_loss.c makes a model from ten such numbers. */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "ftune uses weights where the file has them: it needs a little-endian machine"
 #endif
@@ -4312,12 +6325,12 @@ struct ft_weights {
 /* Types by their name in files, in the writer's order; ours, and bits of an element. */
 typedef struct fti_dtype { const char *name; ft_dtype type; int bits; } fti_dtype;
 static const fti_dtype fti_dtypes[] = {
-    { "U64", FTUNE_OTHER, 64 },     { "I64", FTUNE_I64, 64 },       { "F64", FTUNE_F64, 64 },         { "C64", FTUNE_OTHER, 64 },
-    { "F32", FTUNE_F32, 32 },       { "U32", FTUNE_OTHER, 32 },     { "I32", FTUNE_I32, 32 },         { "BF16", FTUNE_BF16, 16 },
-    { "F16", FTUNE_F16, 16 },       { "U16", FTUNE_OTHER, 16 },     { "I16", FTUNE_OTHER, 16 },       { "F8_E8M0", FTUNE_OTHER, 8 },
-    { "F8_E4M3", FTUNE_OTHER, 8 },  { "F8_E5M2", FTUNE_OTHER, 8 },  { "F8_E4M3FNUZ", FTUNE_OTHER, 8 }, { "F8_E5M2FNUZ", FTUNE_OTHER, 8 },
-    { "I8", FTUNE_I8, 8 },          { "U8", FTUNE_U8, 8 },          { "F6_E3M2", FTUNE_OTHER, 6 },    { "F6_E2M3", FTUNE_OTHER, 6 },
-    { "F4", FTUNE_OTHER, 4 },       { "BOOL", FTUNE_OTHER, 8 },
+    { "U64", FTUNE_OTHER, 64 }, { "I64", FTUNE_I64, 64 }, { "F64", FTUNE_F64, 64 }, { "C64", FTUNE_OTHER, 64 },
+    { "F32", FTUNE_F32, 32 }, { "U32", FTUNE_OTHER, 32 }, { "I32", FTUNE_I32, 32 },
+    { "BF16", FTUNE_BF16, 16 }, { "F16", FTUNE_F16, 16 }, { "U16", FTUNE_OTHER, 16 }, { "I16", FTUNE_OTHER, 16 },
+    { "F8_E8M0", FTUNE_OTHER, 8 }, { "F8_E4M3", FTUNE_OTHER, 8 }, { "F8_E5M2", FTUNE_OTHER, 8 },
+    { "F8_E4M3FNUZ", FTUNE_OTHER, 8 }, { "F8_E5M2FNUZ", FTUNE_OTHER, 8 }, { "I8", FTUNE_I8, 8 }, { "U8", FTUNE_U8, 8 },
+    { "F6_E3M2", FTUNE_OTHER, 6 }, { "F6_E2M3", FTUNE_OTHER, 6 }, { "F4", FTUNE_OTHER, 4 }, { "BOOL", FTUNE_OTHER, 8 },
 };
 enum { FTI_DTYPES = sizeof fti_dtypes / sizeof *fti_dtypes };
 
@@ -4348,14 +6361,14 @@ FTUNE_API size_t ft_tensor_count(const ft_tensor *t)
 
 /* Reading --------------------------------------------------------------------------------------------------------- */
 
-/* A whole number as the format wants it: digits only, no sign, no 1e3, at most max. */
-static int fti_json_size(const fti_json *j, int node, uint64_t max, uint64_t *out)
+/* A whole number as the format wants it: digits only, no sign, no 1e3. */
+static int fti_json_size(const fti_json *j, int node, uint64_t *out)
 {
     uint64_t v = 0;
     if (!fti_json_is(j, node, FTI_NUMBER)) return 0;
     for (uint32_t i = 0; i < j->node[node].len; i++) {
         char c = j->text[j->node[node].start + i];
-        if (c < '0' || c > '9' || v > (max - (uint64_t)(c - '0')) / 10) return 0;
+        if (c < '0' || c > '9' || v > (UINT64_MAX - (uint64_t)(c - '0')) / 10) return 0;
         v = 10 * v + (uint64_t)(c - '0');
     }
     *out = v;
@@ -4364,42 +6377,35 @@ static int fti_json_size(const fti_json *j, int node, uint64_t max, uint64_t *ou
 
 typedef struct fti_extent { uint64_t begin, end; int tensor; } fti_extent;
 
-/* "model.safetensors: tensor "w": expected ..., found ..." with what the header says at node. */
-static ft_status fti_tensor_fail(ft_error *err, ft_status code, const fti_json *j, const ft_tensor *t, const char *expected, int node)
-{
-    int n = node < 0 ? 0 : j->node[node].len > 60 ? 60 : (int)j->node[node].len;
-    return fti_fail(err, code, "%s: tensor \"%s\": expected %s, found %.*s", j->name, t->name, expected,
-                    node < 0 ? 7 : n, node < 0 ? "nothing" : j->text + j->node[node].start);
-}
-
 /* One entry of the header. t->data stays NULL until the whole file has been checked. */
 static ft_status fti_tensor_parse(const fti_json *j, int entry, ft_tensor *t, fti_extent *x, ft_error *err)
 {
     int dtype = fti_json_get(j, entry, "dtype"), shape = fti_json_get(j, entry, "shape");
     int offsets = fti_json_get(j, entry, "data_offsets"), k = 0, dim;
+    const ft_status bad = FTUNE_ERR_FORMAT, no = FTUNE_ERR_UNSUPPORTED;
     uint64_t bits, size;
-    if (!fti_json_is(j, entry, FTI_OBJECT)) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "dtype, shape, data_offsets", entry);
+    if (!fti_json_is(j, entry, FTI_OBJECT))
+        return fti_json_refuse(j, entry, bad, t->name, "dtype, shape, data_offsets", err);
     while (k < FTI_DTYPES && !fti_json_equals(j, dtype, fti_dtypes[k].name)) k++;
-    if (k == FTI_DTYPES) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "a dtype such as F32, F16 or BF16", dtype);
+    if (k == FTI_DTYPES) return fti_json_refuse(j, dtype, bad, t->name, "a dtype such as F32, F16 or BF16", err);
     t->dtype = fti_dtypes[k].type;
     bits = (uint64_t)fti_dtypes[k].bits;
-    if (!fti_json_is(j, shape, FTI_ARRAY)) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "a shape [..]", shape);
-    if (j->node[shape].count > 4) return fti_tensor_fail(err, FTUNE_ERR_UNSUPPORTED, j, t, "at most 4 dimensions", shape);
+    if (!fti_json_is(j, shape, FTI_ARRAY)) return fti_json_refuse(j, shape, bad, t->name, "a shape [..]", err);
+    if (j->node[shape].count > 4) return fti_json_refuse(j, shape, no, t->name, "at most 4 dimensions", err);
     for (dim = fti_json_child(j, shape); dim >= 0; dim = fti_json_next(j, dim)) {
-        if (!fti_json_size(j, dim, UINT64_MAX, &size)) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "whole dimensions", shape);
-        if (size > INT32_MAX) return fti_tensor_fail(err, FTUNE_ERR_UNSUPPORTED, j, t, "dimensions below 2^31", shape);
-        if (size && bits > UINT64_MAX / size) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "a shape whose product fits 64 bits", shape);
+        if (!fti_json_size(j, dim, &size)) return fti_json_refuse(j, shape, bad, t->name, "whole dimensions", err);
+        if (size > INT32_MAX) return fti_json_refuse(j, shape, no, t->name, "dimensions below 2^31", err);
+        if (size && bits > UINT64_MAX / size) return fti_json_refuse(j, shape, bad, t->name, "a smaller size", err);
         bits *= size;
         t->shape[t->rank++] = (int)size;
     }
     dim = fti_json_child(j, offsets);
-    if (!fti_json_is(j, offsets, FTI_ARRAY) || j->node[offsets].count != 2 || !fti_json_size(j, dim, UINT64_MAX, &x->begin)
-        || !fti_json_size(j, fti_json_next(j, dim), UINT64_MAX, &x->end) || x->begin > x->end)
-        return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, t, "data_offsets [begin, end]", offsets);
-    if (bits % 8 || x->end - x->begin != bits / 8)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: tensor \"%s\": expected %" PRIu64 "%s bytes for its shape and type, found %" PRIu64,
-                        j->name, t->name, bits / 8, bits % 8 ? " and a part of" : "", x->end - x->begin);
-    return FTUNE_OK;
+    if (!fti_json_is(j, offsets, FTI_ARRAY) || j->node[offsets].count != 2 || !fti_json_size(j, dim, &x->begin)
+        || !fti_json_size(j, fti_json_next(j, dim), &x->end) || x->begin > x->end)
+        return fti_json_refuse(j, offsets, bad, t->name, "data_offsets [begin, end]", err);
+    if (bits % 8 == 0 && x->end - x->begin == bits / 8) return FTUNE_OK;
+    return fti_fail(err, bad, "%s: %s: expected %" PRIu64 "%s bytes for its shape and type, found %" PRIu64, j->name,
+                    t->name, bits / 8, bits % 8 ? " and a part of" : "", x->end - x->begin);
 }
 
 static int fti_extent_order(const void *a, const void *b)
@@ -4410,7 +6416,8 @@ static int fti_extent_order(const void *a, const void *b)
 }
 
 /* No gap, no overlap, nothing behind the last. */
-static ft_status fti_extents_check(fti_extent *x, int n, const ft_tensor *tensor, uint64_t size, const char *path, ft_error *err)
+static ft_status fti_extents_check(fti_extent *x, int n, const ft_tensor *t, uint64_t size, const char *path,
+                                   ft_error *err)
 {
     uint64_t at = 0;
     int sorted = 1;
@@ -4418,20 +6425,20 @@ static ft_status fti_extents_check(fti_extent *x, int n, const ft_tensor *tensor
     if (!sorted) qsort(x, (size_t)n, sizeof *x, fti_extent_order);
     for (int i = 0; i < n; at = x[i++].end)
         if (x[i].begin != at)
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: tensor \"%s\": expected its data to begin at %" PRIu64 ", where \"%s\" ends, found %"
-                            PRIu64, path, tensor[x[i].tensor].name, at, i ? tensor[x[i - 1].tensor].name : "the header", x[i].begin);
-    if (at != size)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %" PRIu64 " bytes of data as the header says, found %" PRIu64 "%s",
-                        path, at, size, at > size ? ": the file is cut off, get it again" : "");
-    return FTUNE_OK;
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected its data to begin at %" PRIu64 ", where %s ends, "
+                            "found %" PRIu64, path, t[x[i].tensor].name, at, i ? t[x[i - 1].tensor].name : "the header",
+                            x[i].begin);
+    if (at == size) return FTUNE_OK;
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %" PRIu64 " bytes of data as the header says, found %" PRIu64
+                    "%s", path, at, size, at > size ? ": the file is cut off, get it again" : "");
 }
 
 static ft_status fti_metadata_check(const fti_json *j, int node, ft_error *err)
 {
-    int bad = !fti_json_is(j, node, FTI_OBJECT) && !fti_json_is(j, node, FTI_NULL);
-    for (int i = bad ? -1 : fti_json_child(j, node); i >= 0; i = fti_json_next(j, i)) bad |= !fti_json_is(j, i, FTI_STRING);
-    if (!bad) return FTUNE_OK;
-    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: __metadata__: expected an object of strings", j->name);
+    int ok = fti_json_is(j, node, FTI_OBJECT), i = ok ? fti_json_child(j, node) : -1;
+    if (fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
+    for (; ok && i >= 0; i = fti_json_next(j, i)) ok = fti_json_is(j, i, FTI_STRING);
+    return ok ? FTUNE_OK : fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "__metadata__", "an object of strings", err);
 }
 
 /* Every entry of a header: appended to w->tensor, the byte ranges to *extents. Names go to the arena in one block. */
@@ -4439,10 +6446,13 @@ static ft_status fti_header_read(ft_weights *w, const fti_json *j, fti_extent **
 {
     size_t bytes = 0, n = j->node[0].count;
     char *name;
-    if (!fti_json_is(j, 0, FTI_OBJECT)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a header of tensors", j->name);
     for (int i = fti_json_child(j, 0); i >= 0; i = fti_json_next(j, i)) bytes += j->node[i].key_len + 1;
+    /* A million tensors of nothing: what they need is held to the same bound as the JSON. */
+    if (bytes + n * 72 + (size_t)j->n_nodes * sizeof *j->node > 4 * j->n + 1048576)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected fewer tensors in a header of this size, found %lu",
+                        j->name, (unsigned long)n);
     name = (char *)fti_arena_alloc(&w->arena, bytes);
-    if (!name || !fti_fit(w->tensor, n) || !fti_fit(*extents, n)) return fti_no_memory(err, bytes + n * (sizeof *w->tensor + sizeof **extents));
+    if (!name || !fti_fit(w->tensor, n) || !fti_fit(*extents, n)) return fti_no_memory(err, bytes + 64 * n);
     for (int i = fti_json_child(j, 0); i >= 0; i = fti_json_next(j, i)) {
         const fti_json_node *node = &j->node[i];
         ft_tensor t;
@@ -4457,7 +6467,8 @@ static ft_status fti_header_read(ft_weights *w, const fti_json *j, fti_extent **
             if ((e = fti_metadata_check(j, i, err)) != FTUNE_OK) return e;
             continue;
         }
-        if (strlen(t.name) != (size_t)(name - t.name) - 1) return fti_tensor_fail(err, FTUNE_ERR_FORMAT, j, &t, "a name without U+0000", i);
+        if (strlen(t.name) != (size_t)(name - t.name) - 1)
+            return fti_json_refuse(j, i, FTUNE_ERR_FORMAT, t.name, "a name without U+0000", err);
         if ((e = fti_tensor_parse(j, i, &t, &x, err)) != FTUNE_OK) return e;
         x.tensor = (int)arrlen(w->tensor);
         arrput(w->tensor, t);
@@ -4466,21 +6477,23 @@ static ft_status fti_header_read(ft_weights *w, const fti_json *j, fti_extent **
     return FTUNE_OK;
 }
 
+#define FTI_HEADER_MAX 100000000        /* the reference reader's limit */
+
 /* What lies where a safetensors file should: say what it is. */
 static ft_status fti_not_safetensors(const fti_file *f, const char *path, ft_error *err)
 {
     const char *p = f->data;
-    uint64_t n = f->size < 8 ? 0 : fti_le64(p), most = f->size < 8 ? 0 : f->size - 8 < 100000000 ? f->size - 8 : 100000000;
     if (f->size >= 22 && memcmp(p, "version https://git-lf", 22) == 0)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected tensors, found a Git LFS pointer: the weights were not downloaded; "
-                        "run git lfs pull", path);
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected tensors, found a Git LFS pointer: the weights were not "
+                        "downloaded; run git lfs pull", path);
     if (f->size >= 4 && (memcmp(p, "PK\3\4", 4) == 0 || (p[0] == '\x80' && p[1] >= 2 && p[1] <= 5)))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected safetensors, found a PyTorch pickle: that is a program and is never "
-                        "run here; load it with Transformers and save_pretrained it", path);
-    if (f->size < 8) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected safetensors, found a file of %d bytes", path, (int)f->size);
-    if (n > most)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a header of at most %" PRIu64 " bytes, found a length of %" PRIu64 ": not "
-                        "safetensors, or cut off", path, most, n);
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected safetensors, found a PyTorch pickle: that is a "
+                        "program and is never run here; load it with Transformers and save_pretrained it", path);
+    if (f->size < 8)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected safetensors, found %d bytes", path, (int)f->size);
+    if (fti_le64(p) > f->size - 8 || fti_le64(p) > FTI_HEADER_MAX)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a header of at most %lu bytes, found a length of %" PRIu64
+                        ": not safetensors, or cut off", path, (unsigned long)(f->size - 8), fti_le64(p));
     return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte 8: expected a header that begins with '{'", path);
 }
 
@@ -4495,17 +6508,19 @@ static ft_status fti_weights_add_file(ft_weights *w, const char *path, ft_error 
     if (e) return e;
     if (!fti_push(w->file, f)) { fti_file_close(&f); return fti_no_memory(err, sizeof f); }
     n = f.size < 8 ? 0 : fti_le64(f.data);
-    if (!n || n > f.size - 8 || n > 100000000 || f.data[8] != '{') return fti_not_safetensors(&f, path, err);
+    if (!n || n > f.size - 8 || n > FTI_HEADER_MAX || f.data[8] != '{') return fti_not_safetensors(&f, path, err);
     if ((e = fti_json_parse(&j, f.data + 8, (size_t)n, path, err)) != FTUNE_OK) return e;
     e = fti_header_read(w, &j, &x, err);
     fti_json_free(&j);
     if (!e) e = fti_extents_check(x, (int)arrlen(x), w->tensor, f.size - 8 - n, path, err);
-    for (int i = 0; !e && i < (int)arrlen(x); i++) w->tensor[x[i].tensor].data = (void *)(uintptr_t)(f.data + 8 + n + x[i].begin);
+    for (int i = 0; !e && i < (int)arrlen(x); i++)
+        w->tensor[x[i].tensor].data = (void *)(uintptr_t)(f.data + 8 + n + x[i].begin);
     arrfree(x);
     for (int i = first; !e && i < (int)arrlen(w->tensor); i++) {
         const char *name = w->tensor[i].name;
         if (fti_map_get(&w->by_name, name, strlen(name)) >= 0)
-            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected each tensor once, found the duplicate name \"%s\"", path, name);
+            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected each tensor once, found the duplicate name %s", path,
+                         name);
         else if (!fti_map_put(&w->by_name, name, strlen(name), i)) e = fti_no_memory(err, 48 * w->by_name.n);
     }
     return e;
@@ -4514,8 +6529,8 @@ static ft_status fti_weights_add_file(ft_weights *w, const char *path, ft_error 
 /* Shard names are plain file names: "../../etc/passwd" and "C:\x" do not leave the directory. */
 static int fti_plain_name(ft_text t)
 {
-    if (!t.n || memchr(t.p, 0, t.n) || memchr(t.p, '/', t.n) || memchr(t.p, '\\', t.n) || memchr(t.p, ':', t.n)) return 0;
-    return !(t.p[0] == '.' && (t.n == 1 || t.p[1] == '.'));
+    for (size_t i = 0; i < t.n; i++) if (memchr("/\\:", t.p[i], 4)) return 0;
+    return t.n && !(t.p[0] == '.' && (t.n == 1 || t.p[1] == '.'));
 }
 
 /* "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", ...}: open each shard once, in the order of
@@ -4528,30 +6543,29 @@ static ft_status fti_index_read(ft_weights *w, const fti_json *j, const char *di
     int map = fti_json_get(j, 0, "weight_map");
     ft_status e = FTUNE_OK;
     if (!fti_json_is(j, map, FTI_OBJECT))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: weight_map: expected an object of tensor and file names", j->name);
+        return fti_json_refuse(j, map, FTUNE_ERR_FORMAT, "weight_map", "an object of tensor and file names", err);
     for (int i = fti_json_child(j, map); !e && i >= 0; i = fti_json_next(j, i)) {
         ft_text shard = fti_json_text(j, i, &a);
         char *name, *path;
-        if (!shard.p || !fti_plain_name(shard)) {
-            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s:%d: weight_map: expected a file name without directories, found %.*s", j->name,
-                         fti_json_line(j, i), j->node[i].len > 80 ? 80 : (int)j->node[i].len, j->text + j->node[i].start);
-            break;
-        }
-        if (fti_map_get(&shards, shard.p, shard.n) >= 0) continue;
+        if (fti_json_is(j, i, FTI_STRING) && !shard.p) e = fti_no_memory(err, j->node[i].len);
+        else if (!shard.p || !fti_plain_name(shard))
+            e = fti_json_refuse(j, i, FTUNE_ERR_FORMAT, "weight_map", "a file name without directories", err);
+        if (e || fti_map_get(&shards, shard.p, shard.n) >= 0) continue;
         name = fti_arena_copy(&a, shard.p, shard.n);
         path = name ? fti_path_join(&a, dir, name) : NULL;
-        if (!path || !fti_map_put(&shards, name, shard.n, (int)arrlen(end)) || !fti_fit(end, 1)) e = fti_no_memory(err, shard.n);
+        if (!path || !fti_fit(end, 1) || !fti_map_put(&shards, name, shard.n, (int)arrlen(end)))
+            e = fti_no_memory(err, shard.n);
         else e = fti_weights_add_file(w, path, err);
         if (!e) arrput(end, (int)arrlen(w->tensor));
     }
     for (int i = fti_json_child(j, map); !e && i >= 0; i = fti_json_next(j, i)) {
         ft_text shard = fti_json_text(j, i, &a), name = fti_json_key(j, i, &a);
-        int s = shard.p ? fti_map_get(&shards, shard.p, shard.n) : -1, t = name.p ? fti_map_get(&w->by_name, name.p, name.n) : -1;
+        int s = shard.p ? fti_map_get(&shards, shard.p, shard.n) : -1;
+        int t = name.p ? fti_map_get(&w->by_name, name.p, name.n) : -1;
         if (s < 0 || !name.p) e = fti_no_memory(err, j->node[i].key_len);
         else if (t < (s ? end[s - 1] : 0) || t >= end[s])
-            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s:%d: expected tensor \"%.*s\" in %.*s, found it %s", j->name, fti_json_line(j, i),
-                         name.n > 120 ? 120 : (int)name.n, name.p, shard.n > 120 ? 120 : (int)shard.n, shard.p,
-                         t < 0 ? "nowhere" : "in another shard");
+            e = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected tensor %.*s in %.*s, found it %s", j->name,
+                         fti_most(name.n), name.p, fti_most(shard.n), shard.p, t < 0 ? "nowhere" : "in another shard");
     }
     arrfree(end);
     fti_map_free(&shards);
@@ -4589,10 +6603,11 @@ static ft_status fti_weights_add_directory(ft_weights *w, const char *dir, ft_er
     for (int i = 0; i < 3; i++) {
         char *p = fti_path_join(&w->arena, dir, pickle[i]);
         if (p && fti_file_exists(p))
-            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected model.safetensors, found %s: a pickle is a program and is never run here; "
-                            "load it with Transformers and save_pretrained it", dir, pickle[i]);
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected model.safetensors, found %s: a pickle is a "
+                            "program and is never run here; load it with Transformers and save_pretrained it",
+                            dir, pickle[i]);
     }
-    return fti_fail(err, FTUNE_ERR_IO, "%s: expected model.safetensors or model.safetensors.index.json, found neither", dir);
+    return fti_fail(err, FTUNE_ERR_IO, "%s: expected model.safetensors or its .index.json, found neither", dir);
 }
 
 FTUNE_API ft_status ft_weights_open(ft_weights **out, const char *path, ft_error *err)
@@ -4649,8 +6664,8 @@ FTUNE_API ft_status ft_tensor_to_f32(const ft_tensor *t, float *out, ft_error *e
         for (size_t i = 0; i < n; i++) { memcpy(&h, p + 2 * i, 2); out[i] = fti_f16_to_f32(h); }
         return FTUNE_OK;
     default:
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "tensor \"%s\": expected F32, BF16 or F16, found %s", t->name ? t->name : "",
-                        ft_dtype_name(t->dtype));
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "tensor %s: expected F32, BF16 or F16, found %s",
+                        t->name ? t->name : "", ft_dtype_name(t->dtype));
     }
 }
 
@@ -4667,13 +6682,15 @@ static int fti_tensor_order(const void *a, const void *b)
 static ft_status fti_header_write(fti_buf *b, const ft_tensor *const *t, int n, const char *path, ft_error *err)
 {
     uint64_t at = 0;
-    fti_buf_str(b, "{\"__metadata__\":{\"format\":\"pt\"}");      /* Transformers refuses a file that does not say "pt" */
+    fti_buf_str(b, "{\"__metadata__\":{\"format\":\"pt\"}");      /* Transformers refuses a file that does not say so */
     for (int i = 0; i < n; i++) {
         size_t bytes = ft_dtype_size(t[i]->dtype), length = strlen(t[i]->name);
+        for (int k = 0; k < t[i]->rank && k < 4; k++) if (t[i]->shape[k] < 0) bytes = 0;
         if (!bytes || t[i]->rank < 0 || t[i]->rank > 4 || fti_utf8_valid(t[i]->name, length) < length
             || strcmp(t[i]->name, "__metadata__") == 0 || (i && strcmp(t[i]->name, t[i - 1]->name) == 0))
-            return fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: tensor \"%s\": expected a name of its own in UTF-8, at most 4 dimensions and a type "
-                            "that files have, found %s", path, t[i]->name, ft_dtype_name(t[i]->dtype));
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: %s: expected a name of its own in UTF-8, at most 4 "
+                            "dimensions and a type that files have, found %s", path, t[i]->name,
+                            ft_dtype_name(t[i]->dtype));
         fti_buf_str(b, ",");
         fti_buf_json(b, t[i]->name, length);
         fti_buf_fmt(b, ":{\"dtype\":\"%s\",\"shape\":[", ft_dtype_name(t[i]->dtype));
@@ -4703,7 +6720,8 @@ FTUNE_API ft_status ft_weights_save(const char *path, const ft_tensor *tensors, 
         for (int i = 0; i < 8; i++) length[i] = (char)((uint64_t)header.n >> 8 * i);
         fti_writer_add(&w, length, 8);
         fti_writer_add(&w, header.p, header.n);
-        for (int i = 0; i < n; i++) fti_writer_add(&w, sorted[i]->data, ft_tensor_count(sorted[i]) * ft_dtype_size(sorted[i]->dtype));
+        for (int i = 0; i < n; i++)
+            fti_writer_add(&w, sorted[i]->data, ft_tensor_count(sorted[i]) * ft_dtype_size(sorted[i]->dtype));
         e = fti_writer_commit(&w, err);
     }
     fti_buf_free(&header);
@@ -4748,10 +6766,18 @@ typedef struct fti_config_reader { fti_json j; ft_error *err; ft_status status; 
 
 static void fti_config_fail(fti_config_reader *r, ft_status code, int node, const char *key, const char *expected)
 {
-    int n = node < 0 ? 0 : r->j.node[node].len > 60 ? 60 : (int)r->j.node[node].len;
-    if (r->status) return;
-    r->status = fti_fail(r->err, code, "%s:%d: %s: expected %s, found %.*s", r->j.name, fti_json_line(&r->j, node < 0 ? 0 : node), key,
-                         expected, node < 0 ? 7 : n, node < 0 ? "nothing" : r->j.text + r->j.node[node].start);
+    if (!r->status) r->status = fti_json_refuse(&r->j, node, code, key, expected, r->err);
+}
+
+/* Wrong in any case; or right, but not implemented. */
+static void fti_config_bad(fti_config_reader *r, int node, const char *key, const char *expected)
+{
+    fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, expected);
+}
+
+static void fti_config_no(fti_config_reader *r, int node, const char *key, const char *expected)
+{
+    fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, key, expected);
 }
 
 /* The value of a key, -1 when absent or null. */
@@ -4769,7 +6795,7 @@ static int fti_config_int(fti_config_reader *r, const char *key, int otherwise, 
     if (node < 0) return otherwise;
     if (fti_json_is(&r->j, node, FTI_NUMBER) && x >= least && x <= most && x == floor(x)) return (int)x;
     snprintf(expected, sizeof expected, "a whole number from %d to %d", least, most);
-    fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, expected);
+    fti_config_bad(r, node, key, expected);
     return otherwise;
 }
 
@@ -4782,14 +6808,14 @@ static double fti_config_positive(fti_config_reader *r, int object, const char *
     if (node < 0 && otherwise > 0) return otherwise;
     if (x > 0 && x <= most) return x;
     snprintf(expected, sizeof expected, "a number above 0, at most %g", most);
-    fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, expected);
+    fti_config_bad(r, node, key, expected);
     return 1;
 }
 
 static int fti_config_bool(fti_config_reader *r, const char *key, int otherwise)
 {
     int node = fti_config_get(r, 0, key), b = fti_json_bool(&r->j, node, -1);
-    if (node >= 0 && b < 0) fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, "true or false");
+    if (node >= 0 && b < 0) fti_config_bad(r, node, key, "true or false");
     return b < 0 ? otherwise : b;
 }
 
@@ -4797,7 +6823,7 @@ static int fti_config_bool(fti_config_reader *r, const char *key, int otherwise)
 static int32_t fti_config_id(fti_config_reader *r, int node, const char *key, int vocab_size)
 {
     double id = fti_json_number(&r->j, node, 0.5);
-    if (id != floor(id)) fti_config_fail(r, FTUNE_ERR_FORMAT, node, key, "a token id");
+    if (id != floor(id)) fti_config_bad(r, node, key, "a token id");
     return id >= 0 && id < vocab_size ? (int32_t)id : -1;
 }
 
@@ -4807,45 +6833,47 @@ static void fti_config_tokens(fti_config_reader *r, ft_config *c)
     int eos = fti_json_get(&r->j, 0, "eos_token_id"), list = fti_json_is(&r->j, eos, FTI_ARRAY);
     if (c->bos_token_id >= c->vocab_size) c->bos_token_id = -1;
     if (c->n_eos && c->eos_token_id[0] >= c->vocab_size) c->n_eos = 0;
-    if (fti_json_is(&r->j, bos, FTI_NULL)) c->bos_token_id = -1;                /* null says: none; absent: the default */
+    if (fti_json_is(&r->j, bos, FTI_NULL)) c->bos_token_id = -1;         /* null says: none; absent: the default */
     else if (bos >= 0) c->bos_token_id = fti_config_id(r, bos, "bos_token_id", c->vocab_size);
     if (pad >= 0) c->pad_token_id = fti_config_id(r, pad, "pad_token_id", c->vocab_size);
     if (eos < 0) return;
     c->n_eos = 0;
     if (fti_json_is(&r->j, eos, FTI_NULL)) return;
-    if (list && r->j.node[eos].count > 8) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, eos, "eos_token_id", "at most 8 ids");
-    for (int i = list ? fti_json_child(&r->j, eos) : eos; i >= 0 && !r->status; i = list ? fti_json_next(&r->j, i) : -1) {
+    if (list && r->j.node[eos].count > 8) fti_config_no(r, eos, "eos_token_id", "at most 8 ids");
+    for (int i = list ? fti_json_child(&r->j, eos) : eos; i >= 0 && !r->status; ) {
         int32_t id = fti_config_id(r, i, "eos_token_id", c->vocab_size);
         if (id >= 0) c->eos_token_id[c->n_eos++] = id;
+        i = list ? fti_json_next(&r->j, i) : -1;
     }
 }
 
-/* Rotary embedding: "rope_theta" and "rope_scaling" {"type" or "rope_type"} in older files, "rope_parameters" in newer. */
+/* Rotary embedding: "rope_theta" and "rope_scaling" {"type" or "rope_type"} in older files, "rope_parameters" since. */
 static void fti_config_rope(fti_config_reader *r, ft_config *c)
 {
     static const char *const type[] = { "default", "linear", "llama3" };
     int o = fti_config_get(r, 0, "rope_parameters"), kind, k = 0;
     c->rope_theta = fti_config_positive(r, 0, "rope_theta", c->rope_theta, 1e15);
     if (o < 0) o = fti_config_get(r, 0, "rope_scaling");
-    if (o >= 0 && !fti_json_is(&r->j, o, FTI_OBJECT)) fti_config_fail(r, FTUNE_ERR_FORMAT, o, "rope_parameters", "an object");
+    if (o >= 0 && !fti_json_is(&r->j, o, FTI_OBJECT)) fti_config_bad(r, o, "rope_parameters", "an object");
     if (o < 0) return;
     c->rope_theta = fti_config_positive(r, o, "rope_theta", c->rope_theta, 1e15);
     if (fti_config_positive(r, o, "partial_rotary_factor", 1, 1e3) != 1)
-        fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, o, "partial_rotary_factor", "1: the whole head rotates");
+        fti_config_no(r, o, "partial_rotary_factor", "1: the whole head rotates");
     for (int i = fti_json_child(&r->j, o); i >= 0; i = fti_json_next(&r->j, i))
-        if (fti_json_is(&r->j, i, FTI_OBJECT)) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, i, "rope_parameters", "the same for all layers");
+        if (fti_json_is(&r->j, i, FTI_OBJECT)) fti_config_no(r, i, "rope_parameters", "the same for all layers");
     kind = fti_config_get(r, o, "rope_type");
     if (kind < 0) kind = fti_config_get(r, o, "type");
     while (kind >= 0 && k < 3 && !fti_json_equals(&r->j, kind, type[k])) k++;
-    if (k == 3) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, kind, "rope_type", "default, linear or llama3");
+    if (k == 3) fti_config_no(r, kind, "rope_type", "default, linear or llama3");
     c->rope_type = k;
     if (k != FTUNE_ROPE_DEFAULT) c->rope_factor = (float)fti_config_positive(r, o, "factor", 0, 1e6);
     if (k != FTUNE_ROPE_LLAMA3) return;
     c->rope_low_freq_factor = (float)fti_config_positive(r, o, "low_freq_factor", 0, 1e6);
     c->rope_high_freq_factor = (float)fti_config_positive(r, o, "high_freq_factor", 0, 1e6);
-    c->rope_original_max_position_embeddings = (int)fti_config_positive(r, o, "original_max_position_embeddings", 0, 1e9);
+    c->rope_original_max_position_embeddings =
+        (int)fti_config_positive(r, o, "original_max_position_embeddings", 0, 1e9);
     if (c->rope_high_freq_factor <= c->rope_low_freq_factor)
-        fti_config_fail(r, FTUNE_ERR_FORMAT, o, "rope_parameters", "high_freq_factor above low_freq_factor");
+        fti_config_bad(r, o, "rope_parameters", "high_freq_factor above low_freq_factor");
 }
 
 /* Attention that looks back only sliding_window tokens: not implemented, so it must be off or wider than any text. */
@@ -4860,8 +6888,8 @@ static void fti_config_window(fti_config_reader *r, const ft_config *c)
     if (qwen && !fti_config_bool(r, "use_sliding_window", 0)) return;
     while (i >= 0 && fti_json_equals(&r->j, i, "full_attention")) i = fti_json_next(&r->j, i);
     if (types >= 0 ? i < 0 : first >= c->num_hidden_layers) return;
-    fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, "sliding_window", "null, or at least max_position_embeddings (attention over "
-                    "the whole text; set it to null for texts shorter than the window)");
+    fti_config_no(r, node, "sliding_window", "null, or at least max_position_embeddings: attention here is over the "
+                  "whole text (if yours are shorter than the window, set it to null)");
 }
 
 /* Keys whose other values change the numbers in ways not implemented. */
@@ -4869,11 +6897,11 @@ static void fti_config_refuse(fti_config_reader *r)
 {
     int quantised = fti_config_get(r, 0, "quantization_config"), act = fti_config_get(r, 0, "hidden_act");
     int dropout = fti_config_get(r, 0, "attention_dropout"), part = fti_config_get(r, 0, "partial_rotary_factor");
-    if (quantised >= 0) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, quantised, "quantization_config", "f32, f16 or bf16 weights");
+    if (quantised >= 0) fti_config_no(r, quantised, "quantization_config", "f32, f16 or bf16 weights");
     if (act >= 0 && !fti_json_equals(&r->j, act, "silu") && !fti_json_equals(&r->j, act, "swish"))
-        fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, act, "hidden_act", "silu");
-    if (fti_json_number(&r->j, dropout, 0) != 0) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, dropout, "attention_dropout", "0");
-    if (fti_json_number(&r->j, part, 1) != 1) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, part, "partial_rotary_factor", "1");
+        fti_config_no(r, act, "hidden_act", "silu");
+    if (fti_json_number(&r->j, dropout, 0) != 0) fti_config_no(r, dropout, "attention_dropout", "0");
+    if (fti_json_number(&r->j, part, 1) != 1) fti_config_no(r, part, "partial_rotary_factor", "1");
 }
 
 static const char *const fti_architectures[][2] = {
@@ -4883,28 +6911,29 @@ static void fti_config_family(fti_config_reader *r, ft_config *c)
 {
     int type = fti_config_get(r, 0, "model_type"), known = 0;
     int architecture = fti_json_child(&r->j, fti_config_get(r, 0, "architectures"));
-    if (!fti_json_is(&r->j, 0, FTI_OBJECT)) fti_config_fail(r, FTUNE_ERR_FORMAT, 0, "config", "an object");
+    if (!fti_json_is(&r->j, 0, FTI_OBJECT)) fti_config_bad(r, 0, "config", "an object");
     for (int i = 0; i < 3 && !known; i++)
-        if (type >= 0 ? fti_json_equals(&r->j, type, fti_architectures[i][0]) : fti_json_equals(&r->j, architecture, fti_architectures[i][1]))
+        if (fti_json_equals(&r->j, type >= 0 ? type : architecture, fti_architectures[i][type < 0]))
             known = fti_config_defaults(c, fti_architectures[i][0]);
-    if (!known) fti_config_fail(r, type < 0 ? FTUNE_ERR_FORMAT : FTUNE_ERR_UNSUPPORTED, type, "model_type", "llama, mistral or qwen2");
+    if (known) return;
+    fti_config_fail(r, type < 0 ? FTUNE_ERR_FORMAT : FTUNE_ERR_UNSUPPORTED, type, "model_type",
+                    "llama, mistral or qwen2");
 }
 
 /* Sizes that agree with each other and whose products fit. */
 static ft_status fti_config_check(const ft_config *c, const char *path, ft_error *err)
 {
+    const int size[8] = { c->vocab_size, c->hidden_size, c->intermediate_size, c->num_hidden_layers,
+                          c->num_attention_heads, c->num_key_value_heads, c->head_dim, c->max_position_embeddings };
+    static const int most[8] = { 1 << 24, 1 << 20, 1 << 24, 1 << 12, 1 << 16, 1 << 16, 1 << 14, 1 << 30 };
     const char *wrong = NULL;
-    if (c->vocab_size < 1 || c->hidden_size < 1 || c->intermediate_size < 1 || c->num_hidden_layers < 1 || c->num_attention_heads < 1
-        || c->num_key_value_heads < 1 || c->head_dim < 1 || c->max_position_embeddings < 1) wrong = "sizes of at least 1";
-    else if (c->vocab_size > 1 << 24 || c->hidden_size > 1 << 20 || c->intermediate_size > 1 << 24 || c->num_hidden_layers > 1 << 12
-             || c->num_attention_heads > 1 << 16 || c->head_dim > 1 << 14 || c->num_attention_heads > (1 << 24) / c->head_dim)
-        wrong = "sizes that a model can have";
-    else if (c->num_attention_heads % c->num_key_value_heads) wrong = "num_attention_heads to be a multiple of num_key_value_heads";
-    else if (c->head_dim % 2) wrong = "an even head_dim, for rotary pairs";
+    for (int i = 0; i < 8; i++) if (size[i] < 1 || size[i] > most[i]) wrong = "sizes that a model can have";
+    if (!wrong && size[4] > (1 << 24) / size[6])  wrong = "at most 2^24 numbers in all heads together";
+    else if (!wrong && size[4] % size[5])         wrong = "num_attention_heads to be a multiple of num_key_value_heads";
+    else if (!wrong && size[6] % 2)               wrong = "an even head_dim, for rotary pairs";
     if (!wrong) return FTUNE_OK;
-    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %s, found vocab %d, hidden %d, mlp %d, layers %d, heads %d/%d of %d", path, wrong,
-                    c->vocab_size, c->hidden_size, c->intermediate_size, c->num_hidden_layers, c->num_attention_heads,
-                    c->num_key_value_heads, c->head_dim);
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected %s, found vocab %d, hidden %d, mlp %d, layers %d, heads %d/%d "
+                    "of %d", path, wrong, size[0], size[1], size[2], size[3], size[4], size[5], size[6]);
 }
 
 static void fti_config_read(fti_config_reader *r, ft_config *c)
@@ -4919,10 +6948,11 @@ static void fti_config_read(fti_config_reader *r, ft_config *c)
     c->num_hidden_layers = fti_config_int(r, "num_hidden_layers", c->num_hidden_layers, 1, 1 << 12);
     c->num_attention_heads = fti_config_int(r, "num_attention_heads", c->num_attention_heads, 1, 1 << 16);
     /* null: as many as attention heads, whatever an absent key means in this family */
-    if (kv < 0 && (fti_json_get(&r->j, 0, "num_key_value_heads") >= 0 || !c->num_key_value_heads)) c->num_key_value_heads = c->num_attention_heads;
+    if (!c->num_key_value_heads || (kv < 0 && fti_json_get(&r->j, 0, "num_key_value_heads") >= 0))
+        c->num_key_value_heads = c->num_attention_heads;
     c->num_key_value_heads = fti_config_int(r, "num_key_value_heads", c->num_key_value_heads, 1, 1 << 16);
     if (c->hidden_size % c->num_attention_heads && fti_config_get(r, 0, "head_dim") < 0)
-        fti_config_fail(r, FTUNE_ERR_FORMAT, fti_config_get(r, 0, "hidden_size"), "hidden_size", "a multiple of num_attention_heads");
+        fti_config_bad(r, fti_config_get(r, 0, "hidden_size"), "hidden_size", "a multiple of num_attention_heads");
     c->head_dim = fti_config_int(r, "head_dim", c->hidden_size / c->num_attention_heads, 1, 1 << 14);
     c->max_position_embeddings = fti_config_int(r, "max_position_embeddings", c->max_position_embeddings, 1, 1 << 30);
     c->rms_norm_eps = (float)fti_config_positive(r, 0, "rms_norm_eps", c->rms_norm_eps, 1);
@@ -4933,7 +6963,8 @@ static void fti_config_read(fti_config_reader *r, ft_config *c)
     }
     dtype = fti_config_get(r, 0, "dtype");
     if (dtype < 0) dtype = fti_config_get(r, 0, "torch_dtype");
-    c->dtype = fti_json_equals(&r->j, dtype, "bfloat16") ? FTUNE_BF16 : fti_json_equals(&r->j, dtype, "float16") ? FTUNE_F16 : FTUNE_F32;
+    c->dtype = fti_json_equals(&r->j, dtype, "bfloat16") ? FTUNE_BF16
+             : fti_json_equals(&r->j, dtype, "float16") ? FTUNE_F16 : FTUNE_F32;
     fti_config_tokens(r, c);
     fti_config_rope(r, c);
     fti_config_window(r, c);
@@ -4944,7 +6975,8 @@ static void fti_config_read(fti_config_reader *r, ft_config *c)
 static int fti_untold_tie(const char *dir)
 {
     ft_weights *w = NULL;
-    int tied = ft_weights_open(&w, dir, NULL) == FTUNE_OK && ft_weights_count(w) && !ft_weights_find(w, "lm_head.weight");
+    int open = ft_weights_open(&w, dir, NULL) == FTUNE_OK;
+    int tied = open && ft_weights_count(w) && !ft_weights_find(w, "lm_head.weight");
     ft_weights_close(w);
     return tied;
 }
@@ -4961,7 +6993,8 @@ FTUNE_API ft_status ft_config_load(ft_config *c, const char *path, ft_error *err
     if (!r.status) r.status = fti_json_parse(&r.j, f.data, f.size, file, err);
     if (!r.status) fti_config_read(&r, c);
     if (!r.status) r.status = fti_config_check(c, file, err);
-    if (!r.status && is_dir && fti_config_get(&r, 0, "tie_word_embeddings") < 0) c->tie_word_embeddings = fti_untold_tie(path);
+    if (!r.status && is_dir && fti_config_get(&r, 0, "tie_word_embeddings") < 0)
+        c->tie_word_embeddings = fti_untold_tie(path);
     fti_json_free(&r.j);
     fti_file_close(&f);
     fti_arena_free(&a);
@@ -5008,19 +7041,23 @@ static void fti_config_write(fti_buf *b, const ft_config *c, const char *archite
         for (int i = 0; i < c->n_eos; i++) fti_buf_fmt(b, "%s\n    %d", i ? "," : "", (int)c->eos_token_id[i]);
         fti_buf_str(b, "\n  ],\n");
     }
-    fti_buf_fmt(b, "  \"head_dim\": %d,\n  \"hidden_act\": \"silu\",\n  \"hidden_size\": %d,\n  \"initializer_range\": 0.02,\n",
-                c->head_dim, c->hidden_size);
-    fti_buf_fmt(b, "  \"intermediate_size\": %d,\n  \"max_position_embeddings\": %d,\n", c->intermediate_size, c->max_position_embeddings);
+    fti_buf_fmt(b, "  \"head_dim\": %d,\n  \"hidden_act\": \"silu\",\n", c->head_dim);
+    fti_buf_fmt(b, "  \"hidden_size\": %d,\n  \"initializer_range\": 0.02,\n", c->hidden_size);
+    fti_buf_fmt(b, "  \"intermediate_size\": %d,\n", c->intermediate_size);
+    fti_buf_fmt(b, "  \"max_position_embeddings\": %d,\n", c->max_position_embeddings);
     if (llama) fti_buf_fmt(b, "  \"mlp_bias\": %s,\n", c->mlp_bias ? "true" : "false");
-    fti_buf_fmt(b, "  \"model_type\": \"%s\",\n  \"num_attention_heads\": %d,\n  \"num_hidden_layers\": %d,\n  \"num_key_value_heads\": %d,\n",
-                c->model_type, c->num_attention_heads, c->num_hidden_layers, c->num_key_value_heads);
+    fti_buf_fmt(b, "  \"model_type\": \"%s\",\n", c->model_type);
+    fti_buf_fmt(b, "  \"num_attention_heads\": %d,\n", c->num_attention_heads);
+    fti_buf_fmt(b, "  \"num_hidden_layers\": %d,\n", c->num_hidden_layers);
+    fti_buf_fmt(b, "  \"num_key_value_heads\": %d,\n", c->num_key_value_heads);
     fti_config_write_id(b, "pad_token_id", c->pad_token_id);
     fti_buf_str(b, "  \"rms_norm_eps\": ");
     fti_buf_number(b, c->rms_norm_eps, 9);
     fti_buf_str(b, ",\n");
     fti_config_write_rope(b, c);
     if (!llama) fti_buf_str(b, ",\n  \"sliding_window\": null");
-    fti_buf_fmt(b, ",\n  \"tie_word_embeddings\": %s,\n  \"torch_dtype\": \"%s\",\n  \"use_cache\": true,\n", c->tie_word_embeddings ? "true" : "false",
+    fti_buf_fmt(b, ",\n  \"tie_word_embeddings\": %s,\n", c->tie_word_embeddings ? "true" : "false");
+    fti_buf_fmt(b, "  \"torch_dtype\": \"%s\",\n  \"use_cache\": true,\n",
                 c->dtype == FTUNE_BF16 ? "bfloat16" : c->dtype == FTUNE_F16 ? "float16" : "float32");
     if (strcmp(c->model_type, "qwen2") == 0) fti_buf_str(b, "  \"use_sliding_window\": false,\n");
     fti_buf_fmt(b, "  \"vocab_size\": %d\n}\n", c->vocab_size);
@@ -5030,14 +7067,14 @@ FTUNE_API ft_status ft_config_save(const ft_config *c, const char *path, ft_erro
 {
     fti_buf b = { NULL, 0, 0, 0 };
     fti_arena a = { NULL };
-    char *file = fti_is_directory(path) ? fti_path_join(&a, path, "config.json") : fti_arena_copy(&a, path, strlen(path));
-    int k = 0;
+    int dir = fti_is_directory(path), k = 0, odd;
+    char *file = dir ? fti_path_join(&a, path, "config.json") : fti_arena_copy(&a, path, strlen(path));
     ft_status e = fti_config_check(c, path, err);
     while (k < 3 && strcmp(c->model_type, fti_architectures[k][0])) k++;
-    if (!e && (k == 3 || (k == 0 && c->qkv_bias != c->o_bias) || (k && (c->qkv_bias != (k == 2) || c->o_bias || c->mlp_bias))
-               || c->rope_type < 0 || c->rope_type > FTUNE_ROPE_LLAMA3 || c->n_eos < 0 || c->n_eos > 8))
-        e = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: expected llama, mistral or qwen2 with the biases of that family, found \"%.23s\"",
-                     path, c->model_type);
+    odd = k == 0 ? c->qkv_bias != c->o_bias : c->qkv_bias != (k == 2) || c->o_bias || c->mlp_bias;
+    if (!e && (k == 3 || odd || c->rope_type < 0 || c->rope_type > FTUNE_ROPE_LLAMA3 || c->n_eos < 0 || c->n_eos > 8))
+        e = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: expected llama, mistral or qwen2 with the biases of that family, "
+                     "found \"%.23s\"", path, c->model_type);
     if (!e && file) fti_config_write(&b, c, fti_architectures[k][1]);
     if (!e && (!file || b.failed)) e = fti_no_memory(err, b.n);
     if (!e) e = fti_file_write(file, b.p, b.n, err);
@@ -5061,10 +7098,9 @@ FTUNE_API int64_t ft_config_parameters(const ft_config *c)
 
 enum { FTI_ALIGN = 64 };                /* a cache line; also the widest vector */
 
-typedef struct fti_cpu {
-    float *scratch;                     /* working memory of the ops, grown on demand, reused by every call */
-    size_t scratch_n;
-} fti_cpu;
+/* Working memory of the ops, grown on demand, reused by every call. An op that calls another has a slot of its own. */
+enum { FTI_SCRATCH_MATMUL, FTI_SCRATCH_LINEAR, FTI_SCRATCH_OP, FTI_SCRATCH_SLOTS };
+typedef struct fti_cpu { float *scratch[FTI_SCRATCH_SLOTS]; size_t scratch_n[FTI_SCRATCH_SLOTS]; } fti_cpu;
 
 /* Aligned memory over the plain allocator: the pointer it gave us is kept in front of the block. */
 static void *fti_aligned_alloc(size_t bytes)
@@ -5115,18 +7151,18 @@ static void fti_cpu_copy(ft_backend *be, void *dst, const void *src, size_t byte
 static void fti_cpu_zero(ft_backend *be, void *p, size_t bytes) { if (!be->error.code && bytes) memset(p, 0, bytes); }
 static void fti_cpu_sync(ft_backend *be) { (void)be; }
 
-/* Scratch of at least n floats, or NULL with the failure latched. Contents do not survive the next request. */
-static float *fti_scratch(ft_backend *be, size_t n)
+/* At least n floats in a slot, or NULL with the failure latched. Contents do not survive the slot's next request. */
+static float *fti_scratch(ft_backend *be, int slot, size_t n)
 {
     fti_cpu *cpu = (fti_cpu *)be->state;
-    if (n > cpu->scratch_n) {
-        fti_aligned_free(cpu->scratch);
-        cpu->scratch = n < SIZE_MAX / sizeof(float) ? (float *)fti_aligned_alloc(n * sizeof(float)) : NULL;
-        cpu->scratch_n = cpu->scratch ? n : 0;
-        if (!cpu->scratch)
-            fti_backend_fail(be, FTUNE_ERR_NO_MEMORY, "cpu: no memory for %.1f MB of scratch", (double)n * 4e-6);
+    if (n > cpu->scratch_n[slot]) {
+        fti_aligned_free(cpu->scratch[slot]);
+        cpu->scratch[slot] = n < SIZE_MAX / sizeof(float) ? (float *)fti_aligned_alloc(n * sizeof(float)) : NULL;
+        cpu->scratch_n[slot] = cpu->scratch[slot] ? n : 0;
+        if (!cpu->scratch[slot])
+            fti_backend_fail(be, FTUNE_ERR_NO_MEMORY, "cpu: no memory for %.1f MB of working space", (double)n * 4e-6);
     }
-    return be->error.code ? NULL : cpu->scratch;
+    return be->error.code ? NULL : cpu->scratch[slot];
 }
 
 /* How many threads a job of so many element operations deserves: waking one costs some microseconds. */
@@ -5134,6 +7170,19 @@ static int fti_threads(const ft_backend *be, size_t work)
 {
     size_t t = work / 16384 + 1;
     return t < (size_t)be->threads ? (int)t : be->threads;
+}
+
+/* Is the table still healthy, and this tensor one of floats with so many rows and columns (-1: any)? */
+static int fti_fits(ft_backend *be, const char *op, const ft_tensor *w, int rows, int cols)
+{
+    if (be->error.code) return 0;
+    if ((rows >= 0 && w->shape[0] != rows) || (cols >= 0 && (w->rank != 2 || w->shape[1] != cols)))
+        fti_backend_fail(be, FTUNE_ERR_FORMAT, "%s: %s: expected %d numbers a row, found a shape that begins [%d, %d]",
+                         w->name ? w->name : "tensor", op, cols >= 0 ? cols : rows, w->shape[0], w->shape[1]);
+    else if (w->dtype != FTUNE_F32 && w->dtype != FTUNE_BF16 && w->dtype != FTUNE_F16)
+        fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "%s: %s: expected F32, BF16 or F16, found %s",
+                         w->name ? w->name : "tensor", op, ft_dtype_name(w->dtype));
+    return be->error.code == FTUNE_OK;
 }
 
 FTUNE_API ft_status ft_backend_check(const ft_backend *be, ft_error *err)
@@ -5162,7 +7211,7 @@ static void fti_cpu_fill(ft_backend *be);           /* the ops, at the end of >>
 static void fti_cpu_destroy(ft_backend *be)
 {
     fti_cpu *cpu = (fti_cpu *)be->state;
-    if (cpu) fti_aligned_free(cpu->scratch);
+    for (int i = 0; cpu && i < FTI_SCRATCH_SLOTS; i++) fti_aligned_free(cpu->scratch[i]);
     FTUNE_FREE(cpu);
     FTUNE_FREE(be);
 }
@@ -5192,379 +7241,1150 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
     return FTUNE_OK;
 }
 
-/* >>6 ops -------------------------------------------------------------------------------------------------------- */
+/* >>6 ops --------------------------------------------------------------------------------------------------------
+ *
+ * Everything a transformer computes is here: each op's forward, and below it its backward. An op is a formula first;
+ * the loops under it are that formula, spelled out. One op is different. Nine tenths of the time goes into
+ *
+ *     C[M,N] = alpha * A[M,K] B[K,N] + beta * C            2*M*N*K operations on M*K + K*N + M*N numbers
+ *
+ * and the three plain loops reach two percent of what the machine can do. Why? A core multiplies and adds 16 to 32 numbers
+ * per cycle but waits 4 cycles for the nearest cache, 14 for the next, hundreds for memory. Two loads for each
+ * multiplication starve it. The cure is to use every number many times while it is near:
+ *
+ *              <- 32 ->                 one tile of C: 14 rows x 32 columns = 28 vector registers (AVX-512)
+ *     k  +----+--------+----+           each step k: 2 vector loads of B, 14 numbers of A, 28 fused multiply-adds;
+ *     |  |    | panel  |    |  B        46 numbers loaded, 448 used together: ten operations a load, not half of one
+ *     v  |    |  of B  |    |
+ *        +----+--------+----+           panel of B   384 x 32  =  48 KB   stays in the nearest cache
+ *     +------+ +----------------+       block of A   336 x 384 = 512 KB   stays in the second, swept 14 rows at a time
+ *     | ==== | |    [tile]      | 14    C            read and written once per 384 steps of k
+ *     |block | |                |
+ *     | of A | |        C       |       Panel and block are copied ("packed") into the order in which they are read:
+ *     +------+ +----------------+       one stream, no two rows in the same cache set, other number types widened.
+ *
+ * (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.) Packing costs a few percent and is
+ * paid once, not per step, for the weights of a frozen model: prepare_linear keeps them as panels.
+ *
+ * Bits: a number of C is always the sum over k in the same order, whatever tile or thread it falls to. Threads share out
+ * outputs, never sums, so one thread or sixty-four give the same bits. The usual mistake is the other way round: a sum
+ * split between threads, and a training run that cannot be repeated. tests/bench/matmul.c has the figures. */
 
-/* element i of a tensor as f32, any alignment */
-static float fti_element(const ft_tensor *t, size_t i)
+/* ---- vectors: one source, the widest registers the compiler was allowed to use ---------------------------------- */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { FTI_LANES = 16, FTI_MR = 14 };
+#define FTI_FMA(a, b, c) ((fti_vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+enum { FTI_LANES = 8, FTI_MR = 6 };
+#define FTI_FMA(a, b, c) ((fti_vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+enum { FTI_LANES = 4, FTI_MR = 12 };
+#define FTI_FMA(a, b, c) ((fti_vec)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#elif defined(__GNUC__)
+enum { FTI_LANES = 4, FTI_MR = 6 };
+#else
+enum { FTI_LANES = 1, FTI_MR = 6 };
+#endif
+#ifndef FTI_FMA                         /* with -std=c99 GCC does not fuse a * b + c by itself, hence the names above */
+#define FTI_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+#if defined(__GNUC__)
+typedef float fti_vec __attribute__((vector_size(4 * FTI_LANES)));
+#define FTI_ZERO ((fti_vec){ 0 })
+#define FTI_PREFETCH(p) __builtin_prefetch(p, 1)
+#else
+typedef float fti_vec;
+#define FTI_ZERO 0.0f
+#define FTI_PREFETCH(p) ((void)0)
+#endif
+#if defined(__clang__)
+#define FTI_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define FTI_UNROLL _Pragma("GCC unroll 16")
+#else
+#define FTI_UNROLL
+#endif
+enum {
+    FTI_NR = 2 * FTI_LANES,             /* columns of a tile, and of a panel of B */
+    FTI_KC = 384, FTI_MC = 336,         /* depth and height of a block of A */
+    FTI_AS = FTI_KC + 16                /* floats from one packed row of A to the next: rows fall into different sets */
+};
+
+FTI_INLINE fti_vec fti_load(const void *p) { fti_vec v; memcpy(&v, p, sizeof v); return v; }
+FTI_INLINE void    fti_store(void *p, fti_vec v) { memcpy(p, &v, sizeof v); }
+FTI_INLINE fti_vec fti_splat(float s) { return s - FTI_ZERO; }
+FTI_INLINE float   fti_lanes_sum(fti_vec v)
 {
-    const char *p = (const char *)t->data;
-    float f;
-    if (t->dtype == FTUNE_BF16) return fti_bf16_to_f32(fti_le16(p + 2 * i));
-    if (t->dtype == FTUNE_F16)  return fti_f16_to_f32(fti_le16(p + 2 * i));
-    memcpy(&f, p + 4 * i, 4);
-    return f;
+    float a[FTI_LANES], s = 0.0f;
+    fti_store(a, v);
+    for (int l = 0; l < FTI_LANES; l++) s += a[l];
+    return s;
 }
 
-/* C = alpha op(A) op(B) + beta C */
-static void fti_matmul(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha, const float *A, int lda,
-                       const float *B, int ldb, float beta, float *C, int ldc)
+/* sum_i x[i] y[i], four running vectors to hide the latency of the addition */
+static float fti_dot(const float *x, const float *y, int n)
 {
-    FTI_PARALLEL_FOR(be->threads)
-    for (int i = 0; i < M; i++) {
-        float *c = C + (size_t)i * ldc;
-        for (int j = 0; j < N; j++) c[j] = beta == 0.0f ? 0.0f : beta * c[j];
-        if (transB) {
-            for (int j = 0; j < N; j++) {
-                float s = 0.0f;
-                for (int k = 0; k < K; k++)
-                    s += (transA ? A[(size_t)k * lda + i] : A[(size_t)i * lda + k]) * B[(size_t)j * ldb + k];
-                c[j] += alpha * s;
-            }
-        } else {
-            for (int k = 0; k < K; k++) {
-                float a = alpha * (transA ? A[(size_t)k * lda + i] : A[(size_t)i * lda + k]);
-                const float *b = B + (size_t)k * ldb;
-                for (int j = 0; j < N; j++) c[j] += a * b[j];
-            }
+    fti_vec s0 = FTI_ZERO, s1 = s0, s2 = s0, s3 = s0;
+    float tail = 0.0f;
+    int i = 0;
+    for (; i + 4 * FTI_LANES <= n; i += 4 * FTI_LANES) {
+        s0 = FTI_FMA(fti_load(x + i), fti_load(y + i), s0);
+        s1 = FTI_FMA(fti_load(x + i + FTI_LANES), fti_load(y + i + FTI_LANES), s1);
+        s2 = FTI_FMA(fti_load(x + i + 2 * FTI_LANES), fti_load(y + i + 2 * FTI_LANES), s2);
+        s3 = FTI_FMA(fti_load(x + i + 3 * FTI_LANES), fti_load(y + i + 3 * FTI_LANES), s3);
+    }
+    for (; i + FTI_LANES <= n; i += FTI_LANES) s0 = FTI_FMA(fti_load(x + i), fti_load(y + i), s0);
+    for (; i < n; i++) tail += x[i] * y[i];
+    return fti_lanes_sum((s0 + s1) + (s2 + s3)) + tail;
+}
+
+/* sum_i x[i]: floats within a stretch of 64 vectors, double above, so that a whole vocabulary keeps its digits */
+static double fti_sum(const float *x, int n)
+{
+    double sum = 0.0;
+    int i = 0;
+    while (i + FTI_LANES <= n) {
+        fti_vec s = FTI_ZERO;
+        for (int v = 0; v < 64 && i + FTI_LANES <= n; v++, i += FTI_LANES) s += fti_load(x + i);
+        sum += fti_lanes_sum(s);
+    }
+    for (; i < n; i++) sum += x[i];
+    return sum;
+}
+
+static float fti_max(const float *x, int n)
+{
+    float top[4 * FTI_LANES], m = -INFINITY;
+    int i = 0;
+    for (int l = 0; l < 4 * FTI_LANES; l++) top[l] = -INFINITY;
+    for (; i + 4 * FTI_LANES <= n; i += 4 * FTI_LANES)
+        for (int l = 0; l < 4 * FTI_LANES; l++) top[l] = x[i + l] > top[l] ? x[i + l] : top[l];
+    for (; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (int l = 0; l < 4 * FTI_LANES; l++) m = top[l] > m ? top[l] : m;
+    return m;
+}
+
+/* e^x within 2 units in the last place, without a call or a branch, so that loops around it become vector code.
+ *   x = n ln 2 + r, |r| <= ln 2 / 2;  e^x = 2^n e^r;  e^r by its series to r^7
+ * ln 2 is subtracted in two parts, the first short enough that n times it is exact (Cody & Waite 1980). Adding
+ * 1.5 * 2^23 rounds to an integer. Below -86.9 the result is 0, above 88.7 infinite; NaN stays NaN. */
+FTI_INLINE float fti_exp(float x)
+{
+    const float round = 12582912.0f;
+    float y = x < -87.0f ? -87.0f : x, t, r, p, scale;
+    uint32_t bits;
+    y = y > 89.0f ? 89.0f : y;
+    t = y * 1.44269504f + round;
+    memcpy(&bits, &t, sizeof bits);
+    t -= round;
+    r = y - t * 0.693359375f;
+    r = r - t * -2.12194440e-4f;
+    p = 1.9841270e-4f;
+    p = p * r + 1.3888889e-3f;
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * (r * r) + r + 1.0f;
+    bits = (bits + 126u) << 23;         /* 2^(n-1): n may be 128, which has no float of its own */
+    memcpy(&scale, &bits, sizeof scale);
+    return x < -86.9f ? 0.0f : p * scale * 2.0f;
+}
+
+/* ---- number types: what a weight may be in memory ---------------------------------------------------------------- */
+
+/* n elements to f32, from any alignment: mapped files promise none. */
+static void fti_widen(float *y, const void *x, ft_dtype dtype, int n)
+{
+    const char *p = (const char *)x;
+    if (dtype == FTUNE_F32) memcpy(y, p, (size_t)n * sizeof *y);
+    else if (dtype == FTUNE_BF16)
+        for (int i = 0; i < n; i++) {
+            uint16_t h;
+            uint32_t u;
+            memcpy(&h, p + 2 * (size_t)i, sizeof h);
+            u = (uint32_t)h << 16;
+            memcpy(y + i, &u, sizeof u);
+        }
+    else
+        for (int i = 0; i < n; i++) {   /* f16: shift into place, then let a multiplication fix the exponent */
+            uint16_t h;
+            uint32_t u, sign;
+            float f;
+            memcpy(&h, p + 2 * (size_t)i, sizeof h);
+            u = (h & 0x7fffu) << 13; sign = (h & 0x8000u) << 16;
+            memcpy(&f, &u, sizeof f);
+            f *= 5.192296858534828e33f;                     /* 2^112 */
+            memcpy(&u, &f, sizeof u);
+            u |= (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;   /* infinity and NaN */
+            u |= sign;
+            memcpy(y + i, &u, sizeof u);
+        }
+}
+static int fti_is_float(ft_dtype t) { return t == FTUNE_F32 || t == FTUNE_BF16 || t == FTUNE_F16; }
+static size_t fti_float_size(ft_dtype t) { return t == FTUNE_F32 ? 4 : 2; }
+
+/* ---- matmul ------------------------------------------------------------------------------------------------------ */
+
+/* B[K,N] as it lies in memory */
+typedef struct fti_matrix {
+    const void *data; ft_dtype dtype; size_t ld;
+    int trans;                          /* stored [N,K] */
+    int panels;                         /* stored as packed panels: [N / NR][K][NR] */
+} fti_matrix;
+/* what becomes of the sums: C = alpha * sum + beta * C + bias */
+typedef struct fti_result { float *C; size_t ldc; float alpha, beta; const float *bias; } fti_result;
+
+/* One tile: rows x (vectors * LANES) numbers of C held in registers while k runs. rows and vectors are constants where
+ * this is called, so the inner loops vanish. a: packed rows; b: packed panel; cols: how many columns C really has. */
+FTI_INLINE void fti_tile(const int rows, const int vectors, int K, const float *a, const float *b, const fti_result *o,
+                         float *c, const float *bias, int cols)
+{
+    fti_vec acc[FTI_MR][2], alpha = fti_splat(o->alpha), beta = fti_splat(o->beta);
+    float edge[FTI_NR];
+    FTI_UNROLL
+    for (int r = 0; r < rows; r++) {
+        acc[r][0] = acc[r][1] = FTI_ZERO;
+        FTI_PREFETCH(c + r * o->ldc);
+        if (vectors == 2) FTI_PREFETCH(c + r * o->ldc + FTI_LANES);
+    }
+    for (int k = 0; k < K; k++, a++, b += FTI_NR) {
+        fti_vec b0 = fti_load(b), b1 = vectors == 2 ? fti_load(b + FTI_LANES) : b0;
+        FTI_UNROLL
+        for (int r = 0; r < rows; r++) {
+            fti_vec x = fti_splat(a[r * FTI_AS]);
+            acc[r][0] = FTI_FMA(x, b0, acc[r][0]);
+            if (vectors == 2) acc[r][1] = FTI_FMA(x, b1, acc[r][1]);
         }
     }
+    FTI_UNROLL
+    for (int r = 0; r < rows; r++, c += o->ldc) {
+        float *to = c;
+        if (cols < vectors * FTI_LANES) {                   /* the last columns go through a copy of full width */
+            to = edge;
+            for (int j = 0; j < FTI_NR; j++) edge[j] = o->beta != 0.0f && j < cols ? c[j] : 0.0f;
+        }
+        for (int v = 0; v < vectors; v++) {
+            fti_vec y = alpha * acc[r][v];
+            if (o->beta != 0.0f) y += beta * fti_load(to + v * FTI_LANES);
+            if (bias) y += fti_load(bias + v * FTI_LANES);
+            fti_store(to + v * FTI_LANES, y);
+        }
+        if (to == edge) memcpy(c, edge, (size_t)cols * sizeof *c);
+    }
+}
+
+/* All rows of a block of A against one panel: as many full tiles as fit, then smaller ones. */
+static void fti_sweep(int m, int K, const float *a, const float *b, const fti_result *o, float *c, const float *bias,
+                      int cols)
+{
+    int wide = cols > FTI_LANES;
+    while (m > 0) {
+        int rows = m >= FTI_MR ? FTI_MR : FTI_MR > 8 && m >= 8 ? 8 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+        switch (rows + wide * 16) {
+        case 16 + FTI_MR: fti_tile(FTI_MR, 2, K, a, b, o, c, bias, cols); break;
+        case 16 + 8:      fti_tile(8, 2, K, a, b, o, c, bias, cols); break;
+        case 16 + 4:      fti_tile(4, 2, K, a, b, o, c, bias, cols); break;
+        case 16 + 2:      fti_tile(2, 2, K, a, b, o, c, bias, cols); break;
+        case 16 + 1:      fti_tile(1, 2, K, a, b, o, c, bias, cols); break;
+        case FTI_MR:      fti_tile(FTI_MR, 1, K, a, b, o, c, bias, cols); break;
+        case 8:           fti_tile(8, 1, K, a, b, o, c, bias, cols); break;
+        case 4:           fti_tile(4, 1, K, a, b, o, c, bias, cols); break;
+        case 2:           fti_tile(2, 1, K, a, b, o, c, bias, cols); break;
+        default:          fti_tile(1, 1, K, a, b, o, c, bias, cols); break;
+        }
+        a += rows * FTI_AS; c += rows * o->ldc; m -= rows;
+    }
+}
+
+/* dst[c][r] = src[r][c] for rows x cols numbers, four by four; strides in floats, src at any alignment. */
+static void fti_transpose(float *dst, size_t dst_stride, const char *src, size_t src_stride, int rows, int cols)
+{
+    int r = 0;
+#if defined(__GNUC__)
+    typedef float quad __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define FTI_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+    typedef int32_t four __attribute__((vector_size(16)));
+#define FTI_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (four){ i, j, k, l })
+#endif
+    for (; r + 4 <= rows; r += 4)
+        for (int c = 0; c + 4 <= cols; c += 4) {
+            quad x[4], lo0, lo1, hi0, hi1;
+            for (int i = 0; i < 4; i++) memcpy(x + i, src + ((size_t)(r + i) * src_stride + c) * 4, sizeof *x);
+            lo0 = FTI_MIX(x[0], x[1], 0, 4, 1, 5); hi0 = FTI_MIX(x[0], x[1], 2, 6, 3, 7);
+            lo1 = FTI_MIX(x[2], x[3], 0, 4, 1, 5); hi1 = FTI_MIX(x[2], x[3], 2, 6, 3, 7);
+            x[0] = FTI_MIX(lo0, lo1, 0, 1, 4, 5);  x[1] = FTI_MIX(lo0, lo1, 2, 3, 6, 7);
+            x[2] = FTI_MIX(hi0, hi1, 0, 1, 4, 5);  x[3] = FTI_MIX(hi0, hi1, 2, 3, 6, 7);
+            for (int i = 0; i < 4; i++) memcpy(dst + (size_t)(c + i) * dst_stride + r, x + i, sizeof *x);
+        }
+#undef FTI_MIX
+#endif
+    for (int i = 0; i < rows; i++)                          /* what the squares left over */
+        for (int c = i < r ? cols - cols % 4 : 0; c < cols; c++)
+            memcpy(dst + (size_t)c * dst_stride + i, src + ((size_t)i * src_stride + c) * 4, 4);
+}
+
+/* m rows by k numbers of A (stored [K,M] when trans) from row m0, column k0 on: rows at a stride of FTI_AS. */
+static void fti_pack_rows(float *dst, const float *A, size_t lda, int trans, int m0, int m, int k0, int k)
+{
+    if (trans)                                              /* in strips: 32 rows of dst stay near while k runs */
+        for (int i = 0; i < m; i += 32)
+            fti_transpose(dst + (size_t)i * FTI_AS, FTI_AS, (const char *)(A + (size_t)k0 * lda + m0 + i), lda, k,
+                          m - i < 32 ? m - i : 32);
+    else
+        for (int i = 0; i < m; i++)
+            memcpy(dst + (size_t)i * FTI_AS, A + (size_t)(m0 + i) * lda + k0, (size_t)k * sizeof *dst);
+}
+
+/* The panel of B at columns j .. j+n, steps k0 .. k0+k, as f32: where it lies if it is one already, else packed into
+ * dst. Columns from n on are never looked at. */
+static const float *fti_panel(float *dst, const fti_matrix *B, int K, int j, int n, int k0, int k)
+{
+    size_t step = fti_float_size(B->dtype);
+    const char *data = (const char *)B->data;
+    if (B->panels) {
+        const char *p = data + ((size_t)j * K + (size_t)k0 * FTI_NR) * step;
+        if (B->dtype == FTUNE_F32) return (const float *)(const void *)p;
+        fti_widen(dst, p, B->dtype, k * FTI_NR);
+    } else if (!B->trans) {
+        const char *p = data + ((size_t)k0 * B->ld + j) * step;
+        if (B->dtype == FTUNE_F32 && n == FTI_NR)
+            for (int kk = 0; kk < k; kk++, p += B->ld * step) {
+                fti_store(dst + (size_t)kk * FTI_NR, fti_load(p));
+                fti_store(dst + (size_t)kk * FTI_NR + FTI_LANES, fti_load(p + FTI_LANES * 4));
+            }
+        else
+            for (int kk = 0; kk < k; kk++, p += B->ld * step) fti_widen(dst + (size_t)kk * FTI_NR, p, B->dtype, n);
+    } else
+        for (int kk = 0; kk < k; kk += 64) {                /* a strip of the panel that stays near while columns run */
+            float wide[FTI_NR * 64];
+            int some = k - kk < 64 ? k - kk : 64;
+            const char *p = data + ((size_t)j * B->ld + k0 + kk) * step;
+            size_t ld = B->ld;
+            if (B->dtype != FTUNE_F32) {
+                for (int c = 0; c < n; c++) fti_widen(wide + (size_t)c * 64, p + (size_t)c * ld * step, B->dtype, some);
+                p = (const char *)wide; ld = 64;
+            }
+            fti_transpose(dst + (size_t)kk * FTI_NR, FTI_NR, p, ld, n, some);
+        }
+    return dst;
+}
+
+/* A block of packed rows times B: C[m, j0..j1] = alpha * a B[k0..k0+k, :] + ...; panel: working memory, KC x NR.
+ * dots: few rows against columns that lie together are faster as plain scalar products. */
+static void fti_block(float *panel, const float *a, int m, const fti_matrix *B, int K, int k0, int k, int j0, int j1,
+                      const fti_result *o, float *c, int dots)
+{
+    if (dots) {
+        for (int j = j0; j < j1; j++)
+            for (int r = 0; r < m; r++) {
+                float *y = c + r * o->ldc + j;
+                float s = o->alpha * fti_dot(a + (size_t)r * FTI_AS, (const float *)B->data + (size_t)j * B->ld + k0, k);
+                if (o->beta != 0.0f) s += o->beta * *y;
+                *y = o->bias ? s + o->bias[j] : s;
+            }
+        return;
+    }
+    for (int j = j0; j < j1; j += FTI_NR) {
+        int n = j1 - j < FTI_NR ? j1 - j : FTI_NR;
+        float bias[FTI_NR] = { 0 };
+        if (o->bias) memcpy(bias, o->bias + j, (size_t)n * sizeof *bias);
+        fti_sweep(m, k, a, fti_panel(panel, B, K, j, n, k0, k), o, c + j, o->bias ? bias : NULL, n);
+    }
+}
+
+enum { FTI_PANEL = FTI_KC * FTI_NR, FTI_MATMUL_SCRATCH = FTI_MC * FTI_AS + FTI_PANEL };    /* floats of one thread */
+
+/* n cut into equal blocks of at most most, each a multiple of unit: no thin block at the end. */
+static int fti_even(int n, int most, int unit)
+{
+    int blocks = (n + most - 1) / most, size = blocks > 0 ? (n + blocks - 1) / blocks : 1;
+    return (size + unit - 1) / unit * unit;
+}
+
+/* One thread's rectangle of C: rows m0..m1, columns n0..n1. */
+static void fti_matmul_part(float *scratch, int m0, int m1, int n0, int n1, int K, const float *A, size_t lda, int transA,
+                            const fti_matrix *B, const fti_result *o, int dots)
+{
+    float *panel = scratch + (size_t)FTI_MC * FTI_AS;
+    int MC = fti_even(m1 - m0, FTI_MC, FTI_MR), KC = fti_even(K, FTI_KC, 4);
+    for (int i = m0; i < m1; i += MC) {
+        int m = m1 - i < MC ? m1 - i : MC, k0 = 0;
+        do {                                                /* once even when K is 0: C = beta C */
+            int k = K - k0 < KC ? K - k0 : KC;
+            fti_result now = *o;
+            if (k0) { now.beta = 1.0f; now.bias = NULL; }
+            fti_pack_rows(scratch, A, lda, transA, i, m, k0, k);
+            fti_block(panel, scratch, m, B, K, k0, k, n0, n1, &now, o->C + (size_t)i * o->ldc, dots);
+            k0 += k;
+        } while (k0 < K);
+    }
+}
+
+/* Share t of n items in threads equal shares, cut at multiples of unit. */
+static int fti_share(int n, int unit, int t, int threads)
+{
+    int64_t units = ((int64_t)n + unit - 1) / unit, at = units * t / threads * unit;
+    return at < n ? (int)at : n;
+}
+
+/* C = alpha op(A) B + beta C + bias, on a grid of threads: the grid whose largest rectangle costs least, packing included. */
+static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const float *A, int lda, const fti_matrix *B,
+                       const fti_result *o)
+{
+    int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 8 + 1), down = 1;
+    int dots = M <= 2 && B->trans && !B->panels && B->dtype == FTUNE_F32 && (uintptr_t)B->data % sizeof(float) == 0;
+    double best = INFINITY;
+    float *scratch;
+    if (be->error.code || M <= 0 || N <= 0) return;
+    for (int d = 1; d <= threads; d++) {
+        double rows = ceil(ceil((double)M / FTI_MR) / d) * FTI_MR;
+        double cols = ceil(ceil((double)N / FTI_NR) / (threads / d)) * FTI_NR;
+        double cost = rows * cols + 8.0 * (rows + (B->panels ? 0.0 : cols));
+        if (threads % d == 0 && cost < best) { best = cost; down = d; }
+    }
+    scratch = fti_scratch(be, FTI_SCRATCH_MATMUL, (size_t)threads * FTI_MATMUL_SCRATCH);
+    if (!scratch) return;
+    FTI_PARALLEL_FOR(threads)
+    for (int t = 0; t < threads; t++) {
+        int across = threads / down, i = t / across, j = t % across;
+        fti_matmul_part(scratch + (size_t)t * FTI_MATMUL_SCRATCH,
+                        fti_share(M, FTI_MR, i, down), fti_share(M, FTI_MR, i + 1, down),
+                        fti_share(N, FTI_NR, j, across), fti_share(N, FTI_NR, j + 1, across), K, A, (size_t)lda, transA, B,
+                        o, dots);
+    }
+}
+
+/* The same for two f32 matrices: what adapters and gradients use. */
+static void fti_gemm(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha, const float *A, int lda,
+                     const float *B, int ldb, float beta, float *C, int ldc)
+{
+    fti_matrix b = { B, FTUNE_F32, (size_t)ldb, transB, 0 };
+    fti_result o = { C, (size_t)ldc, alpha, beta, NULL };
+    fti_matmul(be, transA, M, N, K, A, lda, &b, &o);
 }
 
 FTUNE_API ft_status ft_matmul(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha, const float *A,
                               int lda, const float *B, int ldb, float beta, float *C, int ldc, ft_error *err)
 {
-    if (M < 0 || N < 0 || K < 0) return fti_fail(err, FTUNE_ERR_ARGUMENT, "matmul: negative size");
-    fti_matmul(be, transA, transB, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
-    if (be->error.code) { if (err) *err = be->error; return be->error.code; }
+    if (M < 0 || N < 0 || K < 0 || lda < (transA ? M : K) || ldb < (transB ? K : N) || ldc < N)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "matmul: expected sizes >= 0 and rows no longer than lda, ldb, ldc, "
+                        "found M %d, N %d, K %d, lda %d, ldb %d, ldc %d", M, N, K, lda, ldb, ldc);
+    fti_gemm(be, transA, transB, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+    if (be->error.code) return fti_fail(err, be->error.code, "%s", be->error.message);
     return FTUNE_OK;
+}
+
+/* ---- linear: y = x W^T + bias + scaling * (dropout(x) A^T) B^T --------------------------------------------------- */
+
+/* Panels of a frozen linear, parts side by side, in the type of the file: memory of the weights once more, no more. */
+typedef struct fti_packed { ft_dtype dtype; const void *panels; } fti_packed;
+
+/* One column of a panel: k numbers of step bytes that lie together go NR apart. */
+static void fti_pack_column(char *dst, const char *src, size_t step, int k)
+{
+    if (step == 2) for (int i = 0; i < k; i++) memcpy(dst + (size_t)i * FTI_NR * 2, src + (size_t)i * 2, 2);
+    else           for (int i = 0; i < k; i++) memcpy(dst + (size_t)i * FTI_NR * 4, src + (size_t)i * 4, 4);
 }
 
 static void fti_cpu_prepare_linear(ft_backend *be, ft_linear *l, int frozen)
 {
-    (void)frozen;
-    for (int p = 0; p < l->n_parts; p++) {
-        const ft_tensor *w = &l->part[p].weight;
-        if (w->dtype != FTUNE_F32 && w->dtype != FTUNE_BF16 && w->dtype != FTUNE_F16)
-            fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "%s: expected a weight of F32, BF16 or F16", l->part[p].name);
+    size_t step, panels = ((size_t)l->out + FTI_NR - 1) / FTI_NR;
+    fti_packed *packed;
+    char *base;
+    ft_dtype dtype = l->part[0].weight.dtype;
+    int out = 0;
+    if (be->error.code) return;
+    for (int i = 0; i < l->n_parts; i++) {
+        const ft_proj *p = &l->part[i];
+        const ft_tensor *w = &p->weight, *b = &p->bias;
+        out += p->out;
+        if (!fti_is_float(w->dtype) || (b->data && !fti_is_float(b->dtype))) {
+            fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "%s: expected weights of F32, BF16 or F16, found %s",
+                             p->name ? p->name : "linear", ft_dtype_name(w->dtype));
+            return;
+        }
+        if (w->rank != 2 || w->shape[0] != p->out || w->shape[1] != p->in || p->in != l->in ||
+            (b->data && (b->rank != 1 || b->shape[0] != p->out))) {
+            fti_backend_fail(be, FTUNE_ERR_FORMAT, "%s: expected a weight [%d, %d] and a bias [%d] or none, found a weight "
+                             "[%d, %d]", p->name ? p->name : "linear", p->out, l->in, p->out, w->shape[0], w->shape[1]);
+            return;
+        }
+        if (w->dtype != dtype) frozen = 0;                  /* mixed types: packed at each use */
     }
+    if (out != l->out) {
+        fti_backend_fail(be, FTUNE_ERR_ARGUMENT, "%s: expected parts of %d outputs together, found %d",
+                         l->part[0].name ? l->part[0].name : "linear", l->out, out);
+        return;
+    }
+    fti_cpu_release(be, l->packed);
+    l->packed = NULL;
+    if (!frozen) return;
+    step = fti_float_size(dtype);
+    base = (char *)fti_cpu_alloc(be, FTI_ALIGN + panels * FTI_NR * (size_t)l->in * step);
+    if (!base) return;
+    packed = (fti_packed *)(void *)base;
+    packed->dtype = dtype;
+    packed->panels = base += FTI_ALIGN;
+    FTI_PARALLEL_FOR(be->threads)
+    for (int c = 0; c < l->out; c++) {
+        const ft_proj *p = l->part;
+        int row = c;
+        while (row >= p->out) row -= p++->out;
+        fti_pack_column(base + ((size_t)(c - c % FTI_NR) * l->in + (size_t)(c % FTI_NR)) * step,
+                        (const char *)p->weight.data + (size_t)row * l->in * step, step, l->in);
+    }
+    l->packed = packed;
 }
-static void fti_cpu_release_linear(ft_backend *be, ft_linear *l) { (void)be; (void)l; }
 
-/* v1: the weight widened to f32 in fresh memory when it is not f32 already */
-static float *fti_widen(ft_backend *be, const ft_tensor *w, size_t n)
+static void fti_cpu_release_linear(ft_backend *be, ft_linear *l)
 {
-    float *p = (float *)fti_cpu_alloc(be, n * sizeof(float));
-    if (p) for (size_t i = 0; i < n; i++) p[i] = fti_element(w, i);
-    return p;
+    fti_cpu_release(be, l->packed);
+    l->packed = NULL;
 }
 
-static uint32_t fti_mix32(uint32_t h)
+/* y = x with each number dropped with probability p, the others divided by 1 - p. Which are dropped is a hash of (seed,
+ * part, place): backward finds the same ones again, nothing is stored, and threads do not matter. add: y += instead. */
+static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, float p, uint64_t seed, int part, int add)
 {
-    h ^= h >> 16; h *= 0x85ebca6bu; h ^= h >> 13; h *= 0xc2b2ae35u;
-    return h ^ h >> 16;
-}
-static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, float p, uint64_t seed, int part)
-{
-    uint32_t limit = (uint32_t)((double)p * 4294967296.0);
-    float keep = 1.0f / (1.0f - p);
+    uint32_t limit = (uint32_t)((double)p * 4294967295.0);
+    float scale = 1.0f / (1.0f - p);
     FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * C))
     for (int n = 0; n < N; n++) {
-        uint32_t row = fti_mix32((uint32_t)seed ^ fti_mix32((uint32_t)(seed >> 32) + 3u * (uint32_t)n + (uint32_t)part));
+        uint64_t s = seed + 0x9e3779b97f4a7c15u * ((uint64_t)n * 4 + (uint64_t)part + 1);
+        uint32_t row, salt;
+        s = (s ^ s >> 30) * 0xbf58476d1ce4e5b9u; s = (s ^ s >> 27) * 0x94d049bb133111ebu; s ^= s >> 31;     /* splitmix64 */
+        row = (uint32_t)s; salt = (uint32_t)(s >> 32);
         for (int c = 0; c < C; c++) {
-            float v = fti_mix32(row + (uint32_t)c) >= limit ? x[(size_t)n * C + c] * keep : 0.0f;
-            y[(size_t)n * C + c] = v;
+            size_t i = (size_t)n * C + c;
+            uint32_t h = ((uint32_t)c ^ salt) * 0x85ebca6bu + row;
+            h = (h ^ h >> 16) * 0x7feb352du; h = (h ^ h >> 15) * 0x846ca68bu; h ^= h >> 16;
+            y[i] = (h >= limit ? x[i] * scale : 0.0f) + (add ? y[i] : 0.0f);
         }
     }
 }
 
+static int fti_sum_R(const ft_linear *l)
+{
+    int R = 0;
+    for (int i = 0; i < l->n_parts; i++) R += l->part[i].R;
+    return R;
+}
+
+/* xa = dropout(x) A^T is [N, sum R]: small, and all of the adapter that backward needs besides x.
+ * A fresh adapter has B = 0 and adds +0: y keeps its bits, as a sum of products is never -0 unless it underflows. */
 static void fti_cpu_linear_forward(ft_backend *be, ft_act *Y, ft_act *XA, const ft_act *X, const ft_linear *l, int N,
                                    uint64_t seed)
 {
-    float *y = (float *)Y, *xa = (float *)XA; const float *x = (const float *)X;
-    int sum_R = 0, col = 0;
+    float *y = (float *)Y, *xa = (float *)XA, *bias, *own_xa, *dropped;
+    const float *x = (const float *)X;
+    const fti_packed *packed = (const fti_packed *)l->packed;
+    int sum_R = fti_sum_R(l), any_bias = 0, at = 0, rank_at = 0;
     if (be->error.code) return;
-    for (int i = 0; i < l->n_parts; i++) sum_R += l->part[i].R;
+    bias = fti_scratch(be, FTI_SCRATCH_LINEAR, (size_t)l->out + (size_t)N * ((size_t)sum_R + (seed && sum_R ? (size_t)l->in : 0)));
+    if (!bias) return;
+    own_xa = bias + l->out;
+    dropped = own_xa + (size_t)N * sum_R;
+    if (!xa) xa = own_xa;
+    for (int i = 0; i < l->n_parts; at += l->part[i++].out) {
+        const ft_proj *p = &l->part[i];
+        if (p->bias.data) fti_widen(bias + at, p->bias.data, p->bias.dtype, p->out);
+        else memset(bias + at, 0, (size_t)p->out * sizeof *bias);
+        any_bias |= p->bias.data != NULL;
+    }
+    if (packed) {
+        fti_matrix w = { packed->panels, packed->dtype, 0, 0, 1 };
+        fti_result o = { y, (size_t)l->out, 1.0f, 0.0f, any_bias ? bias : NULL };
+        fti_matmul(be, 0, N, l->out, l->in, x, l->in, &w, &o);
+    }
+    at = 0;
     for (int i = 0; i < l->n_parts; i++) {
         const ft_proj *p = &l->part[i];
-        float *w = fti_widen(be, &p->weight, (size_t)p->in * p->out), *t = NULL, *xd = NULL;
-        if (w) fti_matmul(be, 0, 1, N, p->out, l->in, 1.0f, x, l->in, w, l->in, 0.0f, y + col, l->out);
-        if (p->bias.data) for (int n = 0; n < N; n++) for (int o = 0; o < p->out; o++) y[(size_t)n * l->out + col + o] += fti_element(&p->bias, o);
-        if (p->R) {
-            if (!xa) t = (float *)fti_cpu_alloc(be, (size_t)N * p->R * 4);
-            float *a = xa ? xa : t; int lda = xa ? sum_R : p->R;
-            const float *in = x;
-            if (seed && p->dropout > 0) { xd = (float *)fti_cpu_alloc(be, (size_t)N * l->in * 4); if (xd) fti_dropout(be, xd, x, N, l->in, p->dropout, seed, i); in = xd; }
-            if (!be->error.code) {
-                fti_matmul(be, 0, 1, N, p->R, l->in, 1.0f, in, l->in, p->lora_A, l->in, 0.0f, a, lda);
-                fti_matmul(be, 0, 1, N, p->out, p->R, p->scaling, a, lda, p->lora_B, p->R, 1.0f, y + col, l->out);
-            }
-            if (xa) xa += p->R;
+        const float *in = x;
+        if (!packed) {
+            fti_matrix w = { p->weight.data, p->weight.dtype, (size_t)l->in, 1, 0 };
+            fti_result o = { y + at, (size_t)l->out, 1.0f, 0.0f, p->bias.data ? bias + at : NULL };
+            fti_matmul(be, 0, N, p->out, l->in, x, l->in, &w, &o);
         }
-        fti_cpu_release(be, w); fti_cpu_release(be, t); fti_cpu_release(be, xd);
-        col += p->out;
+        if (p->R) {
+            if (seed && p->dropout > 0.0f) {
+                fti_dropout(be, dropped, x, N, l->in, p->dropout, seed, i, 0);
+                in = dropped;
+            }
+            fti_gemm(be, 0, 1, N, p->R, l->in, 1.0f, in, l->in, p->lora_A, l->in, 0.0f, xa + rank_at, sum_R);
+            fti_gemm(be, 0, 1, N, p->out, p->R, p->scaling, xa + rank_at, sum_R, p->lora_B, p->R, 1.0f, y + at, l->out);
+        }
+        at += p->out; rank_at += p->R;
     }
 }
 
+/* With t = scaling * dy B, [N,R]:
+ *   dB += scaling * dy^T xa      dA += t^T dropout(x)      dx += dy W + dropout'(t A)
+ * W is frozen in a LoRA run: it passes the gradient on and takes none. Full training adds dW += dy^T x, dbias += sum dy.
+ * dB is computed as (xa^T dy)^T, R rows instead of out: the long side belongs into the vectors. */
 static void fti_cpu_linear_backward(ft_backend *be, ft_act *DX, const ft_act *DY, const ft_act *X, const ft_act *XA,
                                     const ft_linear *l, int N, uint64_t seed)
 {
-    float *dx = (float *)DX; const float *dy = (const float *)DY, *x = (const float *)X, *xa = (const float *)XA;
-    int sum_R = 0, col = 0;
+    float *dx = (float *)DX, *t, *dBt, *dropped;
+    const float *x = (const float *)X, *xa = (const float *)XA, *dy = (const float *)DY;
+    int sum_R = fti_sum_R(l), rank_at = 0;
+    size_t rows = (size_t)N * (size_t)sum_R, cols = (size_t)l->out * (size_t)sum_R;
     if (be->error.code) return;
-    for (int i = 0; i < l->n_parts; i++) sum_R += l->part[i].R;
-    for (int i = 0; i < l->n_parts; i++) {
+    t = fti_scratch(be, FTI_SCRATCH_LINEAR, rows + cols + (seed && sum_R ? (size_t)N * l->in : 0) + 1);
+    if (!t) return;
+    dBt = t + rows; dropped = dBt + cols;
+    for (int i = 0; i < l->n_parts; dy += l->part[i].out, rank_at += l->part[i].R, i++) {
         const ft_proj *p = &l->part[i];
-        const float *dyp = dy + col;
+        int R = p->R, out = p->out, drop = seed && p->dropout > 0.0f;
         if (dx) {
-            float *w = fti_widen(be, &p->weight, (size_t)p->in * p->out);
-            if (w) fti_matmul(be, 0, 0, N, l->in, p->out, 1.0f, dyp, l->out, w, l->in, 1.0f, dx, l->in);
-            fti_cpu_release(be, w);
+            fti_matrix w = { p->weight.data, p->weight.dtype, (size_t)l->in, 0, 0 };
+            fti_result o = { dx, (size_t)l->in, 1.0f, 1.0f, NULL };
+            fti_matmul(be, 0, N, l->in, out, dy, l->out, &w, &o);
         }
-        if (p->R) {
-            int drop = seed && p->dropout > 0;
-            float *t = (float *)fti_cpu_alloc(be, (size_t)N * p->R * 4);
-            float *xd = drop ? (float *)fti_cpu_alloc(be, (size_t)N * l->in * 4) : NULL;
-            if (!be->error.code) {
-                fti_matmul(be, 0, 0, N, p->R, p->out, p->scaling, dyp, l->out, p->lora_B, p->R, 0.0f, t, p->R);
-                if (p->dlora_B) fti_matmul(be, 1, 0, p->out, p->R, N, p->scaling, dyp, l->out, xa, sum_R, 1.0f, p->dlora_B, p->R);
-                if (drop) fti_dropout(be, xd, x, N, l->in, p->dropout, seed, i);
-                if (p->dlora_A) fti_matmul(be, 1, 0, p->R, l->in, N, 1.0f, t, p->R, drop ? xd : x, l->in, 1.0f, p->dlora_A, l->in);
-                if (dx && !drop) fti_matmul(be, 0, 0, N, l->in, p->R, 1.0f, t, p->R, p->lora_A, l->in, 1.0f, dx, l->in);
-                if (dx && drop) {
-                    fti_matmul(be, 0, 0, N, l->in, p->R, 1.0f, t, p->R, p->lora_A, l->in, 0.0f, xd, l->in);
-                    fti_dropout(be, xd, xd, N, l->in, p->dropout, seed, i);
-                    for (size_t e = 0; e < (size_t)N * l->in; e++) dx[e] += xd[e];
-                }
+        if (R) {
+            fti_gemm(be, 0, 0, N, R, out, p->scaling, dy, l->out, p->lora_B, R, 0.0f, t, R);
+            if (p->dlora_B) {
+                fti_gemm(be, 1, 0, R, out, N, p->scaling, xa + rank_at, sum_R, dy, l->out, 0.0f, dBt, out);
+                for (int o = 0; o < out; o++)
+                    for (int r = 0; r < R; r++) p->dlora_B[(size_t)o * R + r] += dBt[(size_t)r * out + o];
             }
-            fti_cpu_release(be, t); fti_cpu_release(be, xd);
-            xa += p->R;
+            if (p->dlora_A) {
+                if (drop) fti_dropout(be, dropped, x, N, l->in, p->dropout, seed, i, 0);
+                fti_gemm(be, 1, 0, R, l->in, N, 1.0f, t, R, drop ? dropped : x, l->in, 1.0f, p->dlora_A, l->in);
+            }
+            if (dx && !drop) fti_gemm(be, 0, 0, N, l->in, R, 1.0f, t, R, p->lora_A, l->in, 1.0f, dx, l->in);
+            if (dx && drop) {
+                fti_gemm(be, 0, 0, N, l->in, R, 1.0f, t, R, p->lora_A, l->in, 0.0f, dropped, l->in);
+                fti_dropout(be, dx, dropped, N, l->in, p->dropout, seed, i, 1);
+            }
         }
-        if (p->dweight) fti_matmul(be, 1, 0, p->out, l->in, N, 1.0f, dyp, l->out, x, l->in, 1.0f, p->dweight, l->in);
-        if (p->dbias) for (int n = 0; n < N; n++) for (int o = 0; o < p->out; o++) p->dbias[o] += dyp[(size_t)n * l->out + o];
-        col += p->out;
+        if (p->dweight) fti_gemm(be, 1, 0, out, l->in, N, 1.0f, dy, l->out, x, l->in, 1.0f, p->dweight, l->in);
+        if (p->dbias) {
+            FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * out))
+            for (int o = 0; o < out; o++) {
+                double s = 0.0;
+                for (int n = 0; n < N; n++) s += dy[(size_t)n * l->out + o];
+                p->dbias[o] += (float)s;
+            }
+        }
     }
 }
+
+/* ---- embedding: y[n] = w[ids[n]] --------------------------------------------------------------------------------- */
 
 static void fti_cpu_embedding_forward(ft_backend *be, ft_act *Y, const int32_t *ids, const ft_tensor *w, int N, int C)
 {
     float *y = (float *)Y;
-    if (be->error.code) return;
-    for (int n = 0; n < N; n++) for (int c = 0; c < C; c++) y[(size_t)n * C + c] = fti_element(w, (size_t)ids[n] * C + c);
+    size_t row;
+    if (!fti_fits(be, "embedding", w, -1, C)) return;
+    row = (size_t)C * fti_float_size(w->dtype);
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * C))
+    for (int n = 0; n < N; n++) fti_widen(y + (size_t)n * C, (const char *)w->data + (size_t)ids[n] * row, w->dtype, C);
 }
+
+/* dw[ids[n]] += dy[n]. The same id may come often: threads share out columns, so each sum stays in order. */
 static void fti_cpu_embedding_backward(ft_backend *be, float *dw, const int32_t *ids, const ft_act *DY, int N, int C, int V)
 {
     const float *dy = (const float *)DY;
+    int threads = fti_threads(be, (size_t)N * C);
     (void)V;
     if (be->error.code) return;
-    for (int n = 0; n < N; n++) for (int c = 0; c < C; c++) dw[(size_t)ids[n] * C + c] += dy[(size_t)n * C + c];
+    FTI_PARALLEL_FOR(threads)
+    for (int t = 0; t < threads; t++)
+        for (int n = 0; n < N; n++)
+            for (int c = fti_share(C, 16, t, threads); c < fti_share(C, 16, t + 1, threads); c++)
+                dw[(size_t)ids[n] * C + c] += dy[(size_t)n * C + c];
 }
+
+/* ---- rmsnorm: y = x * rstd * w,  rstd = 1 / sqrt(mean(x^2) + eps)   (Zhang & Sennrich 2019) ---------------------- */
 
 static void fti_cpu_rmsnorm_forward(ft_backend *be, ft_act *Y, float *rstd, const ft_act *X, const ft_tensor *w, float eps,
                                     int N, int C)
 {
-    float *y = (float *)Y; const float *x = (const float *)X;
-    if (be->error.code) return;
+    float *y = (float *)Y, *gain;
+    const float *x = (const float *)X;
+    if (!fti_fits(be, "rmsnorm", w, C, -1) || !(gain = fti_scratch(be, FTI_SCRATCH_LINEAR, (size_t)C))) return;
+    fti_widen(gain, w->data, w->dtype, C);
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * C))
     for (int n = 0; n < N; n++) {
-        const float *xn = x + (size_t)n * C;
-        double s = 0;
-        for (int c = 0; c < C; c++) s += (double)xn[c] * xn[c];
-        float r = (float)(1.0 / sqrt(s / C + eps));
+        const float *a = x + (size_t)n * C;
+        float *b = y + (size_t)n * C, r = 1.0f / sqrtf(fti_dot(a, a, C) / (float)C + eps);
         rstd[n] = r;
-        for (int c = 0; c < C; c++) y[(size_t)n * C + c] = xn[c] * r * fti_element(w, c);
+        for (int c = 0; c < C; c++) b[c] = a[c] * r * gain[c];
     }
 }
+
+/* With xhat = x * rstd and g = dy * w:   dx += rstd * (g - xhat * mean(g * xhat)),   dw += sum over rows of dy * xhat.
+ * The mean is what rstd, itself a function of every x, sends back. */
 static void fti_cpu_rmsnorm_backward(ft_backend *be, ft_act *DX, float *dw, const ft_act *DY, const ft_act *X,
                                      const float *rstd, const ft_tensor *w, int N, int C)
 {
-    float *dx = (float *)DX; const float *dy = (const float *)DY, *x = (const float *)X;
-    if (be->error.code) return;
-    for (int n = 0; n < N; n++) {
-        const float *xn = x + (size_t)n * C, *dyn = dy + (size_t)n * C;
-        double s = 0;
-        float r = rstd[n];
-        for (int c = 0; c < C; c++) s += (double)xn[c] * r * fti_element(w, c) * dyn[c];
-        float m = (float)(s / C);
-        for (int c = 0; c < C; c++) {
-            dx[(size_t)n * C + c] += r * (fti_element(w, c) * dyn[c] - xn[c] * r * m);
-            if (dw) dw[c] += dyn[c] * xn[c] * r;
+    float *dx = (float *)DX, *gain;
+    const float *dy = (const float *)DY, *x = (const float *)X;
+    int threads = fti_threads(be, (size_t)N * C);
+    if (!fti_fits(be, "rmsnorm", w, C, -1)) return;
+    gain = fti_scratch(be, FTI_SCRATCH_LINEAR, (size_t)C * ((size_t)threads + 1));
+    if (!gain) return;
+    fti_widen(gain, w->data, w->dtype, C);
+    FTI_PARALLEL_FOR(threads)
+    for (int t = 0; t < threads; t++) {
+        float *g = gain + (size_t)C * ((size_t)t + 1);
+        for (int n = fti_share(N, 1, t, threads); n < fti_share(N, 1, t + 1, threads); n++) {
+            const float *a = x + (size_t)n * C, *d = dy + (size_t)n * C;
+            float *to = dx + (size_t)n * C, r = rstd[n], m;
+            for (int c = 0; c < C; c++) g[c] = d[c] * gain[c];
+            m = fti_dot(g, a, C) * r * r / (float)C;
+            for (int c = 0; c < C; c++) to[c] += r * (g[c] - a[c] * m);
         }
     }
+    if (!dw) return;
+    FTI_PARALLEL_FOR(threads)
+    for (int t = 0; t < threads; t++)
+        for (int n = 0; n < N; n++)
+            for (int c = fti_share(C, 16, t, threads); c < fti_share(C, 16, t + 1, threads); c++)
+                dw[c] += dy[(size_t)n * C + c] * x[(size_t)n * C + c] * rstd[n];
 }
 
+/* ---- rope: each pair (x[k], x[k + D/2]) turned by position * theta^(-2k/D)   (Su et al. 2021) -------------------- */
+
+/* A rotation is undone by turning back, and a rotation's gradient is turned back too: inverse serves both. Element k
+ * pairs with k + D/2, Hugging Face's order; files in the order of GGUF pair 2k with 2k+1. */
 static void fti_cpu_rope(ft_backend *be, ft_act *X, const int32_t *position_ids, const float *cos_sin, int N, int n_heads,
                          int D, int stride, int inverse)
 {
-    float *x = (float *)X;
+    float *x = (float *)X, sign = inverse ? -1.0f : 1.0f;
     if (be->error.code) return;
-    for (int n = 0; n < N; n++) {
-        const float *cs = cos_sin + (size_t)position_ids[n] * D;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * n_heads * D))
+    for (int n = 0; n < N; n++)
         for (int h = 0; h < n_heads; h++) {
+            const float *c = cos_sin + (size_t)position_ids[n] * D, *s = c + D / 2;
             float *a = x + (size_t)n * stride + (size_t)h * D, *b = a + D / 2;
             for (int k = 0; k < D / 2; k++) {
-                float c = cs[k], s = inverse ? -cs[D / 2 + k] : cs[D / 2 + k], u = a[k], v = b[k];
-                a[k] = u * c - v * s;
-                b[k] = v * c + u * s;
+                float u = a[k], v = b[k];
+                a[k] = u * c[k] - sign * v * s[k];
+                b[k] = v * c[k] + sign * u * s[k];
             }
         }
+}
+
+/* ---- attention: o[i] = sum_j p[i,j] v[j],  p[i,j] = softmax over j of scale * q[i].k[j] -------------------------
+ *
+ * Written plainly, p is an N x N table a head: 4096 tokens and 14 heads make 940 MB, of which half is masked. It is
+ * never needed whole. A block of queries visits the keys block by block and keeps, for each query, the largest score so
+ * far m, the sum l of exp(score - m), and the unfinished o. When a block brings a larger score, what was summed before
+ * shrinks by exp(m - m'):
+ *
+ *     keys:      | block 0 | block 1 | block 2 |        l = l * exp(m - m') + sum exp(s - m')
+ *     query i:   | xxxxxxx | xxxxxxx | xx      |        o = o * exp(m - m') + sum exp(s - m') v
+ *                                        ^ causal: the rest is not even computed
+ *
+ * (Milakov & Gimelshein 2018; as "flash attention" Dao et al. 2022.) Backward recomputes p from lse = m + log l.
+ * Heads that share keys (grouped heads: H / K of them) share a block: its rows are (query, head) pairs. Rows of the batch
+ * lie end to end and row_start keeps them apart, so the mask is a range of keys for each query, not a table. */
+enum { FTI_ATT_ROWS = 128, FTI_ATT_KEYS = 128 };
+
+/* Queries i0 .. i0+n of the G heads that read key head g. */
+typedef struct fti_att_block { int g, i0, n, G; } fti_att_block;
+
+static fti_att_block fti_att_item(const ft_attention *a, int item)
+{
+    fti_att_block b;
+    b.G = a->H / a->K;
+    b.n = a->key_end ? 1 : FTI_ATT_ROWS / b.G > 0 ? FTI_ATT_ROWS / b.G : 1;
+    b.g = item % a->K;
+    b.i0 = item / a->K * b.n;
+    if (b.n > a->N - b.i0) b.n = a->N - b.i0;
+    return b;
+}
+static int fti_att_items(const ft_attention *a)
+{
+    int n = a->key_end ? 1 : FTI_ATT_ROWS / (a->H / a->K) > 0 ? FTI_ATT_ROWS / (a->H / a->K) : 1;
+    return (a->N + n - 1) / n * a->K;
+}
+static int fti_key_end(const ft_attention *a, int i) { return a->key_end ? a->key_end[i] : a->q0 + i + 1; }
+
+/* Rows of x that belong to a block, packed: row r is query r / G, head r % G. */
+static void fti_att_rows(float *dst, const float *x, int stride, const ft_attention *a, const fti_att_block *b)
+{
+    for (int r = 0; r < b->n * b->G; r++)
+        memcpy(dst + (size_t)r * FTI_AS, x + (size_t)(b->i0 + r / b->G) * stride + (size_t)(b->g * b->G + r % b->G) * a->D,
+               (size_t)a->D * sizeof *x);
+}
+
+/* C[m,n] = alpha * rows * B + beta * C for a block that is packed already. */
+static void fti_att_matmul(float *panel, const float *rows, int m, const float *B, int ldb, int trans, int n, int k,
+                           float alpha, float beta, float *C, int ldc)
+{
+    fti_matrix b = { B, FTUNE_F32, (size_t)ldb, trans, 0 };
+    fti_result o = { C, (size_t)ldc, alpha, beta, NULL };
+    fti_block(panel, rows, m, &b, k, 0, k, 0, n, &o, C, trans && m <= 2);
+}
+
+static int fti_att_check(ft_backend *be, const ft_attention *a)
+{
+    if (be->error.code) return 0;
+    if (a->D < 1 || a->D > FTI_KC || a->K < 1 || a->H % a->K || a->H / a->K > FTI_ATT_ROWS)
+        fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "attention: expected heads of 1 to %d numbers and up to %d query heads "
+                         "to a key head, found size %d, %d query heads, %d key heads", FTI_KC, FTI_ATT_ROWS, a->D, a->H, a->K);
+    return be->error.code == FTUNE_OK;
+}
+
+/* Scores of one row become exp(score - m) within its keys [from, to) and 0 outside; the row's m, l follow. Returns the
+ * factor by which the row's earlier sum shrinks. */
+static float fti_att_softmax(float *s, int n, int from, int to, float *m, float *l)
+{
+    float top, shrink;
+    from = from < 0 ? 0 : from < n ? from : n;
+    to = to < from ? from : to < n ? to : n;
+    memset(s, 0, (size_t)from * sizeof *s);
+    memset(s + to, 0, (size_t)(n - to) * sizeof *s);
+    if (from == to) return 1.0f;
+    top = fti_max(s + from, to - from);
+    top = top > *m ? top : *m;
+    for (int j = from; j < to; j++) s[j] = fti_exp(s[j] - top);
+    shrink = fti_exp(*m - top);
+    *l = *l * shrink + (float)fti_sum(s + from, to - from);
+    *m = top;
+    return shrink;
+}
+
+static void fti_att_forward_item(float *scratch, float *o, float *lse, const float *q, const float *k, const float *v,
+                                 const ft_attention *a, int item)
+{
+    fti_att_block b = fti_att_item(a, item);
+    float *panel = scratch, *rows = panel + FTI_PANEL, *s = rows + FTI_ATT_ROWS * FTI_AS, *m = s + FTI_ATT_ROWS * FTI_AS;
+    float *l = m + FTI_ATT_ROWS, *acc = l + FTI_ATT_ROWS;
+    int D = a->D, n_rows = b.n * b.G, first = INT32_MAX, last = 0;
+    for (int i = b.i0; i < b.i0 + b.n; i++) {
+        if (a->row_start[i] < first) first = a->row_start[i];
+        if (fti_key_end(a, i) > last) last = fti_key_end(a, i);
+    }
+    fti_att_rows(rows, q, a->q_stride, a, &b);
+    for (int r = 0; r < n_rows; r++) { m[r] = -INFINITY; l[r] = 0.0f; }
+    memset(acc, 0, (size_t)n_rows * D * sizeof *acc);
+    for (int j = first; j < last; j += FTI_ATT_KEYS) {
+        int n = last - j < FTI_ATT_KEYS ? last - j : FTI_ATT_KEYS;
+        size_t at = (size_t)j * a->kv_stride + (size_t)b.g * D;
+        fti_att_matmul(panel, rows, n_rows, k + at, a->kv_stride, 1, n, D, a->scale, 0.0f, s, FTI_AS);
+        for (int r = 0; r < n_rows; r++) {
+            int i = b.i0 + r / b.G;
+            float shrink = fti_att_softmax(s + (size_t)r * FTI_AS, n, a->row_start[i] - j, fti_key_end(a, i) - j, m + r, l + r);
+            if (shrink != 1.0f) for (int d = 0; d < D; d++) acc[(size_t)r * D + d] *= shrink;
+        }
+        fti_att_matmul(panel, s, n_rows, v + at, a->kv_stride, 0, D, n, 1.0f, 1.0f, acc, D);
+    }
+    for (int r = 0; r < n_rows; r++) {
+        int i = b.i0 + r / b.G, h = b.g * b.G + r % b.G;
+        float *to = o + (size_t)i * a->o_stride + (size_t)h * D, f = l[r] > 0.0f ? 1.0f / l[r] : l[r];
+        for (int d = 0; d < D; d++) to[d] = acc[(size_t)r * D + d] * f;
+        if (lse) lse[(size_t)i * a->H + h] = m[r] + logf(l[r]);
     }
 }
 
-static void fti_cpu_attention_forward(ft_backend *be, ft_act *O, float *lse, const ft_act *Q, const ft_act *Kp, const ft_act *Vp,
-                                      const ft_attention *a)
+static void fti_cpu_attention_forward(ft_backend *be, ft_act *O, float *lse, const ft_act *Q, const ft_act *K,
+                                      const ft_act *V, const ft_attention *a)
 {
-    float *o = (float *)O; const float *q = (const float *)Q, *k = (const float *)Kp, *v = (const float *)Vp;
-    float *s;
-    if (be->error.code) return;
-    s = fti_scratch(be, (size_t)a->n_keys + 1);
-    if (!s) return;
-    for (int i = 0; i < a->N; i++) for (int h = 0; h < a->H; h++) {
-        int g = h / (a->H / a->K), end = a->key_end ? a->key_end[i] : a->q0 + i + 1;
-        const float *qi = q + (size_t)i * a->q_stride + (size_t)h * a->D;
-        float *oi = o + (size_t)i * a->o_stride + (size_t)h * a->D, top = -INFINITY;
-        double sum = 0;
-        for (int j = a->row_start[i]; j < end; j++) {
-            const float *kj = k + (size_t)j * a->kv_stride + (size_t)g * a->D;
-            double dot = 0;
-            for (int d = 0; d < a->D; d++) dot += (double)qi[d] * kj[d];
-            s[j] = (float)dot * a->scale;
-            if (s[j] > top) top = s[j];
+    size_t size = FTI_PANEL + 2 * FTI_ATT_ROWS * FTI_AS + FTI_ATT_ROWS * (2 + (size_t)a->D);
+    int items = fti_att_items(a), threads = fti_threads(be, (size_t)a->N * a->n_keys * a->H * 4), T;
+    float *scratch;
+    if (!fti_att_check(be, a)) return;
+    T = threads < items ? threads : items;
+    scratch = fti_scratch(be, FTI_SCRATCH_OP, size * (size_t)T);
+    if (!scratch) return;
+    FTI_PARALLEL_FOR(T)
+    for (int t = 0; t < T; t++)                             /* in turn, not in runs: later queries see more keys */
+        for (int item = t; item < items; item += T)
+            fti_att_forward_item(scratch + size * (size_t)t, (float *)O, lse, (const float *)Q, (const float *)K,
+                                 (const float *)V, a, item);
+}
+
+/* With p[i,j] = exp(scale q[i].k[j] - lse[i]) and delta[i] = do[i].o[i]:
+ *   dp[i,j] = do[i].v[j]              ds[i,j] = p[i,j] * (dp[i,j] - delta[i]) * scale
+ *   dq[i] = sum_j ds[i,j] k[j]        dk[j] = sum_i ds[i,j] q[i]        dv[j] = sum_i p[i,j] do[i]
+ * dq sums over keys and dk, dv over queries, so a single visit would have threads add into each other's results. Two
+ * visits compute p twice and leave every sum to one thread, in one order. First dq, by blocks of queries: */
+static void fti_att_dq_item(float *scratch, float *dq, const float *d_o, const float *delta, const float *lse,
+                            const float *q, const float *k, const float *v, const ft_attention *a, int item)
+{
+    fti_att_block b = fti_att_item(a, item);
+    float *panel = scratch, *rows = panel + FTI_PANEL, *grad = rows + FTI_ATT_ROWS * FTI_AS;
+    float *p = grad + FTI_ATT_ROWS * FTI_AS, *dp = p + FTI_ATT_ROWS * FTI_AS, *acc = dp + FTI_ATT_ROWS * FTI_AS;
+    int D = a->D, n_rows = b.n * b.G, last = b.i0 + b.n, first = last;
+    for (int i = b.i0; i < last; i++) if (a->row_start[i] < first) first = a->row_start[i];
+    fti_att_rows(rows, q, a->q_stride, a, &b);
+    fti_att_rows(grad, d_o, a->o_stride, a, &b);
+    memset(acc, 0, (size_t)n_rows * D * sizeof *acc);
+    for (int j = first; j < last; j += FTI_ATT_KEYS) {
+        int n = last - j < FTI_ATT_KEYS ? last - j : FTI_ATT_KEYS;
+        size_t at = (size_t)j * a->kv_stride + (size_t)b.g * D;
+        fti_att_matmul(panel, rows, n_rows, k + at, a->kv_stride, 1, n, D, a->scale, 0.0f, p, FTI_AS);
+        fti_att_matmul(panel, grad, n_rows, v + at, a->kv_stride, 1, n, D, 1.0f, 0.0f, dp, FTI_AS);
+        for (int r = 0; r < n_rows; r++) {
+            int i = b.i0 + r / b.G, h = b.g * b.G + r % b.G, from = a->row_start[i] - j, to = i + 1 - j;
+            float L = lse[(size_t)i * a->H + h], d = delta[(size_t)i * a->H + h];
+            float *x = p + (size_t)r * FTI_AS, *y = dp + (size_t)r * FTI_AS;
+            for (int c = 0; c < n; c++)
+                x[c] = c >= from && c < to ? fti_exp(x[c] - L) * (y[c] - d) * a->scale : 0.0f;
         }
-        for (int d = 0; d < a->D; d++) oi[d] = 0;
-        for (int j = a->row_start[i]; j < end; j++) { s[j] = expf(s[j] - top); sum += s[j]; }
-        for (int j = a->row_start[i]; j < end; j++) {
-            const float *vj = v + (size_t)j * a->kv_stride + (size_t)g * a->D;
-            float pj = (float)(s[j] / sum);
-            for (int d = 0; d < a->D; d++) oi[d] += pj * vj[d];
+        fti_att_matmul(panel, p, n_rows, k + at, a->kv_stride, 0, D, n, 1.0f, 1.0f, acc, D);
+    }
+    for (int r = 0; r < n_rows; r++)
+        memcpy(dq + (size_t)(b.i0 + r / b.G) * a->q_stride + (size_t)(b.g * b.G + r % b.G) * D, acc + (size_t)r * D,
+               (size_t)D * sizeof *dq);
+}
+
+/* Then dk and dv, by blocks of keys: the same tables, transposed, their rows being keys and their columns queries. */
+static void fti_att_dkv_item(float *scratch, float *dk, float *dv, const float *d_o, const float *delta, const float *lse,
+                             const float *q, const float *k, const float *v, const ft_attention *a, int item)
+{
+    float *panel = scratch, *krows = panel + FTI_PANEL, *vrows = krows + FTI_ATT_ROWS * FTI_AS;
+    float *p = vrows + FTI_ATT_ROWS * FTI_AS, *dp = p + FTI_ATT_ROWS * FTI_AS;
+    float L[FTI_ATT_KEYS], d[FTI_ATT_KEYS];
+    int D = a->D, G = a->H / a->K, g = item % a->K, j0 = item / a->K * FTI_ATT_ROWS;
+    int n_rows = a->N - j0 < FTI_ATT_ROWS ? a->N - j0 : FTI_ATT_ROWS;
+    size_t at = (size_t)j0 * a->kv_stride + (size_t)g * D;
+    for (int r = 0; r < n_rows; r++) {
+        memcpy(krows + (size_t)r * FTI_AS, k + at + (size_t)r * a->kv_stride, (size_t)D * sizeof *k);
+        memcpy(vrows + (size_t)r * FTI_AS, v + at + (size_t)r * a->kv_stride, (size_t)D * sizeof *v);
+        memset(dk + at + (size_t)r * a->kv_stride, 0, (size_t)D * sizeof *dk);
+        memset(dv + at + (size_t)r * a->kv_stride, 0, (size_t)D * sizeof *dv);
+    }
+    for (int i0 = j0; i0 < a->N && a->row_start[i0] < j0 + n_rows; i0 += FTI_ATT_KEYS) {
+        int n = a->N - i0 < FTI_ATT_KEYS ? a->N - i0 : FTI_ATT_KEYS;
+        for (int h = g * G; h < g * G + G; h++) {
+            const float *qh = q + (size_t)i0 * a->q_stride + (size_t)h * D, *gh = d_o + (size_t)i0 * a->o_stride + (size_t)h * D;
+            for (int c = 0; c < n; c++) {
+                L[c] = lse[(size_t)(i0 + c) * a->H + h];
+                d[c] = delta[(size_t)(i0 + c) * a->H + h];
+            }
+            fti_att_matmul(panel, krows, n_rows, qh, a->q_stride, 1, n, D, a->scale, 0.0f, p, FTI_AS);
+            fti_att_matmul(panel, vrows, n_rows, gh, a->o_stride, 1, n, D, 1.0f, 0.0f, dp, FTI_AS);
+            for (int r = 0; r < n_rows; r++) {
+                float *x = p + (size_t)r * FTI_AS, *y = dp + (size_t)r * FTI_AS;
+                int j = j0 + r, from = j - i0;              /* queries before their key see nothing */
+                const int32_t *start = a->row_start + i0;
+                for (int c = 0; c < n; c++) {
+                    x[c] = c >= from && start[c] <= j ? fti_exp(x[c] - L[c]) : 0.0f;
+                    y[c] = x[c] * (y[c] - d[c]) * a->scale;
+                }
+            }
+            fti_att_matmul(panel, p, n_rows, gh, a->o_stride, 0, D, n, 1.0f, 1.0f, dv + at, a->kv_stride);
+            fti_att_matmul(panel, dp, n_rows, qh, a->q_stride, 0, D, n, 1.0f, 1.0f, dk + at, a->kv_stride);
         }
-        if (lse) lse[(size_t)i * a->H + h] = top + (float)log(sum);
     }
 }
 
 static void fti_cpu_attention_backward(ft_backend *be, ft_act *DQ, ft_act *DK, ft_act *DV, const ft_act *DO, const ft_act *O,
-                                       const float *lse, const ft_act *Q, const ft_act *Kp, const ft_act *Vp,
+                                       const float *lse, const ft_act *Q, const ft_act *K, const ft_act *V,
                                        const ft_attention *a)
 {
-    float *dq = (float *)DQ, *dk = (float *)DK, *dv = (float *)DV; const float *d_o = (const float *)DO, *o = (const float *)O;
-    const float *q = (const float *)Q, *k = (const float *)Kp, *v = (const float *)Vp;
-    if (be->error.code) return;
-    for (int i = 0; i < a->N; i++) {
-        for (int h = 0; h < a->H; h++) for (int d = 0; d < a->D; d++) dq[(size_t)i * a->q_stride + (size_t)h * a->D + d] = 0;
-        for (int g = 0; g < a->K; g++) for (int d = 0; d < a->D; d++)
-            dk[(size_t)i * a->kv_stride + (size_t)g * a->D + d] = dv[(size_t)i * a->kv_stride + (size_t)g * a->D + d] = 0;
-    }
-    for (int i = 0; i < a->N; i++) for (int h = 0; h < a->H; h++) {
-        int g = h / (a->H / a->K);
-        size_t qo = (size_t)i * a->q_stride + (size_t)h * a->D, oo = (size_t)i * a->o_stride + (size_t)h * a->D;
-        double delta = 0;
-        for (int d = 0; d < a->D; d++) delta += (double)o[oo + d] * d_o[oo + d];
-        for (int j = a->row_start[i]; j <= i; j++) {
-            size_t kj = (size_t)j * a->kv_stride + (size_t)g * a->D;
-            double s = 0, dp = 0;
-            for (int d = 0; d < a->D; d++) { s += (double)q[qo + d] * k[kj + d]; dp += (double)d_o[oo + d] * v[kj + d]; }
-            float p = expf((float)s * a->scale - lse[(size_t)i * a->H + h]);
-            float ds = p * (float)(dp - delta) * a->scale;
-            for (int d = 0; d < a->D; d++) {
-                dq[qo + d] += ds * k[kj + d]; dk[kj + d] += ds * q[qo + d]; dv[kj + d] += p * d_o[oo + d];
-            }
+    const float *q = (const float *)Q, *k = (const float *)K, *v = (const float *)V, *d_o = (const float *)DO;
+    const float *o = (const float *)O;
+    size_t size = FTI_PANEL + FTI_ATT_ROWS * (4 * (size_t)FTI_AS + (size_t)a->D), table = (size_t)a->N * a->H;
+    int items = fti_att_items(a), keys = (a->N + FTI_ATT_ROWS - 1) / FTI_ATT_ROWS * a->K;
+    int T = fti_threads(be, (size_t)a->N * a->N * a->H * 4);
+    float *delta, *scratch;
+    if (!fti_att_check(be, a)) return;
+    delta = fti_scratch(be, FTI_SCRATCH_OP, size * (size_t)T + table);
+    if (!delta) return;
+    scratch = delta + table;
+    FTI_PARALLEL_FOR(T)
+    for (int i = 0; i < a->N; i++)
+        for (int h = 0; h < a->H; h++) {
+            size_t at = (size_t)i * a->o_stride + (size_t)h * a->D;
+            delta[(size_t)i * a->H + h] = fti_dot(o + at, d_o + at, a->D);
         }
+    FTI_PARALLEL_FOR(T)
+    for (int t = 0; t < T; t++) {
+        float *own = scratch + size * (size_t)t;
+        for (int item = t; item < items; item += T)
+            fti_att_dq_item(own, (float *)DQ, d_o, delta, lse, q, k, v, a, item);
+        for (int item = t; item < keys; item += T)
+            fti_att_dkv_item(own, (float *)DK, (float *)DV, d_o, delta, lse, q, k, v, a, item);
     }
 }
+
+/* ---- silu_mul: y = silu(gate) * up,  silu(g) = g * sigma(g),  sigma(g) = 1 / (1 + e^-g)   (Shazeer 2020) --------- */
 
 static void fti_cpu_silu_mul_forward(ft_backend *be, ft_act *Y, const ft_act *GU, int N, int F)
 {
-    float *y = (float *)Y; const float *gu = (const float *)GU;
+    float *y = (float *)Y;
+    const float *gu = (const float *)GU;
     if (be->error.code) return;
-    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * F))
-    for (int n = 0; n < N; n++) for (int f = 0; f < F; f++) {
-        float g = gu[(size_t)n * 2 * F + f], u = gu[(size_t)n * 2 * F + F + f];
-        y[(size_t)n * F + f] = g / (1.0f + expf(-g)) * u;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * F * 4))
+    for (int n = 0; n < N; n++) {
+        const float *g = gu + (size_t)n * 2 * F, *u = g + F;
+        float *to = y + (size_t)n * F;
+        for (int f = 0; f < F; f++) to[f] = g[f] / (1.0f + fti_exp(-g[f])) * u[f];
     }
 }
+
+/* dgate = dy * up * sigma * (1 + gate * (1 - sigma)),   dup = dy * gate * sigma */
 static void fti_cpu_silu_mul_backward(ft_backend *be, ft_act *DGU, const ft_act *DY, const ft_act *GU, int N, int F)
 {
-    float *dgu = (float *)DGU; const float *dy = (const float *)DY, *gu = (const float *)GU;
+    float *dgu = (float *)DGU;
+    const float *dy = (const float *)DY, *gu = (const float *)GU;
     if (be->error.code) return;
-    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * F))
-    for (int n = 0; n < N; n++) for (int f = 0; f < F; f++) {
-        size_t i = (size_t)n * 2 * F + f;
-        float g = gu[i], u = gu[i + F], d = dy[(size_t)n * F + f], s = 1.0f / (1.0f + expf(-g));
-        dgu[i] = d * u * s * (1.0f + g * (1.0f - s));
-        dgu[i + F] = d * g * s;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * F * 4))
+    for (int n = 0; n < N; n++) {
+        const float *gate = gu + (size_t)n * 2 * F, *d = dy + (size_t)n * F;
+        float *to = dgu + (size_t)n * 2 * F;
+        for (int f = 0; f < F; f++) {
+            float g = gate[f], u = gate[F + f], s = 1.0f / (1.0f + fti_exp(-g));
+            to[f] = d[f] * u * s * (1.0f + g * (1.0f - s));
+            to[F + f] = d[f] * g * s;
+        }
     }
 }
+
+/* ---- rows and sums ------------------------------------------------------------------------------------------------ */
 
 static void fti_cpu_add(ft_backend *be, ft_act *X, const ft_act *Y, size_t n)
 {
-    float *x = (float *)X; const float *y = (const float *)Y;
+    float *x = (float *)X;
+    const float *y = (const float *)Y;
     if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, n))
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
-static void fti_cpu_gather_rows(ft_backend *be, ft_act *Y, const ft_act *X, const int32_t *rows, int M, int C)
-{
-    float *y = (float *)Y; const float *x = (const float *)X;
-    if (be->error.code) return;
-    for (int m = 0; m < M; m++) memcpy(y + (size_t)m * C, x + (size_t)rows[m] * C, (size_t)C * 4);
-}
-static void fti_cpu_scatter_rows(ft_backend *be, ft_act *DX, const ft_act *DY, const int32_t *rows, int M, int C)
-{
-    float *dx = (float *)DX; const float *dy = (const float *)DY;
-    if (be->error.code) return;
-    for (int m = 0; m < M; m++) for (int c = 0; c < C; c++) dx[(size_t)rows[m] * C + c] += dy[(size_t)m * C + c];
-}
 
-static void fti_cpu_lm_head_loss(ft_backend *be, float *logprob, uint8_t *correct, ft_act *DH, const ft_act *H, const int32_t *targets,
-                                 const float *weight, float dloss, const ft_linear *head, int M)
-{
-    float *dh = (float *)DH; const float *h = (const float *)H;
-    int V = head->out, C = head->in, chunk = 64, sum_R = head->part[0].R;
-    float *z, *xa = NULL;
-    if (be->error.code) return;
-    z = (float *)fti_cpu_alloc(be, (size_t)chunk * V * 4);
-    if (sum_R) xa = (float *)fti_cpu_alloc(be, (size_t)chunk * sum_R * 4);
-    for (int m0 = 0; m0 < M && !be->error.code; m0 += chunk) {
-        int n = M - m0 < chunk ? M - m0 : chunk;
-        fti_cpu_linear_forward(be, z, xa, h + (size_t)m0 * C, head, n, 0);
-        for (int i = 0; i < n; i++) {
-            float *zi = z + (size_t)i * V, top = zi[0];
-            int32_t t = targets[m0 + i];
-            int best = 0;
-            double sum = 0;
-            for (int v = 1; v < V; v++) if (zi[v] > top) { top = zi[v]; best = v; }
-            for (int v = 0; v < V; v++) sum += expf(zi[v] - top);
-            float lse = top + (float)log(sum), s = t == FTUNE_IGNORE_INDEX ? 0.0f : dloss * (weight ? weight[m0 + i] : 1.0f);
-            if (logprob) logprob[m0 + i] = t == FTUNE_IGNORE_INDEX ? 0.0f : zi[t] - lse;
-            if (correct) correct[m0 + i] = t == best;
-            for (int v = 0; v < V; v++) zi[v] = s * (expf(zi[v] - lse) - (v == t));
-        }
-        if (dh) fti_cpu_linear_backward(be, dh + (size_t)m0 * C, z, h + (size_t)m0 * C, xa, head, n, 0);
-    }
-    fti_cpu_release(be, z); fti_cpu_release(be, xa);
-}
-
-static void fti_cpu_adamw(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o)
-{
-    double c1 = 1.0 - pow(o->beta1, (double)o->step), c2 = 1.0 - pow(o->beta2, (double)o->step);
-    float step = (float)(o->lr / c1), root = (float)sqrt(c2), decay = (float)(1.0 - (double)o->lr * o->weight_decay);
-    if (be->error.code) return;
-    for (size_t i = 0; i < n; i++) {
-        m[i] += (1.0f - o->beta1) * (g[i] - m[i]);
-        v[i] = o->beta2 * v[i] + (1.0f - o->beta2) * g[i] * g[i];
-        p[i] = p[i] * decay - step * m[i] / (sqrtf(v[i]) / root + o->eps);
-    }
-}
-static double fti_cpu_sum_squares(ft_backend *be, const float *x, size_t n)
-{
-    double s = 0;
-    if (be->error.code) return 0;
-    for (size_t i = 0; i < n; i++) s += (double)x[i] * x[i];
-    return s;
-}
 static void fti_cpu_scale(ft_backend *be, float *x, float s, size_t n)
 {
     if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, n))
     for (size_t i = 0; i < n; i++) x[i] *= s;
 }
 
+/* Only rows with a target go on to lm_head: they are picked out, and their gradients put back. */
+static void fti_cpu_gather_rows(ft_backend *be, ft_act *Y, const ft_act *X, const int32_t *rows, int M, int C)
+{
+    float *y = (float *)Y;
+    const float *x = (const float *)X;
+    if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)M * C))
+    for (int m = 0; m < M; m++) memcpy(y + (size_t)m * C, x + (size_t)rows[m] * C, (size_t)C * sizeof *y);
+}
+static void fti_cpu_scatter_rows(ft_backend *be, ft_act *DX, const ft_act *DY, const int32_t *rows, int M, int C)
+{
+    float *dx = (float *)DX;
+    const float *dy = (const float *)DY;
+    if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, (size_t)M * C))
+    for (int m = 0; m < M; m++)
+        for (int c = 0; c < C; c++) dx[(size_t)rows[m] * C + c] += dy[(size_t)m * C + c];
+}
+
+/* Sum of squares in double, always in 64 stretches of 8 interleaved sums: threads share out stretches. */
+static double fti_cpu_sum_squares(ft_backend *be, const float *x, size_t n)
+{
+    double part[64], sum = 0.0;
+    if (be->error.code) return 0.0;
+    FTI_PARALLEL_FOR(fti_threads(be, n))
+    for (int p = 0; p < 64; p++) {
+        size_t i = n / 64 * (size_t)p, end = p < 63 ? i + n / 64 : n;
+        double s[8] = { 0 };
+        for (; i + 8 <= end; i += 8)
+            for (int l = 0; l < 8; l++) s[l] += (double)x[i + l] * x[i + l];
+        for (; i < end; i++) s[0] += (double)x[i] * x[i];
+        part[p] = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+    }
+    for (int p = 0; p < 64; p++) sum += part[p];
+    return sum;
+}
+
+/* ---- lm_head and cross-entropy ------------------------------------------------------------------------------------
+ *   logits = h W^T       logprob[m] = logits[m, t] - lse[m]       t = targets[m]
+ *   dlogits[m,v] = dloss * weight[m] * (softmax(logits[m])[v] - 1{v == t})       dh += dlogits W
+ * 2048 rows of a vocabulary of 151,936 are 1.2 GB of logits, and once more for the gradient. A chunk of rows goes all
+ * the way, loss and gradient, before the next one begins, in one piece of memory; dlogits overwrite the logits. */
+enum { FTI_HEAD_FLOATS = 8 << 20, FTI_HEAD_ROWS = 512 };
+
+static int fti_head_rows(int V)                             /* rows of a chunk: at most 32 MB of logits, at least 8 rows */
+{
+    int rows = FTI_HEAD_FLOATS / (V > 0 ? V : 1);
+    return rows < 8 ? 8 : rows > FTI_HEAD_ROWS ? FTI_HEAD_ROWS : rows;
+}
+
+/* One row: log p(target); z becomes s * (softmax(z) - 1{target}) when a gradient is wanted. */
+static float fti_head_row(float *z, int V, int32_t target, int want_grad, float s, uint8_t *correct)
+{
+    float top = fti_max(z, V), z_target, lse, f;
+    double sum;
+    if (target < 0) {                                       /* FTUNE_IGNORE_INDEX: this row teaches nothing */
+        if (correct) *correct = 0;
+        if (want_grad) memset(z, 0, (size_t)V * sizeof *z);
+        return 0.0f;
+    }
+    z_target = z[target];
+    if (correct) {                                          /* of several largest the first counts, as in PyTorch */
+        int v = 0;
+        while (v < target && z[v] < top) v++;
+        *correct = v == target && z_target == top;
+    }
+    for (int v = 0; v < V; v++) z[v] = fti_exp(z[v] - top);
+    sum = fti_sum(z, V);
+    lse = top + (float)log(sum);
+    if (want_grad) {
+        f = (float)(s / sum);
+        for (int v = 0; v < V; v++) z[v] *= f;
+        z[target] -= s;
+    }
+    return z_target - lse;
+}
+
+static void fti_cpu_lm_head_loss(ft_backend *be, float *logprob, uint8_t *correct, ft_act *DH, const ft_act *H,
+                                 const int32_t *targets, const float *weight, float dloss, const ft_linear *head, int M)
+{
+    float *dh = (float *)DH, *z, *xa;
+    const float *h = (const float *)H;
+    int V = head->out, C = head->in, chunk = fti_head_rows(V), want = 0;
+    if (be->error.code) return;
+    if (chunk > M) chunk = M;
+    for (int i = 0; i < head->n_parts; i++)
+        want |= head->part[i].dweight || head->part[i].dbias || head->part[i].dlora_A || head->part[i].dlora_B;
+    want = dloss != 0.0f && (want || dh);
+    z = fti_scratch(be, FTI_SCRATCH_OP, (size_t)chunk * ((size_t)V + (size_t)fti_sum_R(head)));
+    if (!z) return;
+    xa = z + (size_t)chunk * V;
+    for (int m0 = 0; m0 < M && !be->error.code; m0 += chunk) {
+        int n = M - m0 < chunk ? M - m0 : chunk;
+        fti_cpu_linear_forward(be, z, xa, h + (size_t)m0 * C, head, n, 0);
+        FTI_PARALLEL_FOR(fti_threads(be, (size_t)n * V * 4))
+        for (int i = 0; i < n; i++) {
+            int m = m0 + i;
+            float s = dloss * (weight ? weight[m] : 1.0f);
+            float p = fti_head_row(z + (size_t)i * V, V, targets[m], want, s, correct ? correct + m : NULL);
+            if (logprob) logprob[m] = p;
+        }
+        if (want) fti_cpu_linear_backward(be, dh ? dh + (size_t)m0 * C : NULL, z, h + (size_t)m0 * C, xa, head, n, 0);
+    }
+}
+
+/* ---- adamw: decoupled weight decay   (Loshchilov & Hutter 2019) ---------------------------------------------------
+ *   p = p * (1 - lr * weight_decay)
+ *   m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+ *   p = p - lr * (m / c1) / (sqrt(v / c2) + eps)       c1 = 1 - beta1^step, c2 = 1 - beta2^step
+ * eps stands outside the root and after the correction, as in PyTorch; inside, small gradients would learn slower. */
+static void fti_cpu_adamw(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o)
+{
+    double c1 = 1.0 - pow((double)o->beta1, (double)o->step), c2 = 1.0 - pow((double)o->beta2, (double)o->step);
+    float keep = (float)(1.0 - (double)o->lr * o->weight_decay), rate = (float)(o->lr / c1), root = (float)(1.0 / sqrt(c2));
+    float beta1 = o->beta1, beta2 = o->beta2, eps = o->eps;
+    if (be->error.code) return;
+    FTI_PARALLEL_FOR(fti_threads(be, n * 2))
+    for (size_t i = 0; i < n; i++) {
+        m[i] = beta1 * m[i] + (1.0f - beta1) * g[i];
+        v[i] = beta2 * v[i] + (1.0f - beta2) * g[i] * g[i];
+        p[i] = p[i] * keep - rate * m[i] / (sqrtf(v[i]) * root + eps);
+    }
+}
+
+/* ---- the table ----------------------------------------------------------------------------------------------------- */
 static void fti_cpu_fill(ft_backend *be)
 {
     be->prepare_linear = fti_cpu_prepare_linear;        be->release_linear = fti_cpu_release_linear;
@@ -5611,7 +8431,8 @@ static void fti_cpu_fill(ft_backend *be)
  *
  * adapter_config.json and adapter_model.safetensors are PEFT's files. PEFT drops a key that matches nothing without a
  * word, and trains happily when half of the modules were never attached; here both are errors. A field that we do not
- * implement and that changes the numbers is refused by its name. */
+ * implement and that changes the numbers is refused by its name.
+ * examples/08_lora_by_hand.c learns a known B A; examples/12_merge.c adds one into its model. */
 
 FTUNE_API ft_lora_config ft_lora_config_default(void)
 {
@@ -5633,7 +8454,8 @@ FTUNE_API int ft_lora_matches(const ft_lora_config *c, const char *module)
         while (p < end && *p == ' ') p++;
         for (n = (size_t)(end - p); n && p[n - 1] == ' '; n--) {}
         if (n == 10 && memcmp(p, "all-linear", 10) == 0 && strcmp(last ? last + 1 : module, "lm_head")) return 1;
-        if (n && n <= length && memcmp(module + length - n, p, n) == 0 && (n == length || module[length - n - 1] == '.')) return 1;
+        if (n && n <= length && memcmp(module + length - n, p, n) == 0)
+            if (n == length || module[length - n - 1] == '.') return 1;
         p = end;
     }
     return 0;
@@ -5653,7 +8475,7 @@ static int fti_target_add(ft_lora_config *c, const char *p, size_t n)
 }
 
 /* A string is a regular expression over whole module names. Read are those that only list names:
- *     q_proj    .*q_proj    .*\.(q_proj|v_proj)    ^.*\.(?:q_proj|v_proj)$                                            */
+ *     q_proj    .*q_proj    .*\.(q_proj|v_proj)    ^.*\.(?:q_proj|v_proj)$ */
 static int fti_target_regex(ft_lora_config *c, const char *p, size_t n)
 {
     const char *end = p + n;
@@ -5678,7 +8500,7 @@ static void fti_lora_targets(fti_config_reader *r, ft_lora_config *c)
 {
     int node = fti_config_get(r, 0, "target_modules"), ok = 1;
     fti_arena a = { NULL };
-    if (node < 0) { strcpy(c->target_modules, "q_proj,v_proj"); return; }        /* what PEFT takes for these families */
+    if (node < 0) { strcpy(c->target_modules, "q_proj,v_proj"); return; }    /* what PEFT takes for these families */
     c->target_modules[0] = 0;
     if (fti_json_is(&r->j, node, FTI_STRING)) {
         ft_text t = fti_json_text(&r->j, node, &a);
@@ -5692,8 +8514,8 @@ static void fti_lora_targets(fti_config_reader *r, ft_lora_config *c)
             ok = t.p && fti_target_add(c, t.p, t.n);
         }
     }
-    if (!ok) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, "target_modules", "\"all-linear\", a list of names of at most 510 bytes, or a "
-                             "regular expression that lists names, like .*\\.(q_proj|v_proj)");
+    if (!ok) fti_config_no(r, node, "target_modules", "\"all-linear\", a list of names of at most 510 bytes, or a "
+                           "regular expression that lists names, like .*\\.(q_proj|v_proj)");
     fti_arena_free(&a);
 }
 
@@ -5708,18 +8530,19 @@ static int fti_lora_in_use(const fti_json *j, int node)
 static void fti_lora_refuse(fti_config_reader *r)
 {
     static const char *const field[] = {
-        "use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication", "lora_bias",
-        "layers_to_transform", "layers_pattern", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora",
-        "alora_invocation_tokens", "use_bdlora", "arrow_config", "velora_config", "monteclora_config", "kasa_config" };
-    static const char *const harmless[] = { "gaussian", "eva", "orthogonal" };   /* others change the base weights too */
+        "use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication",
+        "lora_bias", "layers_to_transform", "layers_pattern", "exclude_modules", "trainable_token_indices",
+        "target_parameters", "use_qalora", "alora_invocation_tokens", "use_bdlora", "arrow_config", "velora_config",
+        "monteclora_config", "kasa_config" };
+    static const char *const harmless[] = { "gaussian", "eva", "orthogonal" };   /* others change the base model too */
     int init = fti_config_get(r, 0, "init_lora_weights"), task = fti_config_get(r, 0, "task_type"), k = 0;
     for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
         int node = fti_json_get(&r->j, 0, field[i]);
-        if (fti_lora_in_use(&r->j, node)) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, node, field[i], "it left out, as it is not implemented");
+        if (fti_lora_in_use(&r->j, node)) fti_config_no(r, node, field[i], "it left out, as it is not implemented");
     }
-    if (task >= 0 && !fti_json_equals(&r->j, task, "CAUSAL_LM")) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, task, "task_type", "CAUSAL_LM");
+    if (task >= 0 && !fti_json_equals(&r->j, task, "CAUSAL_LM")) fti_config_no(r, task, "task_type", "CAUSAL_LM");
     while (fti_json_is(&r->j, init, FTI_STRING) && k < 3 && !fti_json_equals(&r->j, init, harmless[k])) k++;
-    if (k == 3) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, init, "init_lora_weights", "true, false or gaussian: others change the base model");
+    if (k == 3) fti_config_no(r, init, "init_lora_weights", "true, false, gaussian, eva or orthogonal");
 }
 
 static void fti_lora_read(fti_config_reader *r, ft_lora_config *c)
@@ -5727,13 +8550,14 @@ static void fti_lora_read(fti_config_reader *r, ft_lora_config *c)
     int type = fti_config_get(r, 0, "peft_type"), base = fti_config_get(r, 0, "base_model_name_or_path"), dropout;
     fti_arena a = { NULL };
     ft_text name = fti_json_text(&r->j, base, &a);
-    if (!fti_json_equals(&r->j, type, "LORA")) fti_config_fail(r, FTUNE_ERR_UNSUPPORTED, type, "peft_type", "\"LORA\"");
+    if (!fti_json_equals(&r->j, type, "LORA")) fti_config_no(r, type, "peft_type", "\"LORA\"");
     c->r = fti_config_int(r, "r", 8, 1, 65536);
     c->lora_alpha = (float)fti_config_positive(r, 0, "lora_alpha", 8, 1e6);
     c->use_rslora = fti_config_bool(r, "use_rslora", 0);
     dropout = fti_config_get(r, 0, "lora_dropout");
     c->lora_dropout = (float)fti_json_number(&r->j, dropout, dropout < 0 ? 0 : -1);
-    if (!(c->lora_dropout >= 0 && c->lora_dropout < 1)) fti_config_fail(r, FTUNE_ERR_FORMAT, dropout, "lora_dropout", "0 or more, below 1");
+    if (!(c->lora_dropout >= 0 && c->lora_dropout < 1))
+        fti_config_bad(r, dropout, "lora_dropout", "0 or more, below 1");
     if (name.p && name.n < sizeof c->base_model_name_or_path) memcpy(c->base_model_name_or_path, name.p, name.n);
     fti_arena_free(&a);
     fti_lora_refuse(r);
@@ -5759,19 +8583,20 @@ FTUNE_API ft_status ft_lora_config_load(ft_lora_config *c, const char *dir, ft_e
 /* "all-linear" is written out: not every reader of the file knows the word. */
 static void fti_lora_write(fti_buf *b, const ft_lora_config *c)
 {
-    const char *list = strcmp(c->target_modules, "all-linear") ? c->target_modules : "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
-    const char *comma = "";
+    const char *list = c->target_modules, *comma = "";
+    if (strcmp(list, "all-linear") == 0) list = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
     fti_buf_str(b, "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": ");
     if (c->base_model_name_or_path[0]) fti_buf_json(b, c->base_model_name_or_path, strlen(c->base_model_name_or_path));
     else fti_buf_str(b, "null");
-    fti_buf_str(b, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n  \"init_lora_weights\": true,\n"
-                   "  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n  \"lora_alpha\": ");
-    if (c->lora_alpha == floorf(c->lora_alpha)) fti_buf_fmt(b, "%.0f", c->lora_alpha);       /* some readers want an int */
+    fti_buf_str(b, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+                   "  \"init_lora_weights\": true,\n  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n"
+                   "  \"lora_alpha\": ");
+    if (c->lora_alpha == floorf(c->lora_alpha)) fti_buf_fmt(b, "%.0f", c->lora_alpha);   /* some readers want an int */
     else fti_buf_number(b, c->lora_alpha, 9);
     fti_buf_str(b, ",\n  \"lora_dropout\": ");
     fti_buf_number(b, c->lora_dropout, 9);
-    fti_buf_fmt(b, ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n  \"rank_pattern\": {},\n"
-                   "  \"revision\": null,\n  \"target_modules\": [", c->r);
+    fti_buf_fmt(b, ",\n  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n", c->r);
+    fti_buf_str(b, "  \"rank_pattern\": {},\n  \"revision\": null,\n  \"target_modules\": [");
     for (const char *p = list; *p; p += *p == ',') {
         size_t n = strcspn(p, ","), from = strspn(p, " "), to = n;
         while (to > from && p[to - 1] == ' ') to--;
@@ -5782,7 +8607,8 @@ static void fti_lora_write(fti_buf *b, const ft_lora_config *c)
         }
         p += n;
     }
-    fti_buf_fmt(b, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}\n", c->use_rslora ? "true" : "false");
+    fti_buf_str(b, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": ");
+    fti_buf_str(b, c->use_rslora ? "true\n}\n" : "false\n}\n");
 }
 
 FTUNE_API ft_status ft_lora_config_save(const ft_lora_config *c, const char *dir, ft_error *err)
@@ -5834,7 +8660,7 @@ FTUNE_API ft_status ft_lora_config_save(const ft_lora_config *c, const char *dir
  *     last o_proj, its MLP, the final norm and lm_head run on M rows instead of N.
  * Usual mistakes: forgetting that a tied embedding collects two gradients (from the bottom and from the head), and
  * letting a padded or packed neighbour into attention. Shapes: Vaswani et al. 2017; RoPE 2104.09864; SwiGLU 2002.05202.
- * See examples/05_forward.c and 07_gradient_check.c. */
+ * See examples/06_forward_loss.c and 07_gradient_check.c. */
 
 enum { FTI_QKV, FTI_O, FTI_GATE_UP, FTI_DOWN, FTI_LINEARS };   /* a layer's linears in order of data flow */
 
@@ -6968,7 +9794,7 @@ static ft_status fti_begin(ft_model *m, const ft_batch *b, int all, int keep, ui
     be->upload(be, p->rows, rows, (size_t)M * 4);
     be->upload(be, p->targets, targets, (size_t)M * 4);
     be->upload(be, p->weights, weights, (size_t)M * 4);
-    return fti_backend_status(be, err);
+    return be->error.code ? fti_backend_status(be, err) : FTUNE_OK;
 }
 
 FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err)
@@ -7069,13 +9895,13 @@ FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weigh
     adapter = lora ? (double)p->trainable : 0.0;
     pass.N = pass.M = tokens_per_batch;
     pass.keep = 1;
-    p->weights = p->parameters * size;
-    p->packed = lora ? (linear + head) * size : 0;
-    p->adapters = lora ? 4 * p->trainable : 4 * p->parameters;           /* full: the f32 copy that is trained */
+    p->weights = p->parameters * (lora ? size : 4);                      /* full: the f32 copy that is trained */
+    p->packed = lora ? (linear + head) * size : 0;                       /* frozen linears, as the CPU reads them */
+    p->adapters = 4 * (int64_t)adapter;
     p->gradients = 4 * p->trainable;
     p->moments = 8 * p->trainable;
     p->activations = (int64_t)fti_layout(&pass, &s, NULL);
-    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < 64 ? tokens_per_batch : 64);
+    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < fti_head_rows(c->vocab_size) ? tokens_per_batch : fti_head_rows(c->vocab_size));
     p->kv_cache = 8 * (int64_t)s.L * s.K * s.D * tokens_per_batch;
     p->peak = p->weights + p->packed + p->adapters + p->gradients + p->moments + p->activations + p->logits;
     attention = 2.0 * tokens_per_batch * s.HD * s.L;                     /* causal: q k^T and p v over half the square */
@@ -7117,7 +9943,7 @@ FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weigh
  * A checkpoint holds all that the next update depends on: parameters, m, v, the number of updates done, and the order
  * of the rows, which is a function of seed and epoch and so needs no place of its own. Resumed is equal to never stopped, bit
  * for bit; anything that would make it differ (data, base model, an option) is compared first and named.
- * See examples/09_train_one_sentence.c, 10_train_a_file.c. */
+ * See examples/09_train_one_sentence.c, 10_train_file.c. */
 
 typedef struct fti_point { int64_t step; double epoch, loss, grad_norm, lr; int is_eval; } fti_point;
 
@@ -7260,13 +10086,12 @@ static uint64_t fti_hash_samples(const ft_dataset *d)
 static uint64_t fti_hash_base(const ft_model *m)
 {
     const ft_config *c = &m->config;
+    const int sizes[11] = { c->vocab_size, c->hidden_size, c->intermediate_size, c->num_hidden_layers, c->num_attention_heads,
+                            c->num_key_value_heads, c->head_dim, c->tie_word_embeddings, c->rope_type, c->qkv_bias,
+                            c->rope_original_max_position_embeddings };
+    const double numbers[5] = { c->rms_norm_eps, c->rope_theta, c->rope_factor, c->rope_low_freq_factor, c->rope_high_freq_factor };
     char piece[4096];
-    uint64_t h;
-    int n = snprintf(piece, sizeof piece, "%s %d %d %d %d %d %d %d %.9g %.17g %d %d %.9g", c->model_type, c->vocab_size,
-                     c->hidden_size, c->intermediate_size, c->num_hidden_layers, c->num_attention_heads,
-                     c->num_key_value_heads, c->head_dim, (double)c->rms_norm_eps, c->rope_theta, c->tie_word_embeddings,
-                     c->rope_type, (double)c->rope_factor);
-    h = fti_crc64(0, piece, (size_t)n);
+    uint64_t h = fti_crc64(fti_crc64(0, sizes, sizeof sizes), numbers, sizeof numbers);
     for (int i = 0; m->has_lora && i < m->priv->n_slots; i++) {
         const ft_tensor *t = m->priv->slot[i].tensor;
         size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
@@ -7470,11 +10295,15 @@ FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_
 /* ---- log.jsonl and loss.svg ---- */
 
 /* "name": x   with null for what JSON cannot say */
-static void fti_json_field(fti_buf *b, const char *name, double x, const char *format)
+static void fti_put_number(fti_buf *b, const char *name, double x, int digits)
 {
     fti_buf_fmt(b, "%s\"%s\": ", b->n && b->p[b->n - 1] != '{' ? ", " : "", name);
-    if (isfinite(x)) fti_buf_fmt(b, format, x);
-    else fti_buf_str(b, "null");
+    fti_buf_number(b, x, digits);
+}
+
+static void fti_put_count(fti_buf *b, const char *name, int64_t n)
+{
+    fti_buf_fmt(b, "%s\"%s\": %lld", b->n && b->p[b->n - 1] != '{' ? ", " : "", name, (long long)n);
 }
 
 static ft_status fti_log_append(const ft_trainer *t, fti_buf *line, ft_error *err)
@@ -7524,11 +10353,12 @@ static double fti_nice_step(double range)              /* 1, 2 or 5 times a powe
     return (f < 1.5 ? 1.0 : f < 3.5 ? 2.0 : f < 7.5 ? 5.0 : 10.0) * p;
 }
 
-/* A line chart without a library: two axes, a few ticks, a polyline each for training and evaluation. */
+/* A line chart without a library: two axes, a few ticks, a polyline each for training and evaluation. Coordinates are
+ * whole tenths of a pixel, so that no locale puts a comma into them. */
 static void fti_svg(fti_buf *b, const fti_point *h, int n)
 {
+    enum { X = 560, Y = 240, W = 5600, H = 2800 };
     double low = 1e300, high = -1e300, last = 1.0, dx, dy;
-    const double X = 56, Y = 24, W = 560, H = 280;
     for (int i = 0; i < n; i++) {
         if (!isfinite(h[i].loss)) continue;
         if (h[i].loss < low) low = h[i].loss;
@@ -7541,25 +10371,26 @@ static void fti_svg(fti_buf *b, const fti_point *h, int n)
     dy = fti_nice_step(high - low); dx = fti_nice_step(last);
     low = floor(low / dy) * dy; high = ceil(high / dy) * dy;
     if (dx < 1.0) dx = 1.0;
-    fti_buf_str(b, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 350\" width=\"640\" height=\"350\" "
-                   "font-family=\"sans-serif\" font-size=\"12\" fill=\"#444\">\n<rect width=\"640\" height=\"350\" fill=\"#fff\"/>\n");
+    fti_buf_str(b, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 6400 3500\" width=\"640\" height=\"350\" "
+                   "font-family=\"sans-serif\" font-size=\"120\" stroke-width=\"10\">\n<rect width=\"6400\" height=\"3500\" fill=\"#fff\"/>\n");
     for (double v = low; v <= high + dy / 2; v += dy) {
-        double y = Y + H * (high - v) / (high - low);
-        fti_buf_fmt(b, "<path d=\"M%.0f %.1fh%.0f\" stroke=\"#e4e4e4\"/><text x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
-                    X, y, W, X - 6, y + 4, fabs(v) < dy / 1e6 ? 0.0 : v);
+        int y = (int)(Y + H * (high - v) / (high - low));
+        fti_buf_fmt(b, "<path d=\"M%d %dh%d\" stroke=\"#e4e4e4\"/><text x=\"%d\" y=\"%d\" text-anchor=\"end\">", X, y, W, X - 60, y + 40);
+        fti_buf_number(b, fabs(v) < dy / 1e6 ? 0.0 : v, 4);
+        fti_buf_str(b, "</text>\n");
     }
     for (double s = 0.0; s <= last; s += dx)
-        fti_buf_fmt(b, "<text x=\"%.1f\" y=\"%.0f\" text-anchor=\"middle\">%.0f</text>\n", X + W * s / last, Y + H + 18, s);
+        fti_buf_fmt(b, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%.0f</text>\n", (int)(X + W * s / last), Y + H + 180, s);
     for (int eval = 0; eval < 2; eval++) {
         const char *colour = eval ? "#d9622b" : "#2b6cb0";
-        fti_buf_fmt(b, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" points=\"", colour);
+        fti_buf_fmt(b, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"18\" points=\"", colour);
         for (int i = 0; i < n; i++)
             if (h[i].is_eval == eval && isfinite(h[i].loss))
-                fti_buf_fmt(b, "%.1f,%.1f ", X + W * (double)h[i].step / last, Y + H * (high - h[i].loss) / (high - low));
-        fti_buf_fmt(b, "\"/>\n<text x=\"%d\" y=\"%.0f\" fill=\"%s\">%s</text>\n", eval ? 570 : 500, Y + 14, colour, eval ? "eval" : "train");
+                fti_buf_fmt(b, "%d,%d ", (int)(X + W * (double)h[i].step / last), (int)(Y + H * (high - h[i].loss) / (high - low)));
+        fti_buf_fmt(b, "\"/>\n<text x=\"%d\" y=\"%d\" fill=\"%s\">%s</text>\n", eval ? 5700 : 5000, Y + 140, colour, eval ? "eval" : "train");
     }
-    fti_buf_fmt(b, "<path d=\"M%.0f %.0fv%.0fh%.0f\" fill=\"none\" stroke=\"#444\"/>\n<text x=\"%.0f\" y=\"%.0f\" text-anchor=\"middle\">"
-                "step</text>\n<text x=\"%.0f\" y=\"15\">loss</text>\n</svg>\n", X, Y, H, W, X + W / 2, Y + H + 38, X - 20);
+    fti_buf_fmt(b, "<path d=\"M%d %dv%dh%d\" fill=\"none\" stroke=\"#444\"/>\n<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">step</text>\n"
+                "<text x=\"%d\" y=\"150\">loss</text>\n</svg>\n", X, Y, H, W, X + W / 2, Y + H + 380, X - 200);
 }
 
 static ft_status fti_write_svg(const ft_trainer *t, ft_error *err)
@@ -7593,17 +10424,18 @@ static ft_status fti_log_step(ft_trainer *t, const ft_progress *p, ft_error *err
         t->o.log(t->o.log_user, line);
     }
     if (!t->o.out_dir) return FTUNE_OK;
-    fti_buf_fmt(&b, "{\"step\": %lld", (long long)p->step);
-    fti_json_field(&b, "epoch", p->epoch, "%.6g");
-    fti_json_field(&b, "loss", point.loss, "%.9g");
-    fti_json_field(&b, "grad_norm", p->grad_norm, "%.9g");
-    fti_json_field(&b, "learning_rate", p->lr, "%.9g");
-    fti_json_field(&b, "num_tokens", (double)p->tokens, "%.0f");
-    fti_json_field(&b, "mean_token_accuracy", p->accuracy, "%.6g");
-    fti_json_field(&b, "tokens_per_second", p->tokens_per_second, "%.1f");
-    fti_json_field(&b, "memory_gib", (double)p->memory_bytes / 1073741824.0, "%.4f");
-    fti_json_field(&b, "elapsed_time", fti_now() - t->started, "%.2f");
-    fti_json_field(&b, "remaining_time", p->seconds_left, "%.2f");
+    fti_buf_str(&b, "{");
+    fti_put_count(&b, "step", p->step);
+    fti_put_number(&b, "epoch", p->epoch, 6);
+    fti_put_number(&b, "loss", point.loss, 9);
+    fti_put_number(&b, "grad_norm", p->grad_norm, 9);
+    fti_put_number(&b, "learning_rate", p->lr, 9);
+    fti_put_count(&b, "num_tokens", p->tokens);
+    fti_put_number(&b, "mean_token_accuracy", p->accuracy, 6);
+    fti_put_number(&b, "tokens_per_second", p->tokens_per_second, 6);
+    fti_put_number(&b, "memory_gib", (double)p->memory_bytes / 1073741824.0, 5);
+    fti_put_number(&b, "elapsed_time", fti_now() - t->started, 6);
+    fti_put_number(&b, "remaining_time", p->seconds_left, 6);
     st = fti_log_append(t, &b, err);
     fti_buf_free(&b);
     return st;
@@ -7625,11 +10457,12 @@ static ft_status fti_log_eval(ft_trainer *t, ft_error *err)
         t->o.log(t->o.log_user, line);
     }
     if (!t->o.out_dir) return FTUNE_OK;
-    fti_buf_fmt(&b, "{\"step\": %lld", (long long)t->step);
-    fti_json_field(&b, "epoch", point.epoch, "%.6g");
-    fti_json_field(&b, "eval_loss", e.loss, "%.9g");
-    fti_json_field(&b, "eval_perplexity", e.perplexity, "%.9g");
-    fti_json_field(&b, "eval_mean_token_accuracy", e.accuracy, "%.6g");
+    fti_buf_str(&b, "{");
+    fti_put_count(&b, "step", t->step);
+    fti_put_number(&b, "epoch", point.epoch, 6);
+    fti_put_number(&b, "eval_loss", e.loss, 9);
+    fti_put_number(&b, "eval_perplexity", e.perplexity, 9);
+    fti_put_number(&b, "eval_mean_token_accuracy", e.accuracy, 6);
     st = fti_log_append(t, &b, err);
     fti_buf_free(&b);
     return st;
@@ -7646,10 +10479,10 @@ static ft_status fti_log_end(const ft_trainer *t, const ft_error *failure, ft_er
         fti_buf_json(&b, failure->message, strlen(failure->message));
     } else {
         fti_buf_str(&b, "{");
-        fti_json_field(&b, "train_runtime", seconds, "%.3f");
-        fti_json_field(&b, "train_samples_per_second", (double)(t->rows - t->started_rows) / seconds, "%.3f");
-        fti_json_field(&b, "train_steps_per_second", (double)(t->step - t->started_step) / seconds, "%.3f");
-        fti_json_field(&b, "train_loss", t->step ? t->sum_all / (double)t->step : NAN, "%.9g");
+        fti_put_number(&b, "train_runtime", seconds, 6);
+        fti_put_number(&b, "train_samples_per_second", (double)(t->rows - t->started_rows) / seconds, 6);
+        fti_put_number(&b, "train_steps_per_second", (double)(t->step - t->started_step) / seconds, 6);
+        fti_put_number(&b, "train_loss", t->step ? t->sum_all / (double)t->step : NAN, 9);
     }
     st = fti_log_append(t, &b, err);
     fti_buf_free(&b);
@@ -7663,38 +10496,58 @@ static void fti_state_same(const ft_trainer *t, fti_buf *b)
 {
     const ft_train_options *o = &t->o;
     const ft_lora_config *l = &t->m->lora;
-    fti_buf_fmt(b, "{\"train_rows\": \"%016llx\", \"base_model\": \"%016llx\", \"max_steps\": %lld, \"lr\": %.9g, \"beta1\": %.9g, "
-                "\"beta2\": %.9g, \"eps\": %.9g, \"weight_decay\": %.9g, \"max_grad_norm\": %.9g, \"schedule\": %d, \"warmup\": %.9g, "
-                "\"batch\": %d, \"accumulate\": %d, \"packing_length\": %d, \"shuffle\": %d, \"seed\": %llu",
-                (unsigned long long)t->data_hash, (unsigned long long)t->base_hash, (long long)t->total, (double)o->lr,
-                (double)o->beta1, (double)o->beta2, (double)o->eps, (double)o->weight_decay, (double)o->max_grad_norm,
-                (int)o->schedule, (double)o->warmup, o->batch, o->accumulate, o->packing_length, o->shuffle != 0,
-                (unsigned long long)o->seed);
+    fti_buf_fmt(b, "{\"train_rows\": \"%016llx\", \"base_model\": \"%016llx\"", (unsigned long long)t->data_hash,
+                (unsigned long long)t->base_hash);
+    fti_put_count(b, "max_steps", t->total);
+    fti_put_number(b, "lr", o->lr, 9);
+    fti_put_number(b, "beta1", o->beta1, 9);
+    fti_put_number(b, "beta2", o->beta2, 9);
+    fti_put_number(b, "eps", o->eps, 9);
+    fti_put_number(b, "weight_decay", o->weight_decay, 9);
+    fti_put_number(b, "max_grad_norm", o->max_grad_norm, 9);
+    fti_put_count(b, "schedule", o->schedule);
+    fti_put_number(b, "warmup", o->warmup, 9);
+    fti_put_count(b, "batch", o->batch);
+    fti_put_count(b, "accumulate", o->accumulate);
+    fti_put_count(b, "packing_length", o->packing_length);
+    fti_put_count(b, "shuffle", o->shuffle != 0);
+    fti_put_count(b, "seed", (int64_t)o->seed);
     if (t->m->has_lora) {
-        fti_buf_fmt(b, ", \"lora_r\": %d, \"lora_alpha\": %.9g, \"lora_dropout\": %.9g, \"use_rslora\": %d, \"target_modules\": ", l->r,
-                    (double)l->lora_alpha, (double)l->lora_dropout, l->use_rslora != 0);
+        fti_put_count(b, "lora_r", l->r);
+        fti_put_number(b, "lora_alpha", l->lora_alpha, 9);
+        fti_put_number(b, "lora_dropout", l->lora_dropout, 9);
+        fti_put_count(b, "use_rslora", l->use_rslora != 0);
+        fti_buf_str(b, ", \"target_modules\": ");
         fti_buf_json(b, l->target_modules, strlen(l->target_modules));
-    } else fti_buf_str(b, ", \"full\": 1");
+    } else fti_put_count(b, "full", 1);
     fti_buf_str(b, "}");
 }
 
 static void fti_state_json(const ft_trainer *t, fti_buf *b)
 {
-    fti_buf_fmt(b, "{\n  \"global_step\": %lld,\n  \"max_steps\": %lld,\n  \"epoch\": %.17g,\n  \"num_train_epochs\": %d,\n"
-                "  \"num_input_tokens_seen\": %lld,\n  \"num_targets_seen\": %lld,\n  \"num_rows_seen\": %lld,\n"
-                "  \"losses\": [%.17g, %lld, %.17g],\n  \"same\": ", (long long)t->step, (long long)t->total,
-                (double)t->step / (double)t->per_epoch, t->o.epochs, (long long)t->tokens, (long long)t->targets, (long long)t->rows,
-                t->sum_since_log, (long long)t->n_since_log, t->sum_all);
+    fti_buf_str(b, "{");
+    fti_put_count(b, "global_step", t->step);
+    fti_put_count(b, "max_steps", t->total);
+    fti_put_number(b, "epoch", (double)t->step / (double)t->per_epoch, 17);
+    fti_put_count(b, "num_train_epochs", t->o.epochs);
+    fti_put_count(b, "num_input_tokens_seen", t->tokens);
+    fti_put_count(b, "num_targets_seen", t->targets);
+    fti_put_count(b, "num_rows_seen", t->rows);
+    fti_put_number(b, "loss_sum", t->sum_all, 17);
+    fti_put_number(b, "loss_sum_since_log", t->sum_since_log, 17);
+    fti_put_count(b, "steps_since_log", t->n_since_log);
+    fti_buf_str(b, ",\n  \"same\": ");
     fti_state_same(t, b);
     fti_buf_str(b, ",\n  \"log_history\": [");
     for (int i = 0; i < arrlen(t->history); i++) {
         const fti_point *h = &t->history[i];
-        fti_buf_fmt(b, "%s\n    {\"step\": %lld", i ? "," : "", (long long)h->step);
-        fti_json_field(b, "epoch", h->epoch, "%.17g");
-        fti_json_field(b, h->is_eval ? "eval_loss" : "loss", h->loss, "%.17g");
+        fti_buf_str(b, i ? ",\n    {" : "\n    {");
+        fti_put_count(b, "step", h->step);
+        fti_put_number(b, "epoch", h->epoch, 17);
+        fti_put_number(b, h->is_eval ? "eval_loss" : "loss", h->loss, 17);
         if (!h->is_eval) {
-            fti_json_field(b, "grad_norm", h->grad_norm, "%.17g");
-            fti_json_field(b, "learning_rate", h->lr, "%.17g");
+            fti_put_number(b, "grad_norm", h->grad_norm, 17);
+            fti_put_number(b, "learning_rate", h->lr, 17);
         }
         fti_buf_str(b, "}");
     }
@@ -7790,13 +10643,13 @@ static ft_status fti_state_compare(const ft_trainer *t, const fti_json *j, ft_er
 
 static ft_status fti_state_read(ft_trainer *t, const fti_json *j, ft_error *err)
 {
-    int losses = fti_json_get(j, 0, "losses"), history = fti_json_get(j, 0, "log_history"), k = fti_json_child(j, losses < 0 ? 0 : losses);
+    int history = fti_json_get(j, 0, "log_history");
     int64_t step = fti_json_int(j, fti_json_get(j, 0, "global_step"), -1);
-    if (step < 0 || step > t->total || !fti_json_is(j, losses, FTI_ARRAY))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected global_step and losses as ft_trainer_save writes them", j->name);
-    t->sum_since_log = fti_json_number(j, k, 0.0);
-    t->n_since_log = fti_json_int(j, k = k < 0 ? k : fti_json_next(j, k), 0);
-    t->sum_all = fti_json_number(j, k < 0 ? k : fti_json_next(j, k), 0.0);
+    if (step < 0 || step > t->total)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: global_step: expected 0 .. %lld, found %lld", j->name, (long long)t->total, (long long)step);
+    t->sum_all = fti_json_number(j, fti_json_get(j, 0, "loss_sum"), 0.0);
+    t->sum_since_log = fti_json_number(j, fti_json_get(j, 0, "loss_sum_since_log"), 0.0);
+    t->n_since_log = fti_json_int(j, fti_json_get(j, 0, "steps_since_log"), 0);
     t->step = t->started_step = step;
     t->tokens = t->started_tokens = fti_json_int(j, fti_json_get(j, 0, "num_input_tokens_seen"), 0);
     t->targets = fti_json_int(j, fti_json_get(j, 0, "num_targets_seen"), 0);
@@ -8120,18 +10973,15 @@ static ft_status fti_decode_pass(fti_decode *d, const int *to_row, ft_error *err
     return fti_logits(d->m, d->logits, err);
 }
 
-static ft_status fti_decode_add(ft_batch *b, int32_t id, int position, int row_start, int wanted, ft_error *err)
+/* Append ids as one row, of which the last token is to be continued. */
+static ft_status fti_decode_add(ft_batch *b, const int32_t *ids, int n, ft_error *err)
 {
     ft_sample s;
-    int32_t label = FTUNE_IGNORE_INDEX;
     ft_status st;
     memset(&s, 0, sizeof s);
-    s.input_ids = &id; s.labels = &label; s.n = 1;
-    if ((st = ft_batch_add(b, &s, 0, 0, err)) != FTUNE_OK) return st;
-    b->position_ids[b->N - 1] = position;
-    b->row_start[b->N - 1] = row_start;
-    b->targets[b->N - 1] = wanted ? 0 : FTUNE_IGNORE_INDEX;  /* any id: marks a row that goes on to lm_head */
-    return FTUNE_OK;
+    s.input_ids = (int32_t *)ids; s.n = n;
+    if ((st = ft_batch_add(b, &s, 0, 0, err)) == FTUNE_OK) b->targets[b->N - 1] = 0;   /* any id: the row goes on to lm_head */
+    return st;
 }
 
 /* All prompts end to end, as packed rows. */
@@ -8142,13 +10992,10 @@ static ft_status fti_decode_prompts(fti_decode *d, ft_error *err)
     for (int p = 0; p < d->n_prompts; p++) N += d->n[p];
     if (!(to_row = (int *)fti_alloc((size_t)N, sizeof *to_row))) return fti_no_memory(err, (size_t)N * sizeof *to_row);
     ft_batch_clear(&d->batch);
-    for (int p = 0; p < d->n_prompts; p++) {
-        int start = d->batch.N;
-        for (int i = 0; st == FTUNE_OK && i < d->n[p]; i++) {
-            to_row[d->batch.N] = d->base[p] + i;
-            st = fti_decode_add(&d->batch, d->ids[p][i], i, start, i + 1 == d->n[p], err);
-        }
+    for (int p = 0; st == FTUNE_OK && p < d->n_prompts; p++) {
+        for (int i = 0; i < d->n[p]; i++) to_row[d->batch.N + i] = d->base[p] + i;
         d->past[p] = d->n[p];
+        st = fti_decode_add(&d->batch, d->ids[p], d->n[p], err);
     }
     d->cache.decode = 0;
     if (st == FTUNE_OK) st = fti_decode_pass(d, to_row, err);
@@ -8162,16 +11009,16 @@ static ft_status fti_decode_tokens(fti_decode *d, ft_error *err)
     ft_backend *be = d->m->be;
     int to_row[FTI_GROUP];
     int32_t begin[FTI_GROUP], end[FTI_GROUP];
-    ft_status st = FTUNE_OK;
     ft_batch_clear(&d->batch);
-    for (int i = 0; st == FTUNE_OK && i < d->n_active; i++) {
+    for (int i = 0; i < d->n_active; i++) {
         int p = d->active[i];
-        st = fti_decode_add(&d->batch, d->out[(size_t)p * (size_t)d->cap + (size_t)d->n_out[p] - 1], d->past[p], 0, 1, err);
+        ft_status st = fti_decode_add(&d->batch, &d->out[(size_t)p * (size_t)d->cap + (size_t)d->n_out[p] - 1], 1, err);
+        if (st != FTUNE_OK) return st;
+        d->batch.position_ids[i] = d->past[p];
         to_row[i] = d->base[p] + d->past[p]++;
         begin[i] = d->base[p];
         end[i] = to_row[i] + 1;
     }
-    if (st != FTUNE_OK) return st;
     be->upload(be, d->cache.begin, begin, (size_t)d->n_active * sizeof *begin);
     be->upload(be, d->cache.end, end, (size_t)d->n_active * sizeof *end);
     d->cache.decode = 1;
@@ -8291,6 +11138,10 @@ FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_cha
     if (st == FTUNE_OK && !(ids = (int32_t *)fti_alloc((size_t)g.max_new_tokens + 1, sizeof *ids)))
         st = fti_no_memory(err, ((size_t)g.max_new_tokens + 1) * sizeof *ids);
     if (st == FTUNE_OK) st = ft_generate(m, s.input_ids, s.n, &g, ids, g.max_new_tokens, &n, err);
+    for (int i = 0, all = n; st == FTUNE_OK && i < all; i++) {       /* a vocabulary is padded: rows without a token say nothing */
+        if (i == 0) n = 0;
+        if (ft_token_bytes(tok, ids[i]).p) ids[n++] = ids[i];
+    }
     if (st == FTUNE_OK) st = ft_tokenizer_decode(tok, ids, (size_t)n, 1, out, cap - 1, &need, err);
     out[st == FTUNE_OK ? need : 0] = 0;
     FTUNE_FREE(ids);
@@ -8374,7 +11225,7 @@ static int fti_fit_bytes(void *array, size_t element, size_t n)
     return 1;
 }
 
-struct fti_block { struct fti_block *below; size_t used, size; size_t pad; };   /* 32 bytes: what follows is aligned to 16 */
+struct fti_block { struct fti_block *below; size_t used, size, pad; };     /* 32 bytes: what follows is aligned to 16 */
 
 static void *fti_arena_alloc(fti_arena *a, size_t bytes)
 {
@@ -8383,7 +11234,7 @@ static void *fti_arena_alloc(fti_arena *a, size_t bytes)
     if (bytes > SIZE_MAX / 4) return NULL;
     bytes = (bytes + 15) & ~(size_t)15;
     if (!b || b->size - b->used < bytes) {
-        size = b ? 2 * b->size : 1024;                     /* 1, 2, 4 ... 256 KiB: little waste for few, few blocks for many */
+        size = b ? 2 * b->size : 1024;                     /* 1, 2, 4 ... 256 KiB: little waste, few blocks */
         if (size > 262144) size = 262144;
         if (size < bytes) size = bytes;
         b = (struct fti_block *)FTUNE_MALLOC(sizeof *b + size);
@@ -8537,7 +11388,7 @@ static fti_map_slot *fti_map_find(const fti_map *m, const char *key, size_t len,
     size_t i = hash & (m->cap - 1);
     for (;; i = (i + 1) & (m->cap - 1)) {
         fti_map_slot *s = &m->slot[i];
-        if (!s->key || (s->hash == hash && s->len == len && memcmp(s->key, key, len) == 0)) return s;
+        if (!s->key || (s->hash == hash && s->len == len && (!len || memcmp(s->key, key, len) == 0))) return s;
     }
 }
 
@@ -8644,7 +11495,7 @@ typedef struct fti_json_parser {
     size_t      cap;                                  /* nodes there is room for */
     uint32_t    key, key_len; uint8_t key_escaped;    /* of the member whose value comes next */
     int         depth;
-    uint32_t    parent[FTI_JSON_DEPTH], last[FTI_JSON_DEPTH];     /* open containers and their newest member (0: none) */
+    uint32_t    parent[FTI_JSON_DEPTH], last[FTI_JSON_DEPTH];    /* open containers, newest member of each (0: none) */
     ft_error   *err;
 } fti_json_parser;
 
@@ -8667,7 +11518,7 @@ static ft_status fti_json_fail(fti_json_parser *s, ft_status code, const char *e
     if (s->p >= s->end)            snprintf(found, sizeof found, "the end of the text");
     else if (c > 0x20 && c < 0x7f) snprintf(found, sizeof found, "'%c'", c);
     else                           snprintf(found, sizeof found, "byte 0x%02x", c);
-    return fti_fail(s->err, code, "%s%s: expected %s, found %s", j->name ? j->name : "JSON", place, expected, found);
+    return fti_fail(s->err, code, "%s%s: expected %s, found %s", j->name, place, expected, found);
 }
 
 static void fti_json_space(fti_json_parser *s)
@@ -8678,7 +11529,7 @@ static void fti_json_space(fti_json_parser *s)
 }
 
 /* An upper bound of the number of values: one, one more after each comma, one inside each bracket. Strings skipped. */
-static size_t fti_json_count(const char *p, const char *end)
+static size_t fti_json_bound(const char *p, const char *end)
 {
     size_t n = 1;
     while (p < end) {
@@ -8686,7 +11537,7 @@ static size_t fti_json_count(const char *p, const char *end)
         n += (c == ',') | (c == '[') | (c == '{');
         if (c != '"') continue;
         while (p < end && *p != '"') p += *p == '\\' && end - p > 1 ? 2 : 1;
-        p++;
+        p += p < end;
     }
     return n;
 }
@@ -8715,11 +11566,12 @@ static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *
         s->p = p;
         if (p == end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "'\"' at the end of the string");
         if (*p == '"') break;
-        if ((unsigned char)*p < 0x20) return fti_json_fail(s, FTUNE_ERR_FORMAT, "control characters in a string to be escaped");
+        if ((unsigned char)*p < 0x20) return fti_json_fail(s, FTUNE_ERR_FORMAT, "control characters to be escaped");
         if (*p == '\\') {
             *escaped = 1;
             s->p = ++p;
-            if (p == end || !memchr("\"\\/bfnrtu", *p, 9)) return fti_json_fail(s, FTUNE_ERR_FORMAT, "one of \"\\/bfnrtu after '\\'");
+            if (p == end || !memchr("\"\\/bfnrtu", *p, 9))
+                return fti_json_fail(s, FTUNE_ERR_FORMAT, "one of \"\\/bfnrtu after '\\'");
             if (*p++ != 'u') continue;
             for (k = 0; k < 4; k++, p++) {
                 s->p = p;
@@ -8730,7 +11582,7 @@ static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *
         }
         k = fti_utf8_decode(p, end, &cp);
         if (!k) return fti_fail(s->err, FTUNE_ERR_UTF8, "%s:%d: expected UTF-8, found byte 0x%02x at byte offset %lu",
-                                s->j->name ? s->j->name : "JSON", fti_lines_before(s->j->text, p), (unsigned char)*p,
+                                s->j->name, fti_lines_before(s->j->text, p), (unsigned char)*p,
                                 (unsigned long)(p - s->j->text));
         p += k;
     }
@@ -8807,11 +11659,13 @@ static ft_status fti_json_value(fti_json_parser *s)
     ft_status e;
     fti_json_space(s);
     if (s->p == s->end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a value");
-    if ((size_t)s->j->n_nodes == s->cap) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
+    if ((size_t)s->j->n_nodes == s->cap)
+        return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
     n = fti_json_node_new(s);
     switch (*s->p) {
     case '{': case '[':
-        if (s->depth == FTI_JSON_DEPTH) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "at most 256 levels of brackets");
+        if (s->depth == FTI_JSON_DEPTH)
+            return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "at most 256 levels of brackets");
         n->type = *s->p++ == '{' ? FTI_OBJECT : FTI_ARRAY;
         s->parent[s->depth] = (uint32_t)(n - s->j->node);
         s->last[s->depth++] = 0;
@@ -8870,18 +11724,18 @@ static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const c
     ft_status e;
     memset(j, 0, sizeof *j);
     memset(&s, 0, sizeof s);
-    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", name ? name : "JSON");
     j->text = n ? text : "";
     j->n = n;
-    j->name = name;
+    j->name = name ? name : "JSON";
+    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", j->name);
     s.j = j;
     s.err = err;
     s.p = j->text;
     s.end = j->text + n;
     if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s.p += 3;
     /* Nodes never take more than 4 bytes for each byte of text, and 1 MiB: a file of commas is refused, not stored. */
-    most = (4 * n + 1048576) / sizeof *j->node;
-    s.cap = fti_json_count(s.p, s.end);
+    most = (4 * n + 1000000) / sizeof *j->node;
+    s.cap = fti_json_bound(s.p, s.end);
     if (s.cap > most) s.cap = most;
     j->node = (fti_json_node *)fti_alloc(s.cap, sizeof *j->node);
     if (!j->node) return fti_no_memory(err, s.cap * sizeof *j->node);
@@ -9000,7 +11854,8 @@ static ft_text fti_json_key(const fti_json *j, int node, fti_arena *a)
 
 static int fti_json_equals(const fti_json *j, int node, const char *s)
 {
-    return fti_json_is(j, node, FTI_STRING) && fti_json_same(j, j->node[node].start, j->node[node].len, j->node[node].escaped, s);
+    const fti_json_node *n = &j->node[node >= 0 ? node : 0];
+    return fti_json_is(j, node, FTI_STRING) && fti_json_same(j, n->start, n->len, n->escaped, s);
 }
 
 static int fti_json_line(const fti_json *j, int node)
@@ -9008,45 +11863,47 @@ static int fti_json_line(const fti_json *j, int node)
     return fti_lines_before(j->text, j->text + (node >= 0 ? j->node[node].start : 0));
 }
 
+static int fti_most(size_t n) { return n < 100 ? (int)n : 100; }
+
+static ft_status fti_json_refuse(const fti_json *j, int node, ft_status code, const char *what, const char *expected,
+                                 ft_error *err)
+{
+    char place[32] = "";
+    const char *found = node < 0 ? "nothing" : j->text + j->node[node].start;
+    if (j->n && memchr(j->text, '\n', j->n)) snprintf(place, sizeof place, ":%d", fti_json_line(j, node));
+    return fti_fail(err, code, "%s%s: %s: expected %s, found %.*s", j->name, place, what, expected,
+                    node < 0 ? 7 : fti_most(j->node[node].len), found);
+}
+
 static int fti_json_bool(const fti_json *j, int node, int otherwise)
 {
     return fti_json_is(j, node, FTI_TRUE) ? 1 : fti_json_is(j, node, FTI_FALSE) ? 0 : otherwise;
 }
 
-/* Up to 2^53 and 10^22 both factors are exact, so one rounding is the right one. Beyond, strtod gets digits and an
- * exponent without a decimal point, which no locale spells differently. */
+/* strtod gets digits and an exponent without a decimal point, which no locale spells differently. */
 static double fti_json_number(const fti_json *j, int node, double otherwise)
 {
-    static const double ten[] = { 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
-                                  1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22 };
-    char digits[80];
+    char digits[80] = "0";
     const char *p, *end;
-    uint64_t mantissa = 0;
-    int n = 0, point = 0;
+    int n = 1, point = 0;
     long power = 0, e = 0;
-    double x;
     if (!fti_json_is(j, node, FTI_NUMBER)) return otherwise;
     p = j->text + j->node[node].start;
     end = p + j->node[node].len;
     for (p += *p == '-'; p < end && (*p | 32) != 'e'; p++) {
         if (*p == '.') { point = 1; continue; }
         power -= point;
-        if (n == 0 && *p == '0') continue;
-        if (n == 50) { power++; continue; }                  /* digits 51 and later cannot be seen in a double */
+        if (n == 1 && *p == '0') continue;
+        if (n == 50) { power++; continue; }                  /* digits 50 and later cannot be seen in a double */
         digits[n++] = *p;
-        if (n <= 19) mantissa = 10 * mantissa + (uint64_t)(*p - '0');
     }
     if (p < end) {
         int minus = p[1] == '-';
         for (p += 1 + (p[1] == '-' || p[1] == '+'); p < end; p++) if (e < 100000) e = 10 * e + (*p - '0');
         power += minus ? -e : e;
     }
-    if (n <= 15 && power >= -22 && power <= 22) x = power < 0 ? (double)mantissa / ten[-power] : (double)mantissa * ten[power];
-    else {
-        snprintf(digits + n, sizeof digits - (size_t)n, "e%ld", power);
-        x = strtod(digits, NULL);
-    }
-    return j->text[j->node[node].start] == '-' ? -x : x;
+    snprintf(digits + n, sizeof digits - (size_t)n, "e%ld", power);
+    return j->text[j->node[node].start] == '-' ? -strtod(digits, NULL) : strtod(digits, NULL);
 }
 
 static int64_t fti_json_int(const fti_json *j, int node, int64_t otherwise)
@@ -9067,6 +11924,10 @@ static int64_t fti_json_int(const fti_json *j, int node, int64_t otherwise)
 
 /* Files: the only place that touches the file system -------------------------------------------------------------- */
 
+#ifndef CLOCK_MONOTONIC
+#error "ftune needs POSIX: include it before system headers, or compile with -D_POSIX_C_SOURCE=200809L"
+#endif
+
 static ft_status fti_io_fail(ft_error *err, const char *path, const char *what)
 {
     return fti_fail(err, FTUNE_ERR_IO, "%s: %s: %s", path, what, strerror(errno));
@@ -9074,13 +11935,8 @@ static ft_status fti_io_fail(ft_error *err, const char *path, const char *what)
 
 static int fti_is_directory(const char *path)
 {
-#if defined(_WIN32)
-    struct _stat64 s;
-    return _stat64(path, &s) == 0 && (s.st_mode & _S_IFDIR);
-#else
     struct stat s;
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
-#endif
 }
 
 static int fti_file_exists(const char *path)
@@ -9117,7 +11973,7 @@ static ft_status fti_file_open(fti_file *f, const char *path, ft_error *err)
     if (fti_is_directory(path)) return fti_fail(err, FTUNE_ERR_IO, "%s: expected a file, found a directory", path);
     in = fopen(path, "rb");
     if (!in) return fti_io_fail(err, path, "cannot open");
-#if !defined(FTUNE_NO_MMAP) && !defined(_WIN32)
+#ifndef FTUNE_NO_MMAP
     {
         struct stat s;
         void *p = MAP_FAILED;
@@ -9139,20 +11995,11 @@ static ft_status fti_file_open(fti_file *f, const char *path, ft_error *err)
 
 static void fti_file_close(fti_file *f)
 {
-#if !defined(FTUNE_NO_MMAP) && !defined(_WIN32)
+#ifndef FTUNE_NO_MMAP
     if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
 #endif
     if (!f->mapped && f->size) FTUNE_FREE((void *)(uintptr_t)f->data);
     memset(f, 0, sizeof *f);
-}
-
-static int fti_make_one_directory(const char *path)
-{
-#if defined(_WIN32)
-    return _mkdir(path);
-#else
-    return mkdir(path, 0777);
-#endif
 }
 
 static ft_status fti_make_directory(const char *path, ft_error *err)
@@ -9164,7 +12011,7 @@ static ft_status fti_make_directory(const char *path, ft_error *err)
         char c = p[i];
         if (c != '/' && c != 0) continue;
         p[i] = 0;
-        if (fti_make_one_directory(p) && !fti_is_directory(p)) { e = fti_io_fail(err, p, "cannot make the directory"); break; }
+        if (mkdir(p, 0777) && !fti_is_directory(p)) { e = fti_io_fail(err, p, "cannot make the directory"); break; }
         p[i] = c;
     }
     fti_arena_free(&a);
@@ -9190,18 +12037,13 @@ static ft_status fti_writer_open(fti_writer *w, const char *path, ft_error *err)
     w->path = path;
     w->temp = (char *)fti_alloc(n, 1);
     if (!w->temp) return fti_no_memory(err, n);
-#if defined(_WIN32)
-    snprintf(w->temp, n, "%s.tmp", path);
-    w->file = fopen(w->temp, "wb");
-#else
     for (int turn = 0; !w->file && turn < 100; turn++) {     /* another process, or a crash, may have left one */
         int fd;
         snprintf(w->temp, n, "%s.tmp%ld-%d", path, (long)getpid(), turn);
         fd = open(w->temp, O_WRONLY | O_CREAT | O_EXCL, 0666);
-        if (fd >= 0) w->file = fdopen(fd, "wb");
-        else if (errno != EEXIST) break;
+        if (fd < 0 && errno != EEXIST) break;
+        if (fd >= 0 && (w->file = fdopen(fd, "wb")) == NULL) { close(fd); remove(w->temp); break; }
     }
-#endif
     if (w->file) return FTUNE_OK;
     fti_io_fail(err, w->temp, "cannot create");
     FTUNE_FREE(w->temp);
@@ -9224,7 +12066,6 @@ static void fti_writer_abandon(fti_writer *w)
 /* A rename is on disk only when the directory is. Not every file system can sync one; then there is nothing to do. */
 static void fti_sync_directory_of(char *path)
 {
-#if !defined(_WIN32)
     char *slash = strrchr(path, '/');
     int fd;
     if (slash) slash[slash == path] = 0;
@@ -9232,9 +12073,6 @@ static void fti_sync_directory_of(char *path)
     if (fd < 0) return;
     fsync(fd);
     close(fd);
-#else
-    (void)path;
-#endif
 }
 
 static ft_status fti_writer_commit(fti_writer *w, ft_error *err)
@@ -9242,14 +12080,9 @@ static ft_status fti_writer_commit(fti_writer *w, ft_error *err)
     ft_status e = FTUNE_OK;
     errno = w->error;
     if (w->error || fflush(w->file)) e = fti_io_fail(err, w->path, "cannot write");
-#if !defined(_WIN32)
     else if (fsync(fileno(w->file))) e = fti_io_fail(err, w->path, "cannot sync");
-#endif
     if (fclose(w->file) && !e) e = fti_io_fail(err, w->path, "cannot write");
     w->file = NULL;
-#if defined(_WIN32)
-    if (!e) remove(w->path);
-#endif
     if (!e && rename(w->temp, w->path)) e = fti_io_fail(err, w->path, "cannot rename the temporary file");
     if (!e) {
         fti_sync_directory_of(w->temp);
@@ -9321,38 +12154,24 @@ static uint16_t fti_le16(const void *p)
 static uint32_t fti_le32(const void *p) { return fti_le16(p) | (uint32_t)fti_le16((const char *)p + 2) << 16; }
 static uint64_t fti_le64(const void *p) { return fti_le32(p) | (uint64_t)fti_le32((const char *)p + 4) << 32; }
 
-/* CRC-64 as in xz: ECMA-182 polynomial, reflected; start with 0, continue with the last result. Eight bytes a step
- * (M. Kounavis & F. Berry 2005): table[k] moves a byte over k further bytes. */
+/* CRC-64 as in xz: the ECMA-182 polynomial, reflected. Begin with 0, go on with the last result. */
 static uint64_t fti_crc64(uint64_t crc, const void *p, size_t n)
 {
     const unsigned char *b = (const unsigned char *)p;
-    uint64_t table[8][256];
+    uint64_t table[256];
     for (int i = 0; i < 256; i++) {
-        uint64_t c = (uint64_t)i;
-        for (int bit = 0; bit < 8; bit++) c = c & 1 ? c >> 1 ^ UINT64_C(0xC96C5795D7870F42) : c >> 1;
-        table[0][i] = c;
+        table[i] = (uint64_t)i;
+        for (int bit = 0; bit < 8; bit++) table[i] = table[i] >> 1 ^ (table[i] & 1 ? UINT64_C(0xC96C5795D7870F42) : 0);
     }
-    for (int k = 1; k < 8; k++)
-        for (int i = 0; i < 256; i++) table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 255];
-    crc = ~crc;
-    for (; n >= 8; b += 8, n -= 8) {
-        uint64_t w = crc ^ fti_le64(b);
-        crc = 0;
-        for (int k = 0; k < 8; k++) crc ^= table[7 - k][w >> 8 * k & 255];
-    }
-    while (n--) crc = crc >> 8 ^ table[0][(crc ^ *b++) & 255];
+    for (crc = ~crc; n--; b++) crc = crc >> 8 ^ table[(crc ^ *b) & 255];
     return ~crc;
 }
 
 static double fti_now(void)
 {
-#if defined(CLOCK_MONOTONIC)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#else
-    return (double)clock() / CLOCKS_PER_SEC;
-#endif
 }
 
 /* Random numbers: splitmix64 spreads the seed, xoshiro256** goes on (Blackman & Vigna 2018) ------------------------ */
@@ -10236,6 +13055,37 @@ static const int32_t fti_lower_ranges[186][4] = {
     {66736,66771,1,40},{66928,66938,1,39},{66940,66954,1,39},{66956,66962,1,39},{66964,66965,1,39},
     {68736,68786,1,64},{68944,68965,1,32},{71840,71871,1,32},{93760,93791,1,32},{125184,125217,1,34},
 };
+/* WordPiece: where the original's older tables say the opposite of ours about mark: first, last. */
+static const uint32_t fti_bert_mark[103][2] = {
+    {2045,2045},{2199,2207},{2250,2273},{2558,2558},{2810,2815},{2901,2901},{3076,3076},{3132,3132},
+    {3328,3328},{3387,3388},{3457,3457},{3770,3770},{3790,3790},{5940,5940},{6159,6159},{6277,6278},
+    {6847,6862},{7670,7675},{43052,43052},{43205,43205},{43263,43263},{43453,43453},{68900,68903},
+    {68969,68973},{69291,69292},{69372,69375},{69446,69456},{69506,69509},{69744,69744},{69747,69748},
+    {69826,69826},{70089,70089},{70095,70095},{70206,70206},{70209,70209},{70459,70459},{70587,70592},
+    {70606,70606},{70608,70608},{70610,70610},{70625,70626},{70712,70719},{70722,70724},{70726,70726},
+    {70750,70750},{71454,71454},{71727,71735},{71737,71738},{71995,71996},{71998,71998},{72003,72003},
+    {72148,72151},{72154,72155},{72160,72160},{72193,72202},{72243,72248},{72251,72254},{72263,72263},
+    {72273,72278},{72281,72283},{72330,72342},{72344,72345},{72752,72758},{72760,72765},{72767,72767},
+    {72850,72871},{72874,72880},{72882,72883},{72885,72886},{73009,73014},{73018,73018},{73020,73021},
+    {73023,73029},{73031,73031},{73104,73105},{73109,73109},{73111,73111},{73459,73460},{73472,73473},
+    {73526,73530},{73536,73536},{73538,73538},{73562,73562},{78912,78912},{78919,78933},{90398,90409},
+    {90413,90415},{94031,94031},{94180,94180},{118528,118573},{118576,118598},{122880,122886},{122888,122904},
+    {122907,122913},{122915,122916},{122918,122922},{123023,123023},{123184,123190},{123566,123566},
+    {123628,123631},{124140,124143},{124398,124399},{125252,125258},
+};
+/* WordPiece: where the original's older tables say the opposite of ours about punct: first, last. */
+static const uint32_t fti_bert_punct[41][2] = {
+    {1565,1565},{2557,2557},{2678,2678},{3191,3191},{3204,3204},{5741,5741},{6990,6991},{7037,7039},
+    {11843,11855},{11858,11869},{68974,68974},{69293,69293},{69461,69465},{69510,69513},{70089,70089},
+    {70612,70613},{70615,70616},{70731,70735},{70746,70747},{70749,70749},{71264,71276},{71353,71353},
+    {71739,71739},{72004,72006},{72162,72162},{72255,72262},{72346,72348},{72350,72354},{72448,72457},
+    {72673,72673},{72769,72773},{72816,72817},{73463,73464},{73539,73551},{73727,73727},{77809,77810},
+    {93549,93551},{93847,93850},{94178,94178},{124415,124415},{125278,125279},
+};
+/* WordPiece: where the original's older tables say the opposite of ours about format: first, last. */
+static const uint32_t fti_bert_format[4][2] = {
+    {2192,2193},{2274,2274},{69837,69837},{78896,78911},
+};
 /* ---- end of the Unicode tables ---- */
 
 enum { FTI_CP_CLASS_BITS = 0x1FFF, FTI_CP_NOT_NFC = 1 << 13, FTI_CP_DECOMPOSES = 1 << 14, FTI_CP_LOWERS = 1 << 15 };
@@ -10282,6 +13132,8 @@ static int fti_decompose(uint32_t cp, uint32_t out[4])
 {
     uint32_t tail[4];
     int n = 0, n_tail = 0, row;
+    out[0] = cp;
+    if (!(fti_cp_kind(cp) & FTI_CP_DECOMPOSES)) return 1;
     if (cp - FTI_HANGUL < 11172u) {
         uint32_t s = cp - FTI_HANGUL;
         out[0] = FTI_HANGUL_L + s / 588;
@@ -10436,7 +13288,7 @@ static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out
             uint32_t kind = len ? fti_cp_kind(cp) : 0;
             if (i > stop && !(kind >> 16) && !(kind & unstable)) break;
             if (!len) { ok = fti_emit_same(out, origin, text, i, i + 1); i++; break; }
-            int count = kind & FTI_CP_DECOMPOSES ? fti_decompose(cp, parts) : (parts[0] = cp, 1);
+            int count = fti_decompose(cp, parts);
             for (int k = 0; k < count && ok; k++) {
                 fti_glyph x = { parts[k], (uint32_t)i, fti_cp_kind(parts[k]) >> 16 };
                 ok = fti_push(g, x);
@@ -10456,6 +13308,49 @@ static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out
 }
 
 static int fti_is_nfc(const char *text, size_t n) { return fti_stable_run(FTI_NFC, text, 0, n) == n; }
+
+/* ---- the three tests of BERT's normaliser that its tables answer differently; see WordPiece in chapter 1 ---- */
+
+static int fti_in_ranges(const uint32_t (*range)[2], size_t n, uint32_t cp)
+{
+    size_t lo = 0, hi = n;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (cp > range[mid][1]) lo = mid + 1; else hi = mid;
+    }
+    return lo < n && cp >= range[lo][0];
+}
+#define FTI_IN_RANGES(table, cp) fti_in_ranges(table, sizeof table / sizeof *table, cp)
+
+static int fti_bert_is_mark(uint32_t cp)
+{
+    unsigned c = fti_cp_class(cp);
+    return (c & FTI_CP_MARK) && (c & FTI_CP_NONSPACING ? 1 : 0) != FTI_IN_RANGES(fti_bert_mark, cp);
+}
+
+static int fti_bert_is_punct(uint32_t cp)
+{
+    unsigned c = fti_cp_class(cp);
+    if (cp < 128) return (c & FTI_CP_PUNCT) || (cp && strchr("$+<=>^`|~", (int)cp));      /* ASCII symbols count, too */
+    if (!(c & (FTI_CP_PUNCT | FTI_CP_MARK)) && cp != 0x166D) return 0;      /* U+166D was one then */
+    return (c & FTI_CP_PUNCT ? 1 : 0) != FTI_IN_RANGES(fti_bert_punct, cp);
+}
+
+static int fti_bert_is_control(uint32_t cp)
+{
+    unsigned c = fti_cp_class(cp);
+    if (c & FTI_CP_CONTROL) return cp != '\t' && cp != '\n' && cp != '\r';
+    if (c & FTI_CP_FORMAT) return !FTI_IN_RANGES(fti_bert_format, cp);
+    return (cp >= 0xE000 && cp <= 0xF8FF) || (cp >= 0xF0000 && (cp & 0xFFFF) < 0xFFFE) || cp == 0xFFFD;
+}
+
+/* The original's list; its gap at U+2B820..2B91F, where extension E begins, is a slip of the pen that ids depend on. */
+static int fti_bert_is_cjk(uint32_t cp)
+{
+    return (cp >= 0x4E00 && cp <= 0x9FFF) || (cp >= 0x3400 && cp <= 0x4DBF) || (cp >= 0xF900 && cp <= 0xFAFF)
+        || (cp >= 0x20000 && cp <= 0x2A6DF) || (cp >= 0x2A700 && cp <= 0x2B81F) || (cp >= 0x2B920 && cp <= 0x2CEAF)
+        || (cp >= 0x2F800 && cp <= 0x2FA1F);
+}
 
 /* Reading JSON, for programs that use ftune -----------------------------------------------------------------------
  * The reader above with an arena of its own, so that every string can end in a 0. */

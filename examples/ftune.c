@@ -26,7 +26,7 @@
 typedef struct options {
     const char *tokenizer, *splitter, *special, *template_name, *system, *truncation, *loss_scale;
     const char *model, *adapter, *config, *data, *eval, *out, *target_modules, *freeze, *quant, *schedule;
-    const char *backend, *dtype, *prompt, *special_tokens, *color, *format;
+    const char *backend, *dtype, *prompt, *color, *format;
     int add_special, skip_special, no_chat_template, html, full, resume, strict, json, help, rslora;
     long long threads, lowercase, swift, max_length, vocab_size, min_frequency, seed, lora_r, batch, accumulate, epochs;
     long long steps, packing, save_every, log_every, max_new_tokens, top_k;
@@ -35,23 +35,25 @@ typedef struct options {
     int colour;                         /* --color decided */
 } options;
 
+/* Which commands an option belongs to. */
 enum { TOK = 1, CHAT = 2, MODEL = 4, TRAIN = 8, GEN = 16, OUT = 32, SEED = 64, ALL = 128, TOKENIZE = 256, DETOK = 512,
        LEARN = 1024, SHOW = 2048, SCALE = 4096, CONFIG = 8192, PLAN = 16384, ADAPTER = 32768, DTYPE = 65536,
-       EXPORT = 131072, GRADS = 262144, JSON = 524288 };      /* which commands an option belongs to */
+       EXPORT = 131072, GRADS = 262144, JSON = 524288 };
 typedef enum { FLAG, INT, REAL, TEXT } kind;
 typedef struct option { const char *name, *value; int groups; kind kind; size_t at; const char *help; } option;
 
 #define AT(field) offsetof(options, field)
 static const option OPTIONS[] = {
-    { "--tokenizer", "PATH", TOK | MODEL, TEXT, AT(tokenizer), "tokenizer file or model directory; bytes: the byte tokenizer" },
-    { "--splitter", "gpt2|cl100k|qwen|o200k|llama3|kimi", TOK | MODEL | LEARN, TEXT, AT(splitter), "how a rank file splits text" },
+    { "--tokenizer", "PATH", TOK | MODEL, TEXT, AT(tokenizer), "file or model directory; \"bytes\" is built in" },
+    { "--splitter", "gpt2|cl100k|qwen|o200k|llama3|kimi", TOK | MODEL | LEARN, TEXT, AT(splitter),
+      "how a rank file splits text" },
     { "--lowercase", "0|1", TOK, INT, AT(lowercase), "for vocab.txt; else decided from the vocabulary" },
-    { "--special", "text|parse", TOKENIZE | CHAT, TEXT, AT(special), "control tokens spelled in content stay text, or are parsed" },
+    { "--special", "text|parse", TOKENIZE | CHAT, TEXT, AT(special), "what control tokens spelled in content become" },
     { "--add-special", NULL, TOKENIZE, FLAG, AT(add_special), "add what the tokenizer puts around a sentence" },
     { "--skip-special", NULL, DETOK, FLAG, AT(skip_special), "leave control tokens out" },
     { "--vocab-size", "N", LEARN, INT, AT(vocab_size), "256 bytes + merges + special tokens" },
     { "--min-frequency", "N", LEARN, INT, AT(min_frequency), "a pair seen less often is not merged" },
-    { "--special", "A,B", LEARN, TEXT, AT(special_tokens), "control tokens; the first is end of text and padding" },
+    { "--special", "A,B", LEARN, TEXT, AT(special), "control tokens; the first is end of text and padding" },
     { "--model", "DIR", MODEL | PLAN, TEXT, AT(model), "model directory: config.json, *.safetensors, tokenizer" },
     { "--config", "FILE", CONFIG | PLAN, TEXT, AT(config), "config.json" },
     { "--adapter", "DIR", ADAPTER, TEXT, AT(adapter), "LoRA adapter directory (PEFT)" },
@@ -59,10 +61,10 @@ static const option OPTIONS[] = {
     { "--eval", "FILE", TRAIN, TEXT, AT(eval), "held-out data set, evaluated at the end" },
     { "--out", "PATH", OUT | TRAIN | LEARN, TEXT, AT(out), "where the result is written" },
     { "--template", "NAME", CHAT, TEXT, AT(template_name), "chat template; ftune templates lists them" },
-    { "--swift", "2|3", CHAT, INT, AT(swift), "rules of ms-swift 2.0.5, or of the newest" },
+    { "--swift", "2|3", CHAT, INT, AT(swift), "rules of ms-swift 2.0.5, or of the newest [3]" },
     { "--system", "S", CHAT, TEXT, AT(system), "default system text; \"\": none" },
     { "--max-length", "N", CHAT | PLAN, INT, AT(max_length), "longest row in tokens; 0: no limit" },
-    { "--truncation", "delete|left|right", CHAT, TEXT, AT(truncation), "a longer row is dropped, or keeps its end, or its beginning" },
+    { "--truncation", "delete|left|right", CHAT, TEXT, AT(truncation), "a longer row is dropped, or keeps one end" },
     { "--loss-scale", "NAME", CHAT, TEXT, AT(loss_scale), "default, last_round, all, ...; with --swift 2: agent" },
     { "--no-chat-template", NULL, CHAT, FLAG, AT(no_chat_template), "plain text, for pre-training" },
     { "--html", NULL, SHOW, FLAG, AT(html), "a self-contained page" },
@@ -71,7 +73,7 @@ static const option OPTIONS[] = {
     { "--lora-alpha", "X", TRAIN | PLAN, REAL, AT(lora_alpha), "scaling = alpha / rank" },
     { "--lora-dropout", "X", TRAIN | PLAN, REAL, AT(lora_dropout), "share of inputs the adapter does not see" },
     { "--rslora", NULL, TRAIN | PLAN, FLAG, AT(rslora), "scaling = alpha / sqrt(rank)" },
-    { "--target-modules", "A,B", TRAIN | PLAN, TEXT, AT(target_modules), "which projections; all-linear: all but lm_head" },
+    { "--target-modules", "A,B", TRAIN | PLAN, TEXT, AT(target_modules), "projections; all-linear: all but lm_head" },
     { "--full", NULL, TRAIN | PLAN | GRADS, FLAG, AT(full), "train every weight, no adapter" },
     { "--freeze", "A,B", TRAIN | PLAN, TEXT, AT(freeze), "(not in this version)" },
     { "--quant", "nf4|int8|none", TRAIN | PLAN, TEXT, AT(quant), "(nf4 and int8: not in this version)" },
@@ -99,7 +101,7 @@ static const option OPTIONS[] = {
     { "--json", NULL, JSON, FLAG, AT(json), "the result as JSON" },
     { "--format", "gguf|ollama", EXPORT, TEXT, AT(format), "(not in this version)" },
     { "--backend", "cpu|cuda", MODEL, TEXT, AT(backend), "where the numbers are computed" },
-    { "--dtype", "f32|bf16", MODEL | DTYPE, TEXT, AT(dtype), "of the computation; for init and merge: of the written file" },
+    { "--dtype", "f32|bf16", MODEL | DTYPE, TEXT, AT(dtype), "of the computation; init, merge: of the file" },
     { "--threads", "N", ALL, INT, AT(threads), "0: all cores" },
     { "--help", NULL, ALL, FLAG, AT(help), "this page" },
 };
@@ -118,9 +120,8 @@ static options options_default(void)
     static ft_lora_config l;            /* static: target_modules points into it */
     l = ft_lora_config_default();
     memset(&o, 0, sizeof o);
-    o.lowercase = -1; o.swift = 3; o.seed = (long long)t.seed; o.vocab_size = 0;
+    o.lowercase = -1; o.seed = (long long)t.seed; o.vocab_size = 0;
     o.min_frequency = ft_tokenizer_train_options_default().min_frequency;
-    o.special_tokens = "<|endoftext|>,<|im_start|>,<|im_end|>";
     o.lora_r = l.r; o.lora_alpha = l.lora_alpha; o.lora_dropout = l.lora_dropout; o.target_modules = l.target_modules;
     o.batch = t.batch; o.accumulate = t.accumulate; o.epochs = t.epochs; o.steps = t.steps; o.lr = t.lr;
     o.warmup = t.warmup; o.weight_decay = t.weight_decay; o.max_grad_norm = t.max_grad_norm;
@@ -159,6 +160,7 @@ static int read_value(options *o, const option *d, const char *value)
 {
     char *end = NULL;
     void *field = (char *)o + d->at;
+    int   least = d->at == AT(max_length) ? -1 : 0;     /* -1: no limit, as elsewhere */
     errno = 0;
     if (strchr(d->value, '|') && choice(value, d->value) < 0)
         return say("%s: expected %s, found \"%s\"", d->name, d->value, value);
@@ -167,8 +169,8 @@ static int read_value(options *o, const option *d, const char *value)
     if (d->kind == REAL) *(double *)field = strtod(value, &end);
     if (end && (end == value || *end || errno || (d->kind == REAL && !isfinite(*(double *)field))))
         return say("%s: expected a number, found \"%s\"", d->name, value);
-    if (d->kind == INT && (*(long long *)field < (d->at == AT(max_length) ? -1 : 0) || (*(long long *)field > INT32_MAX && d->at != AT(seed))))
-        return say("%s: expected 0 to %d, found \"%s\"", d->name, INT32_MAX, value);
+    if (d->kind == INT && (*(long long *)field < least || (*(long long *)field > INT32_MAX && d->at != AT(seed))))
+        return say("%s: expected %d to %d, found \"%s\"", d->name, least, INT32_MAX, value);
     return 0;
 }
 
@@ -181,7 +183,8 @@ static int read_options(options *o, const command *c, int n, char **words)
         const option *d = OPTIONS, *end = OPTIONS + N_OPTIONS;
         if (word[0] != '-' || !word[1]) { o->files[o->n_files++] = word; continue; }
         if (strcmp(word, "-h") == 0) { o->help = 1; continue; }
-        while (d < end && !(d->groups & (c->groups | ALL) && strlen(d->name) == len && memcmp(d->name, word, len) == 0)) d++;
+        while (d < end && !(d->groups & (c->groups | ALL) && strlen(d->name) == len && memcmp(d->name, word, len) == 0))
+            d++;
         if (d == end)
             return say("%s has no option %.*s; ftune %s --help lists them", c->name, (int)len, word, c->name);
         if (d->kind == FLAG) {
@@ -231,15 +234,18 @@ static int unsupported(const options *o)
 
 /* ---- small helpers ------------------------------------------------------------------------------------------- */
 
-/* Make *p hold at least n elements. */
-static int grow(void *p, size_t *cap, size_t n, size_t size)
+/* Memory that grows and is used again for the next row. */
+typedef struct buffer { void *p; size_t bytes; } buffer;
+
+static void *room(buffer *b, size_t n, size_t size)     /* for n elements; NULL: out of memory */
 {
-    void *bigger, **place = (void **)p;
-    if (n <= *cap) return 1;
-    if (n < *cap * 2) n = *cap * 2;
-    if (n > SIZE_MAX / size || !(bigger = realloc(*place, n * size))) return 0;
-    *place = bigger; *cap = n;
-    return 1;
+    size_t bytes = n * size;
+    void  *bigger;
+    if (n > SIZE_MAX / 2 / size) return NULL;
+    if (b->p && bytes <= b->bytes) return b->p;
+    bytes = bytes < b->bytes * 2 ? b->bytes * 2 : bytes + 1;
+    if ((bigger = realloc(b->p, bytes)) != NULL) { b->p = bigger; b->bytes = bytes; }
+    return bigger;
 }
 
 static ft_status refuse(ft_error *err, ft_status code, const char *format, ...)
@@ -254,16 +260,16 @@ static ft_status refuse(ft_error *err, ft_status code, const char *format, ...)
 
 static ft_status no_memory(ft_error *err) { return refuse(err, FTUNE_ERR_NO_MEMORY, "out of memory"); }
 
-/* A stream to its end, 0-terminated; the caller frees it. */
-static char *read_stream(FILE *f, char *p, size_t n, size_t *n_out)
+/* A stream to its end, behind the n bytes at start (malloc'ed, or NULL); the caller frees the result. */
+static char *read_stream(FILE *f, char *start, size_t n, size_t *n_out)
 {
-    size_t cap = n, got;
-    do {
-        if (!grow(&p, &cap, n + 65537, 1)) { free(p); return NULL; }
-        n += got = fread(p + n, 1, cap - n - 1, f);
-    } while (got);
-    p[n] = 0; *n_out = n;
-    return p;
+    buffer b = { start, n };
+    size_t got = 1;
+    while (got && room(&b, n + 65536, 1)) n += got = fread((char *)b.p + n, 1, 65536, f);
+    if (got || !room(&b, n + 1, 1)) { free(b.p); return NULL; }
+    ((char *)b.p)[n] = 0;
+    *n_out = n;
+    return b.p;
 }
 
 static char *read_file(const char *path, size_t *n, ft_error *err)
@@ -314,14 +320,22 @@ static void put_json(FILE *f, const char *p, size_t n)
     for (size_t i = 0; i < n; ) {
         uint32_t cp = 0;
         int len = character(p + i, n - i, &cp);
-        if (!len)                             fputs("\xef\xbf\xbd", f);
-        else if (cp == '"' || cp == '\\')     fprintf(f, "\\%c", (char)cp);
-        else if (cp == '\n')                  fputs("\\n", f);
-        else if (cp < 0x20 || cp == 0x7f || cp == 0x85 || cp == 0x2028 || cp == 0x2029) fprintf(f, "\\u%04x", (unsigned)cp);
-        else                                  fwrite(p + i, 1, (size_t)len, f);
+        if (!len) fputs("\xef\xbf\xbd", f);
+        else if (cp == '"' || cp == '\\') fprintf(f, "\\%c", (char)cp);
+        else if (cp == '\n') fputs("\\n", f);
+        else if (cp < 0x20 || cp == 0x7f || cp == 0x85 || cp == 0x2028 || cp == 0x2029)
+            fprintf(f, "\\u%04x", (unsigned)cp);
+        else fwrite(p + i, 1, (size_t)len, f);
         i += len ? (size_t)len : 1;
     }
     putc('"', f);
+}
+
+static void put_text_row(const char *text, size_t n)
+{
+    fputs("{\"text\":", stdout);
+    put_json(stdout, text, n);
+    fputs("}\n", stdout);
 }
 
 static void put_ids(FILE *f, const int32_t *ids, size_t n)
@@ -331,7 +345,7 @@ static void put_ids(FILE *f, const int32_t *ids, size_t n)
     putc(']', f);
 }
 
-/* Readable form of a text: control characters and stray bytes as escapes, spaces as a dot. Returns its width in columns. */
+/* A text made readable: escapes for control characters and stray bytes, dots for spaces. Returns its width. */
 static int visible(char *out, size_t cap, ft_text t)
 {
     int width = 0;
@@ -348,9 +362,9 @@ static int visible(char *out, size_t cap, ft_text t)
             wrote = sprintf(out + n, "\xc2\xb7");
             width++;
         } else {
-            int wide = cp >= 0x1100 && (cp < 0x1160 || (cp >= 0x2e80 && cp < 0xa4d0) || (cp >= 0xac00 && cp < 0xd7a4)
-                       || (cp >= 0xf900 && cp < 0xfb00) || (cp >= 0xfe30 && cp < 0xfe70) || (cp >= 0xff01 && cp < 0xff61)
-                       || (cp >= 0x1f300 && cp < 0x1faff) || (cp >= 0x20000 && cp < 0x40000));
+            int wide = (cp >= 0x1100 && cp < 0x1160) || (cp >= 0x2e80 && cp < 0xa4d0) || (cp >= 0xac00 && cp < 0xd7a4)
+                    || (cp >= 0xf900 && cp < 0xfb00) || (cp >= 0xff01 && cp < 0xff61)
+                    || (cp >= 0x1f300 && cp < 0x40000);
             int none = (cp >= 0x300 && cp < 0x370) || cp == 0x200d || (cp >= 0xfe00 && cp < 0xfe10);
             memcpy(out + n, t.p + i, (size_t)len);
             wrote = len;
@@ -397,6 +411,15 @@ static ft_status rows_of_array(char *text, size_t n, const char *name, row_fn fn
     return st;
 }
 
+/* Is there anything but white space left? A line that is a whole array with others behind it is a (refused) row. */
+static int more_follows(FILE *f)
+{
+    int c;
+    while ((c = getc(f)) == ' ' || c == '\t' || c == '\r' || c == '\n') { }
+    if (c != EOF) ungetc(c, f);
+    return c != EOF;
+}
+
 static void rows_of_file(const char *path, row_fn fn, void *user, int *refused)
 {
     int         in   = strcmp(path, "-") == 0;
@@ -406,17 +429,17 @@ static void rows_of_file(const char *path, row_fn fn, void *user, int *refused)
     size_t      cap  = 0;
     ssize_t     n;
     struct stat info;
-    int         live = f && fstat(fileno(f), &info) == 0 && !S_ISREG(info.st_mode);   /* someone may wait for each answer */
+    int         live = f && fstat(fileno(f), &info) == 0 && !S_ISREG(info.st_mode);    /* someone may wait */
     if (!f) { say("%s: cannot open: %s", path, strerror(errno)); *refused += 1; return; }
     for (long number = 1; (n = getline(&line, &cap, f)) >= 0; number++) {
         ft_text row = { line, (size_t)n };
         if (number == 1 && row.n >= 3 && memcmp(row.p, "\xef\xbb\xbf", 3) == 0) row.p += 3, row.n -= 3;
         while (row.n && strchr(" \t\r\n", row.p[row.n - 1]) && row.p[row.n - 1]) row.n--;
-        if (number == 1 && row.n && row.p[0] == '[') {
-            char *whole = read_stream(f, line, (size_t)n, &cap);
-            line = whole;
-            if (whole) rows_of_array(whole + (row.p - line), cap - (size_t)(row.p - line), name, fn, user, refused);
-            else { say("out of memory"); *refused += 1; }
+        if (number == 1 && row.n && row.p[0] == '[' && !(row.p[row.n - 1] == ']' && more_follows(f))) {
+            size_t skip = (size_t)(row.p - line), whole = 0;
+            line = read_stream(f, line, (size_t)n, &whole);
+            if (line) rows_of_array(line + skip, whole - skip, name, fn, user, refused);
+            else *refused += say("out of memory");
             break;
         }
         if (!row.n) continue;
@@ -439,265 +462,216 @@ static int each_row(const options *o, row_fn fn, void *user)
     return refused != 0;
 }
 
-/* The ids of {"ids": [..]}: member `key` of a row, as int32. *n is -1 when the row has no such member and it may be missing. */
-static ft_status read_ids(ft_json *j, const char *key, int optional, int32_t **ids, size_t *cap, int *n, ft_error *err)
-{
-    int list = ft_json_get(j, 0, key), i = 0;
-    *n = -1;
-    if (optional && (list < 0 || ft_json_type_of(j, list) == FTUNE_JSON_NULL)) return FTUNE_OK;
-    if (ft_json_type_of(j, list) != FTUNE_JSON_ARRAY)
-        return refuse(err, FTUNE_ERR_FORMAT, "expected \"%s\": a list of integers, found %s", key, list < 0 ? "no such key" : "something else");
-    if (!grow(ids, cap, (size_t)ft_json_count(j, list) + 1, sizeof **ids)) return no_memory(err);
-    for (int e = ft_json_child(j, list); e >= 0; e = ft_json_next(j, e), i++) {
-        double v = ft_json_number(j, e, 0.5);
-        if (!(v >= INT32_MIN && v <= INT32_MAX) || v != (int32_t)v)
-            return refuse(err, FTUNE_ERR_FORMAT, "%s[%d]: expected an integer, found %.*s", key, i,
-                          (int)(ft_json_raw(j, e).n > 40 ? 40 : ft_json_raw(j, e).n), ft_json_raw(j, e).p);
-        (*ids)[i] = (int32_t)v;
-    }
-    *n = i;
-    return FTUNE_OK;
-}
-
-/* {"input_ids": [..], "labels": [..], "loss_scale": [..]?} */
-typedef struct id_row { int32_t *input_ids, *labels; float *scale; size_t cap_ids, cap_labels, cap_scale; ft_sample sample; } id_row;
-
-static ft_status read_id_row(id_row *r, ft_text text, const char *where, ft_error *err)
-{
-    ft_json  *j = NULL;
-    int       n_ids = 0, n_labels = 0, scale, i = 0;
-    ft_status st = ft_json_parse(&j, text.p, text.n, where, err);
-    if (!st) st = read_ids(j, "input_ids", 0, &r->input_ids, &r->cap_ids, &n_ids, err);
-    if (!st) st = read_ids(j, "labels", 0, &r->labels, &r->cap_labels, &n_labels, err);
-    if (!st && n_ids != n_labels)
-        st = refuse(err, FTUNE_ERR_FORMAT, "expected as many labels as input_ids (%d), found %d", n_ids, n_labels);
-    memset(&r->sample, 0, sizeof r->sample);
-    r->sample.input_ids = r->input_ids; r->sample.labels = r->labels; r->sample.n = n_ids;
-    scale = st ? -1 : ft_json_get(j, 0, "loss_scale");
-    if (!st && ft_json_type_of(j, scale) == FTUNE_JSON_ARRAY) {
-        if (ft_json_count(j, scale) != n_ids)
-            st = refuse(err, FTUNE_ERR_FORMAT, "expected as many loss_scale as input_ids (%d), found %d", n_ids, ft_json_count(j, scale));
-        else if (!grow(&r->scale, &r->cap_scale, (size_t)n_ids + 1, sizeof *r->scale)) st = no_memory(err);
-        else for (int e = ft_json_child(j, scale); e >= 0; e = ft_json_next(j, e)) r->scale[i++] = (float)ft_json_number(j, e, 1);
-        r->sample.loss_scale = r->scale;
-    }
-    ft_json_free(j);
-    return st;
-}
-
-static void id_row_free(id_row *r) { free(r->input_ids); free(r->labels); free(r->scale); }
-
-/* ---- the session: what a command loads ----------------------------------------------------------------------- */
+/* ---- the session: what a command loads, and what it keeps from row to row --------------------------------------- */
 
 typedef struct session {
-    ft_backend *be;
-    ft_model   *model;
-    ft_tokenizer *tok;
+    const options *o;
+    ft_backend    *be;
+    ft_model      *model;
+    ft_tokenizer  *tok;
     ft_chat_options chat;
-    char    *text;                      /* ftune.json beside the adapter or model: how it was trained */
-    ft_json *settings;
-    ft_error err;
+    ft_row_parser *parser;
+    char          *settings_text;       /* ftune.json beside the adapter or model: how it was trained */
+    ft_json       *settings;
+    ft_sample      sample;
+    ft_batch       batch;
+    buffer         ids, labels, scale, text, logprobs;
+    long           n_rows, n_dropped, n_targets;
+    double         loss;
+    ft_error       err;
 } session;
+
+enum { WANT_TOKENIZER = 1, WANT_CHAT = 2, WANT_ROWS = 4, WANT_BACKEND = 8, WANT_MODEL = 16, WANT_F32 = 32 };
 
 static void session_close(session *s)
 {
     ft_model_free(s->model);
     ft_backend_free(s->be);
     ft_tokenizer_free(s->tok);
+    ft_row_parser_free(s->parser);
     ft_json_free(s->settings);
-    free(s->text);
+    ft_sample_free(&s->sample);
+    ft_batch_free(&s->batch);
+    free(s->settings_text); free(s->ids.p); free(s->labels.p); free(s->scale.p); free(s->text.p); free(s->logprobs.p);
 }
 
-static int load_tokenizer(session *s, const options *o, const char *path)
+/* ftune.json is optional: an adapter made elsewhere has none. */
+static int load_settings(session *s)
 {
-    ft_tokenizer_options t = ft_tokenizer_options_default();
-    t.splitter  = o->splitter;
-    t.lowercase = (int)o->lowercase;
-    return ft_tokenizer_load(&s->tok, path, &t, &s->err) ? fail(&s->err) : 0;
+    const char *dirs[3] = { s->o->adapter, s->o->adapter, s->o->model };    /* the second: a checkpoint inside a run */
+    for (int i = 0; i < 3 && !s->settings_text; i++) {
+        char   path[4200];
+        size_t n = 0;
+        if (!dirs[i]) continue;
+        snprintf(path, sizeof path, i == 1 ? "%s/../ftune.json" : "%s/ftune.json", dirs[i]);
+        s->settings_text = read_file(path, &n, &s->err);
+        if (s->settings_text && ft_json_parse(&s->settings, s->settings_text, n, path, &s->err)) return fail(&s->err);
+    }
+    memset(&s->err, 0, sizeof s->err);
+    return 0;
+}
+
+static const char *setting(session *s, const char *key)
+{
+    return s->settings ? ft_json_text(s->settings, ft_json_get(s->settings, 0, key)).p : NULL;
+}
+
+static ft_special special_of(const options *o)
+{
+    return o->special && strcmp(o->special, "parse") == 0 ? FTUNE_SPECIAL_PARSE : FTUNE_SPECIAL_AS_TEXT;
 }
 
 /* The template options of the command line; what it does not say is taken from ftune.json, then from the library. */
 static int chat_options(session *s, const options *o)
 {
     ft_chat_options *c = &s->chat;
-    ft_json *j = s->settings;
     *c = ft_chat_options_default();
-    c->swift = (int)o->swift;
-    if (j) {
-        const char *name   = ft_json_text(j, ft_json_get(j, 0, "template")).p;
-        const char *system = ft_json_text(j, ft_json_get(j, 0, "system")).p;
-        c->swift = (int)ft_json_number(j, ft_json_get(j, 0, "swift"), (double)c->swift);
-        if (name)   c->template_name = name;
-        if (system) c->default_system = system;
-        if (ft_json_type_of(j, ft_json_get(j, 0, "use_chat_template")) == FTUNE_JSON_FALSE) c->use_chat_template = 0;
+    if (setting(s, "template")) c->template_name = setting(s, "template");
+    if (setting(s, "system"))   c->default_system = setting(s, "system");
+    if (s->settings) {
+        c->swift = (int)ft_json_number(s->settings, ft_json_get(s->settings, 0, "swift"), c->swift);
+        int plain = ft_json_get(s->settings, 0, "use_chat_template");
+        c->use_chat_template = ft_json_type_of(s->settings, plain) != FTUNE_JSON_FALSE;
     }
     if (o->template_name) { c->template_name = o->template_name; c->use_chat_template = 1; }
-    if (o->system)        c->default_system = o->system;
-    if (o->max_length > 0) c->max_length = (int)o->max_length;
-    if (o->truncation)    c->truncation = (ft_truncation)choice(o->truncation, "delete|left|right");
-    if (o->loss_scale)    { c->loss_scale = o->loss_scale; c->want_loss_scale = 1; }
-    if (o->special)       c->special = choice(o->special, "text|parse") ? FTUNE_SPECIAL_PARSE : FTUNE_SPECIAL_AS_TEXT;
     if (o->no_chat_template) c->use_chat_template = 0;
-    if (!ft_template_find(NULL, c->template_name, &s->err)) return say("--template: %s", s->err.message);
-    return 0;
+    if (o->swift)      c->swift = (int)o->swift;
+    if (o->system)     c->default_system = o->system;
+    if (o->max_length > 0) c->max_length = (int)o->max_length;
+    if (o->truncation) c->truncation = (ft_truncation)choice(o->truncation, "delete|left|right");
+    if (o->loss_scale) { c->loss_scale = o->loss_scale; c->want_loss_scale = 1; }
+    c->special = special_of(o);
+    return ft_template_find(NULL, c->template_name, &s->err) ? 0 : say("--template: %s", s->err.message);
 }
 
-static int load_backend(session *s, const options *o)
+static const char *template_used(const session *s)
 {
-#ifdef FTUNE_CUDA
-    if (o->backend && strcmp(o->backend, "cuda") == 0) return ft_backend_cuda(&s->be, 0, &s->err) ? fail(&s->err) : 0;
-#endif
-    return ft_backend_cpu(&s->be, (int)o->threads, &s->err) ? fail(&s->err) : 0;
-}
-
-/* ftune.json is optional: an adapter made elsewhere has none. */
-static int load_settings(session *s, const options *o)
-{
-    const char *dirs[2] = { o->adapter, o->model };
-    for (int i = 0; i < 2 && !s->text; i++) {
-        char   path[4200];
-        size_t n = 0;
-        if (!dirs[i]) continue;
-        snprintf(path, sizeof path, "%s/ftune.json", dirs[i]);
-        s->text = read_file(path, &n, &s->err);
-        if (s->text && ft_json_parse(&s->settings, s->text, n, path, &s->err)) return fail(&s->err);
-    }
-    memset(&s->err, 0, sizeof s->err);
-    return 0;
-}
-
-static int no_bf16(const options *o)
-{
-    return o->dtype && strcmp(o->dtype, "f32") ? say("--dtype bf16: computing in bf16 is not in this version; use f32") : 0;
-}
-
-/* Backend, model, adapter. */
-static int load_model(session *s, const options *o)
-{
-    if (need(o->model, "--model DIR") || unsupported(o)) return 2;
-    if (load_settings(s, o) || load_backend(s, o)) return 1;
-    if (ft_model_load(&s->model, o->model, s->be, &s->err)) return fail(&s->err);
-    if (o->adapter && ft_lora_load(s->model, o->adapter, &s->err)) return fail(&s->err);
-    return 0;
+    return s->chat.use_chat_template ? s->chat.template_name : "none: plain text";
 }
 
 /* The tokenizer of a model: --tokenizer, or the one it was trained with, or the one in its directory. */
-static const char *tokenizer_path(const session *s, const options *o)
+static const char *tokenizer_path(session *s)
 {
-    const char *noted = s->settings ? ft_json_text(s->settings, ft_json_get(s->settings, 0, "tokenizer")).p : NULL;
-    return o->tokenizer ? o->tokenizer : noted ? noted : o->model;
+    return s->o->tokenizer ? s->o->tokenizer : setting(s, "tokenizer") ? setting(s, "tokenizer") : s->o->model;
+}
+
+static int load_backend(session *s)
+{
+#ifdef FTUNE_CUDA
+    if (s->o->backend && strcmp(s->o->backend, "cuda") == 0)
+        return ft_backend_cuda(&s->be, 0, &s->err) ? fail(&s->err) : 0;
+#endif
+    return ft_backend_cpu(&s->be, (int)s->o->threads, &s->err) ? fail(&s->err) : 0;
+}
+
+/* Load what the command wants; 0, or the exit status. */
+static int session_open(session *s, const options *o, int wants)
+{
+    ft_tokenizer_options t = ft_tokenizer_options_default();
+    s->o = o;
+    if (wants & WANT_MODEL && need(o->model, "--model DIR")) return 2;
+    if (wants & WANT_TOKENIZER && !o->model && need(o->tokenizer, "--tokenizer PATH")) return 2;
+    if (unsupported(o)) return 2;
+    if (wants & WANT_F32 && o->dtype && strcmp(o->dtype, "f32") != 0)
+        return say("--dtype bf16: not in this version; use f32");
+    if (wants & WANT_MODEL && load_settings(s)) return 1;
+    if (wants & WANT_CHAT) { int rc = chat_options(s, o); if (rc) return rc; }
+    t.splitter = o->splitter; t.lowercase = (int)o->lowercase;
+    if (wants & WANT_TOKENIZER && ft_tokenizer_load(&s->tok, tokenizer_path(s), &t, &s->err)) return fail(&s->err);
+    if (wants & WANT_ROWS && ft_row_parser_new(&s->parser, &s->err)) return fail(&s->err);
+    if (wants & WANT_BACKEND && load_backend(s)) return 1;
+    if (wants & WANT_MODEL && ft_model_load(&s->model, o->model, s->be, &s->err)) return fail(&s->err);
+    if (wants & WANT_MODEL && o->adapter && ft_lora_load(s->model, o->adapter, &s->err)) return fail(&s->err);
+    return 0;
+}
+
+/* The commands that turn each row into one line. */
+static int row_command(const options *o, int wants, row_fn fn)
+{
+    session s = { 0 };
+    int rc = session_open(&s, o, wants);
+    if (!rc) rc = each_row(o, fn, &s);
+    if (s.n_dropped) fprintf(stderr, "%ld of %ld rows dropped: longer than --max-length\n", s.n_dropped, s.n_rows);
+    session_close(&s);
+    return rc;
 }
 
 /* ---- text and ids -------------------------------------------------------------------------------------------- */
 
-typedef struct worker {                 /* what the row functions keep from row to row */
-    session s;
-    const options *o;
-    ft_special special;
-    ft_row_parser *parser;
-    ft_sample sample;
-    int32_t *ids; size_t cap_ids;
-    char    *text; size_t cap_text;
-    id_row   row;
-    ft_batch batch;
-    float   *logprobs; size_t cap_logprobs;
-    long     n_rows, n_dropped, n_targets;
-    double   sum;
-} worker;
-
-static void worker_free(worker *w)
+/* Member `key` of a row: a list of int32. */
+static ft_status read_ids(const ft_json *j, const char *key, buffer *ids, int *n, ft_error *err)
 {
-    ft_row_parser_free(w->parser);
-    ft_sample_free(&w->sample);
-    ft_batch_free(&w->batch);
-    id_row_free(&w->row);
-    free(w->ids); free(w->text); free(w->logprobs);
-    session_close(&w->s);
-}
-
-static ft_status encode_text(worker *w, ft_text t, ft_special special, size_t *n, ft_error *err)
-{
-    ft_status st = FTUNE_OK;
-    *n = t.n + 16;
-    do {
-        if (!grow(&w->ids, &w->cap_ids, *n, sizeof *w->ids)) return no_memory(err);
-        st = ft_tokenizer_encode(w->s.tok, t.p, t.n, special, w->ids, w->cap_ids, n, err);
-    } while (st == FTUNE_ERR_BUFFER_TOO_SMALL);
-    return st;
-}
-
-static ft_status decode_ids(worker *w, const int32_t *ids, size_t n_ids, int skip_special, size_t *n, ft_error *err)
-{
-    ft_status st = FTUNE_OK;
-    *n = n_ids * 8;
-    do {
-        if (!grow(&w->text, &w->cap_text, *n + 1, 1)) return no_memory(err);
-        st = ft_tokenizer_decode(w->s.tok, ids, n_ids, skip_special, w->text, w->cap_text - 1, n, err);
-    } while (st == FTUNE_ERR_BUFFER_TOO_SMALL);
-    if (!st) w->text[*n] = 0;
-    return st;
+    int list = ft_json_get(j, 0, key), i = 0;
+    int32_t *p = room(ids, (size_t)ft_json_count(j, list) + 1, sizeof *p);
+    if (ft_json_type_of(j, list) != FTUNE_JSON_ARRAY)
+        return refuse(err, FTUNE_ERR_FORMAT, "expected \"%s\": a list of integers, found %s", key,
+                      list < 0 ? "none" : "another type");
+    if (!p) return no_memory(err);
+    for (int e = ft_json_child(j, list); e >= 0; e = ft_json_next(j, e), i++) {
+        double  v = ft_json_number(j, e, 0.5);
+        ft_text raw = ft_json_raw(j, e);
+        if (!(v >= INT32_MIN && v <= INT32_MAX) || v != (int32_t)v)
+            return refuse(err, FTUNE_ERR_FORMAT, "%s[%d]: expected an integer, found %.*s", key, i,
+                          raw.n > 40 ? 40 : (int)raw.n, raw.p);
+        p[i] = (int32_t)v;
+    }
+    *n = i;
+    return FTUNE_OK;
 }
 
 static ft_status tokenize_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    worker  *w = user;
+    session *s = user;
     ft_json *j = NULL;
-    size_t   n = 0;
     ft_status st = ft_json_parse(&j, json.p, json.n, where, err);
-    if (!st) {
-        ft_text t = ft_json_text(j, ft_json_get(j, 0, "text"));
-        st = t.p ? encode_text(w, t, w->special, &n, err)
-                 : refuse(err, FTUNE_ERR_FORMAT, "expected {\"text\": a string}, found %.*s", json.n > 60 ? 60 : (int)json.n, json.p);
-    }
+    ft_special special = special_of(s->o) | (s->o->add_special ? FTUNE_ADD_SPECIAL : 0);
+    ft_text t = st ? json : ft_json_text(j, ft_json_get(j, 0, "text"));
+    size_t  n = t.n + 16;
+    if (!t.p) st = refuse(err, FTUNE_ERR_FORMAT, "expected {\"text\": a string}, found %.*s",
+                          json.n > 60 ? 60 : (int)json.n, json.p);
+    if (!st) do {
+        if (!room(&s->ids, n, sizeof(int32_t))) st = no_memory(err);
+        else st = ft_tokenizer_encode(s->tok, t.p, t.n, special, s->ids.p, s->ids.bytes / sizeof(int32_t), &n, err);
+    } while (st == FTUNE_ERR_BUFFER_TOO_SMALL);
     if (!st) {
         fputs("{\"ids\":", stdout);
-        put_ids(stdout, w->ids, n);
+        put_ids(stdout, s->ids.p, n);
         fputs("}\n", stdout);
     }
     ft_json_free(j);
     return st;
 }
 
-static int cmd_tokenize(const options *o)
+static int cmd_tokenize(const options *o) { return row_command(o, WANT_TOKENIZER, tokenize_row); }
+
+/* The text of ids into s->text, 0-terminated. */
+static ft_status decode_ids(session *s, const int32_t *ids, size_t n_ids, int skip_special, size_t *n, ft_error *err)
 {
-    worker w = { 0 };
-    int    rc = need(o->tokenizer, "--tokenizer PATH");
-    if (!rc) rc = load_tokenizer(&w.s, o, o->tokenizer);
-    w.special = (o->special && strcmp(o->special, "parse") == 0 ? FTUNE_SPECIAL_PARSE : FTUNE_SPECIAL_AS_TEXT)
-              | (o->add_special ? FTUNE_ADD_SPECIAL : 0);
-    if (!rc) rc = each_row(o, tokenize_row, &w);
-    worker_free(&w);
-    return rc;
+    ft_status st = FTUNE_OK;
+    *n = n_ids * 8;
+    do {
+        if (!room(&s->text, *n + 1, 1)) return no_memory(err);
+        st = ft_tokenizer_decode(s->tok, ids, n_ids, skip_special, s->text.p, s->text.bytes - 1, n, err);
+    } while (st == FTUNE_ERR_BUFFER_TOO_SMALL);
+    if (!st) ((char *)s->text.p)[*n] = 0;
+    return st;
 }
 
 static ft_status detokenize_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    worker  *w = user;
+    session *s = user;
     ft_json *j = NULL;
     int      n_ids = 0;
     size_t   n = 0;
     ft_status st = ft_json_parse(&j, json.p, json.n, where, err);
-    if (!st) st = read_ids(j, "ids", 0, &w->ids, &w->cap_ids, &n_ids, err);
-    if (!st) st = decode_ids(w, w->ids, (size_t)n_ids, w->o->skip_special, &n, err);
-    if (!st) {
-        fputs("{\"text\":", stdout);
-        put_json(stdout, w->text, n);
-        fputs("}\n", stdout);
-    }
+    if (!st) st = read_ids(j, "ids", &s->ids, &n_ids, err);
+    if (!st) st = decode_ids(s, s->ids.p, (size_t)n_ids, s->o->skip_special, &n, err);
+    if (!st) put_text_row(s->text.p, n);
     ft_json_free(j);
     return st;
 }
 
-static int cmd_detokenize(const options *o)
-{
-    worker w = { 0 };
-    int    rc = need(o->tokenizer, "--tokenizer PATH");
-    w.o = o;
-    if (!rc) rc = load_tokenizer(&w.s, o, o->tokenizer);
-    if (!rc) rc = each_row(o, detokenize_row, &w);
-    worker_free(&w);
-    return rc;
-}
+static int cmd_detokenize(const options *o) { return row_command(o, WANT_TOKENIZER, detokenize_row); }
 
 /* Split "a,b" in place into at most cap names. */
 static int split_list(char *list, const char **names, int cap)
@@ -717,14 +691,13 @@ static int cmd_train_tokenizer(const options *o)
     ft_tokenizer_train_options t = ft_tokenizer_train_options_default();
     session  s = { 0 };
     int      rc = 0, n = 0;
-    char    *list = NULL, **texts = NULL;
-    size_t  *lengths = NULL;
+    char   **texts = calloc((size_t)o->n_files + 1, sizeof *texts), list[4096];
+    size_t  *lengths = calloc((size_t)o->n_files + 1, sizeof *lengths);
     const char *names[256];
-    if (need(o->out, "--out DIR") || (!o->vocab_size && say("expected --vocab-size N (see --help)"))) return 2;
-    if (!o->n_files) return say("expected text files behind the options");
-    list    = strcpy(calloc(strlen(o->special_tokens) + 1, 1), o->special_tokens);
-    texts   = calloc((size_t)o->n_files, sizeof *texts);
-    lengths = calloc((size_t)o->n_files, sizeof *lengths);
+    if (need(o->out, "--out DIR") || need(o->vocab_size ? "" : NULL, "--vocab-size N")) rc = 2;
+    else if (!o->n_files) rc = say("expected text files behind the options");
+    else if (!texts || !lengths) rc = fail((no_memory(&s.err), &s.err));
+    snprintf(list, sizeof list, "%s", o->special ? o->special : "<|endoftext|>,<|im_start|>,<|im_end|>");
     t.vocab_size = (int)o->vocab_size; t.min_frequency = (int)o->min_frequency;
     t.special = names; t.n_special = split_list(list, names, 256);
     if (o->splitter) t.splitter = o->splitter;
@@ -737,9 +710,9 @@ static int cmd_train_tokenizer(const options *o)
         ft_tokenizer_set_attribute(s.tok, "pad_token_id", end, &s.err);
     }
     if (!rc && ft_tokenizer_save(s.tok, o->out, &s.err)) rc = fail(&s.err);
-    if (!rc) fprintf(stderr, "%s: %d tokens learnt from %d file%s\n", o->out, ft_tokenizer_size(s.tok), n, n == 1 ? "" : "s");
-    for (int i = 0; i < o->n_files; i++) free(texts[i]);
-    free(texts); free(lengths); free(list);
+    if (!rc) fprintf(stderr, "%s: %d tokens, learnt from %d files\n", o->out, ft_tokenizer_size(s.tok), n);
+    for (int i = 0; i < n; i++) free(texts[i]);
+    free(texts); free(lengths);
     session_close(&s);
     return rc;
 }
@@ -754,147 +727,125 @@ static void put_sample(const ft_sample *s)
     if (s->labels) put_ids(stdout, s->labels, (size_t)s->n);
     else fputs("null", stdout);
     if (s->loss_scale) {
-        fputs(",\"loss_scale\":[", stdout);
-        for (int i = 0; i < s->n; i++) printf(i ? ",%.9g" : "%.9g", (double)s->loss_scale[i]);
-        putchar(']');
+        for (int i = 0; i < s->n; i++) printf("%s%.9g", i ? "," : ",\"loss_scale\":[", (double)s->loss_scale[i]);
+        fputs("]", stdout);
     }
     fputs("}\n", stdout);
 }
 
-static ft_status parse_and_encode(worker *w, ft_text json, const char *where, ft_error *err)
+/* A row into s->sample, nothing printed. */
+static ft_status read_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    ft_row row;
-    ft_status st = ft_row_parse(w->parser, json.p, json.n, where, &row, err);
-    if (!st) st = ft_row_encode(&w->sample, w->s.tok, &row, &w->s.chat, err);
-    w->n_rows++;
-    if (!st) w->n_dropped += w->sample.dropped != 0;
+    session *s = user;
+    ft_row   row;
+    ft_status st = ft_row_parse(s->parser, json.p, json.n, where, &row, err);
+    if (!st) st = ft_row_encode(&s->sample, s->tok, &row, &s->chat, err);
+    s->n_rows++;
+    s->n_dropped += !st && s->sample.dropped;
     return st;
 }
 
 static ft_status encode_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    worker   *w  = user;
-    ft_status st = parse_and_encode(w, json, where, err);
+    session  *s  = user;
+    ft_status st = read_row(s, json, where, err);
     if (st) {
         fputs("{\"error\":", stdout);
         put_json(stdout, err->message, strlen(err->message));
         fputs("}\n", stdout);
-    } else if (w->sample.dropped) printf("{\"dropped\":\"too_long\",\"n\":%d}\n", w->sample.n);
-    else put_sample(&w->sample);
+    } else if (s->sample.dropped) printf("{\"dropped\":\"too_long\",\"n\":%d}\n", s->sample.n);
+    else put_sample(&s->sample);
     return st;
-}
-
-/* For a data set with refused rows: one line for each. */
-static ft_status only_check_row(void *user, ft_text json, const char *where, ft_error *err)
-{
-    return parse_and_encode(user, json, where, err);
 }
 
 static int encode_or_show(const options *o, row_fn fn)
 {
-    worker w = { 0 };
-    int    rc = need(o->tokenizer, "--tokenizer PATH");
-    w.o = o;
-    if (!rc && !o->no_chat_template) rc = need(o->template_name, "--template NAME or --no-chat-template");
-    if (!rc) rc = chat_options(&w.s, o);
-    if (!rc) rc = load_tokenizer(&w.s, o, o->tokenizer);
-    if (!rc && ft_row_parser_new(&w.parser, &w.s.err)) rc = fail(&w.s.err);
-    if (!rc) rc = each_row(o, fn, &w);
-    if (w.n_dropped)
-        fprintf(stderr, "%ld of %ld rows dropped: longer than --max-length %d\n", w.n_dropped, w.n_rows, w.s.chat.max_length);
-    worker_free(&w);
-    return rc;
+    if (!o->no_chat_template && need(o->template_name, "--template NAME or --no-chat-template")) return 2;
+    return row_command(o, WANT_TOKENIZER | WANT_CHAT | WANT_ROWS, fn);
 }
 
 static int cmd_encode(const options *o) { return encode_or_show(o, encode_row); }
 
 static const char *ORIGIN[] = { "bos", "system", "prompt", "response", "chat_sep", "suffix", "text" };
 
-static void put_html(const char *s)
+static void put_html(const char *p)
 {
-    for (; *s; s++) {
-        if (*s == '<') fputs("&lt;", stdout);
-        else if (*s == '&') fputs("&amp;", stdout);
-        else putchar(*s);
+    for (; *p; p++) {
+        if (*p == '<') fputs("&lt;", stdout);
+        else if (*p == '&') fputs("&amp;", stdout);
+        else putchar(*p);
     }
 }
 
 /* One line of the table: what the token is, what it is asked to predict. */
-static void show_token(const worker *w, int t, const char *text, int width)
+static void show_token(const session *s, int t)
 {
-    const ft_sample *s = &w->sample;
-    int32_t id = s->input_ids[t], label = s->labels ? s->labels[t] : FTUNE_IGNORE_INDEX;
-    int32_t target = s->labels && t + 1 < s->n ? s->labels[t + 1] : FTUNE_IGNORE_INDEX;     /* the shift */
-    int counts = label != FTUNE_IGNORE_INDEX, pad = 22 - width, special = ft_token_is_special(w->s.tok, id);
-    const char *from = s->origin ? ORIGIN[s->origin[t]] : "";
-    if (w->o->html) {
+    const ft_sample *x = &s->sample;
+    char    text[600];
+    int     width = visible(text, sizeof text, ft_token_bytes(s->tok, x->input_ids[t]));
+    int32_t id = x->input_ids[t], label = x->labels ? x->labels[t] : FTUNE_IGNORE_INDEX;
+    int32_t target = x->labels && t + 1 < x->n ? x->labels[t + 1] : FTUNE_IGNORE_INDEX;     /* the shift */
+    int     counts = label != FTUNE_IGNORE_INDEX, special = ft_token_is_special(s->tok, id);
+    const char *from = x->origin ? ORIGIN[x->origin[t]] : "";
+    if (s->o->html) {
         printf("<tr class=\"%s%s\"><td>%d<td class=t>", counts ? "yes" : "no", special ? " special" : "", t);
         put_html(text);
         printf("<td>%d<td>%d<td>%d", (int)id, (int)label, (int)target);
-        if (s->loss_scale) printf("<td>%g", (double)s->loss_scale[t]);
+        if (x->loss_scale) printf("<td>%g", (double)x->loss_scale[t]);
         printf("<td class=t>%s\n", from);
         return;
     }
-    const char *on = !w->o->colour ? "" : counts ? "\x1b[32m" : special ? "\x1b[36m" : "\x1b[2m";
-    printf("%5d  %s%s%s%*s %7d ", t, on, text, *on ? "\x1b[0m" : "", pad > 0 ? pad : 0, "", (int)id);
-    printf("%s%7d%s ", on, (int)label, *on ? "\x1b[0m" : "");
-    printf("%s%7d%s", w->o->colour && target != FTUNE_IGNORE_INDEX ? "\x1b[33m" : w->o->colour ? "\x1b[2m" : "", (int)target,
-           w->o->colour ? "\x1b[0m" : "");
-    if (s->loss_scale) printf(" %6g", (double)s->loss_scale[t]);
+    const char *on  = !s->o->colour ? "" : counts ? "\x1b[32m" : special ? "\x1b[36m" : "\x1b[2m";
+    const char *ask = !s->o->colour ? "" : target != FTUNE_IGNORE_INDEX ? "\x1b[33m" : "\x1b[2m";
+    const char *off = !s->o->colour ? "" : "\x1b[0m";
+    printf("%5d  %s%s%s%*s %7d ", t, on, text, off, width < 22 ? 22 - width : 0, "", (int)id);
+    printf("%s%7d%s %s%7d%s", on, (int)label, off, ask, (int)target, off);
+    if (x->loss_scale) printf(" %6g", (double)x->loss_scale[t]);
     printf("  %s\n", from);
 }
 
 static ft_status show_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    worker   *w  = user;
-    ft_sample *s = &w->sample;
-    int       n_labels = 0;
-    ft_status st = parse_and_encode(w, json, where, err);
+    session   *s = user;
+    ft_sample *x = &s->sample;
+    int        n_labels = 0;
+    ft_status  st = read_row(s, json, where, err);
     if (st) return st;
-    if (s->dropped) { printf("%s: dropped, %d tokens\n", where, s->n); return st; }
-    for (int t = 0; t < s->n; t++) n_labels += s->labels && s->labels[t] != FTUNE_IGNORE_INDEX;
-    if (w->o->html) {
-        printf("<h2>%s</h2><p>%d tokens, %d labels</p>\n<table><tr><th>#<th>text<th>id<th>label<th>target", where, s->n, n_labels);
-        printf("%s<th>from\n", s->loss_scale ? "<th>scale" : "");
-    } else {
-        printf("%s: %d tokens, %d labels%s\n", where, s->n, n_labels, s->labels ? "" : " (inference form)");
-        printf("%5s  %-22s %7s %7s %7s%s  %s\n", "#", "text", "id", "label", "target", s->loss_scale ? "  scale" : "", "from");
-    }
-    for (int t = 0; t < s->n; t++) {
-        char text[600];
-        int  width = visible(text, sizeof text, ft_token_bytes(w->s.tok, s->input_ids[t]));
-        show_token(w, t, text, width);
-    }
-    if (w->o->html) fputs("</table>\n", stdout);
-    else putchar('\n');
+    if (s->o->html) printf("<h2>%s</h2><p>", where);
+    else printf("%s: ", where);
+    if (x->dropped) { printf("%d tokens: dropped\n", x->n); return st; }
+    for (int t = 0; t < x->n; t++) n_labels += x->labels && x->labels[t] != FTUNE_IGNORE_INDEX;
+    printf("%d tokens, %d labels%s\n", x->n, n_labels, x->labels ? "" : " (inference form)");
+    printf(s->o->html ? "<table><tr><th>#<th>text<th>id<th>label<th>target%s<th>from\n"
+                      : "    #  text                        id   label  target%s  from\n",
+           !x->loss_scale ? "" : s->o->html ? "<th>scale" : "  scale");
+    for (int t = 0; t < x->n; t++) show_token(s, t);
+    puts(s->o->html ? "</table>" : "");
     return st;
 }
 
 static int cmd_show(const options *o)
 {
-    int rc;
     if (o->html)
         puts("<!doctype html><meta charset=utf-8><title>ftune show</title><style>"
-             "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:1px 10px;text-align:right}"
-             ".t{text-align:left;font-family:monospace}tr.yes{background:#dff5e1}tr.no{color:#777}tr.special .t{color:#06c}"
-             "</style><h1>What teaches the model</h1><p>Green rows have a label and are learnt; grey rows are only read (-100). "
-             "Target is the label one step to the left: what this position is asked to predict.</p>");
-    rc = encode_or_show(o, show_row);
-    return rc;
+             "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:1px 10px;"
+             "text-align:right}.t{text-align:left;font-family:monospace}tr.yes{background:#dff5e1}tr.no{color:#777}"
+             "tr.special .t{color:#06c}</style><h1>What teaches the model</h1><p>Green rows have a label and are "
+             "learnt; grey rows are only read (-100). Target is the label one step to the left: what this position is "
+             "asked to predict.</p>");
+    return encode_or_show(o, show_row);
 }
 
-/* A template's piece: \n for newlines, ids in brackets. */
-static void put_piece(const char *name, const char *const *pieces)
+/* A list of pieces in C's spelling; ids in brackets. */
+static void put_pieces(const char *name, const char *const *pieces)
 {
     printf("  %-14s", name);
     for (int i = 0; i < FTUNE_MAX_PIECES && pieces[i]; i++) {
-        ft_text t = ft_text_of(pieces[i]);
-        if (pieces[i][0] == FTUNE_IDS[0]) { printf(" [%s]", pieces[i] + 1); continue; }
-        putchar(' ');
-        putchar('"');
-        for (size_t k = 0; k < t.n; k++) {
-            if (t.p[k] == '\n') fputs("\\n", stdout);
-            else putchar(t.p[k]);
+        const char *p = pieces[i];
+        if (*p == FTUNE_IDS[0]) { printf(" [%s]", p + 1); continue; }
+        for (printf(" \""); *p; p++) {
+            if (*p == '\n') fputs("\\n", stdout);
+            else putchar(*p);
         }
         putchar('"');
     }
@@ -904,31 +855,31 @@ static void put_piece(const char *name, const char *const *pieces)
 static void put_example_piece(void *user, const ft_piece *p)
 {
     const options *o = user;
-    const char *on = p->weight > 0 ? (o->colour ? "\x1b[32m" : "[[") : "", *off = p->weight > 0 ? (o->colour ? "\x1b[0m" : "]]") : "";
-    fputs(on, stdout);
-    if (p->ids) for (int i = 0; i < p->n_ids; i++) printf("<%d>", (int)p->ids[i]);
-    else fwrite(p->text.p, 1, p->text.n, stdout);
-    fputs(off, stdout);
+    if (p->weight > 0) fputs(o->colour ? "\x1b[32m" : "[[", stdout);
+    for (int i = 0; i < p->n_ids; i++) printf("<%d>", (int)p->ids[i]);
+    fwrite(p->text.p ? p->text.p : "", 1, p->text.n, stdout);
+    if (p->weight > 0) fputs(o->colour ? "\x1b[0m" : "]]", stdout);
 }
 
 static int show_template(const options *o, const ft_template *t)
 {
-    ft_turn turns[2] = { { { "How are you?", 12 }, { "I am fine.", 10 }, -1 }, { { "And today?", 10 }, { "Even better.", 12 }, -1 } };
-    ft_row  row = { { NULL, 0 }, turns, 2, { NULL, 0 } };
+    ft_turn turns[2] = { { ft_text_of("How are you?"), ft_text_of("I am fine."), -1 },
+                         { ft_text_of("And today?"), ft_text_of("Even better."), -1 } };
+    ft_row  row = { { NULL, 0 }, turns, t->single_round ? 1 : 2, { NULL, 0 } };
     session s = { 0 };
     int     rc;
-    printf("%s%s%s\n", t->name, t->single_round ? ", one round only" : "", t->auto_add_bos ? ", begins with bos if the tokenizer does" : "");
-    put_piece("prefix", t->prefix);
-    put_piece("system_prefix", t->system_prefix);
-    put_piece("prompt", t->prompt);
-    put_piece("chat_sep", t->chat_sep);
-    put_piece("suffix", t->suffix);
+    printf("%s%s%s\n", t->name, t->single_round ? ", one round only" : "",
+           t->auto_add_bos ? ", begins with bos if the tokenizer does" : "");
+    put_pieces("prefix", t->prefix);
+    put_pieces("system_prefix", t->system_prefix);
+    put_pieces("prompt", t->prompt);
+    put_pieces("chat_sep", t->chat_sep);
+    put_pieces("suffix", t->suffix);
     printf("  %-14s %s\n\n", "default_system", t->default_system ? t->default_system : "(none)");
-    if (t->single_round) { row.turns = turns + 1; row.n_turns = 1; }
     rc = chat_options(&s, o);
     s.chat.template_name = t->name;
     if (!rc && ft_tokenizer_load(&s.tok, "bytes", NULL, &s.err)) rc = fail(&s.err);
-    printf("example%s, with what is learnt %s:\n", s.chat.swift == 2 ? " (--swift 2)" : "", o->colour ? "in green" : "in [[ ]]");
+    printf("example (--swift %d), what is learnt %s:\n", s.chat.swift, o->colour ? "in green" : "in [[ ]]");
     if (!rc && ft_row_pieces(s.tok, &row, &s.chat, put_example_piece, (void *)o, &s.err)) rc = fail(&s.err);
     putchar('\n');
     session_close(&s);
@@ -945,12 +896,10 @@ static int cmd_templates(const options *o)
     printf("%-28s %-10s %s\n", "name", "rounds", "default system");
     for (int i = 0; i < ft_template_count(NULL); i++) {
         const ft_template *t = ft_template_at(NULL, i);
-        ft_text system = ft_text_of(t->default_system ? t->default_system : "-");
-        int     n = system.n > 60 ? 60 : (int)system.n;
-        while (n > 0 && (size_t)n < system.n && (system.p[n] & 0xc0) == 0x80) n--;
-        const char *line = memchr(system.p, '\n', (size_t)n);
-        if (line) n = (int)(line - system.p);
-        printf("%-28s %-10s %.*s%s\n", t->name, t->single_round ? "one" : "any", n, system.p, (size_t)n < system.n ? " ..." : "");
+        const char *system = t->default_system ? t->default_system : "-";
+        int n = (int)strcspn(system, "\n");
+        if (n > 60) for (n = 60; n && (system[n] & 0xc0) == 0x80; ) n--;         /* not inside a character */
+        printf("%-28s %-10s %.*s%s\n", t->name, t->single_round ? "one" : "any", n, system, system[n] ? " ..." : "");
     }
     return 0;
 }
@@ -960,16 +909,16 @@ static int cmd_templates(const options *o)
 /* The files a tokenizer may consist of go along with a model. A tokenizer that is not a directory stays where it is. */
 static void copy_tokenizer(const char *from, const char *to)
 {
-    static const char *NAMES[] = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
-                                   "merges.txt", "tokenizer.model", "qwen.tiktoken", "tiktoken.model", "added_tokens.json",
-                                   "generation_config.json" };
+    static const char *NAMES[] = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+                                   "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model",
+                                   "qwen.tiktoken", "tiktoken.model", "generation_config.json" };
     for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; i++) {
-        char     source[4200], target[4200];
+        char     source[4200], target[4200], *data;
         size_t   n;
         ft_error err;
         snprintf(source, sizeof source, "%s/%s", from, NAMES[i]);
         snprintf(target, sizeof target, "%s/%s", to, NAMES[i]);
-        char *data = read_file(source, &n, &err);
+        data = read_file(source, &n, &err);
         if (data && write_file(target, data, n, &err)) fail(&err);
         free(data);
     }
@@ -986,7 +935,7 @@ static int cmd_init(const options *o)
     ft_config c;
     int rc = need(o->config, "--config FILE") || need(o->out, "--out DIR") ? 2 : 0;
     if (!rc && ft_config_load(&c, o->config, &s.err)) rc = fail(&s.err);
-    if (!rc) rc = load_backend(&s, o);
+    if (!rc) rc = session_open(&s, o, WANT_BACKEND);
     if (!rc && ft_model_init(&s.model, &c, (uint64_t)o->seed, s.be, &s.err)) rc = fail(&s.err);
     if (!rc && ft_model_save(s.model, o->out, file_dtype(o, FTUNE_F32), &s.err)) rc = fail(&s.err);
     if (!rc && o->tokenizer) copy_tokenizer(o->tokenizer, o->out);
@@ -995,18 +944,22 @@ static int cmd_init(const options *o)
     return rc;
 }
 
+static int write_settings(session *s, const char *text, size_t n)
+{
+    char path[4200];
+    snprintf(path, sizeof path, "%s/ftune.json", s->o->out);
+    return write_file(path, text, n, &s->err) ? fail(&s->err) : 0;
+}
+
 static int cmd_merge(const options *o)
 {
     session s = { 0 };
-    int rc = need(o->adapter, "--adapter DIR") || need(o->out, "--out DIR") ? 2 : load_model(&s, o);
+    int rc = need(o->adapter, "--adapter DIR") || need(o->out, "--out DIR") ? 2 : 0;
+    if (!rc) rc = session_open(&s, o, WANT_BACKEND | WANT_MODEL);
     if (!rc && ft_lora_merge(s.model, &s.err)) rc = fail(&s.err);
     if (!rc && ft_model_save(s.model, o->out, file_dtype(o, s.model->config.dtype), &s.err)) rc = fail(&s.err);
     if (!rc) copy_tokenizer(o->model, o->out);
-    if (!rc && s.text) {
-        char path[4200];
-        snprintf(path, sizeof path, "%s/ftune.json", o->out);
-        if (write_file(path, s.text, strlen(s.text), &s.err)) rc = fail(&s.err);
-    }
+    if (!rc && s.settings) rc = write_settings(&s, s.settings_text, strlen(s.settings_text));
     session_close(&s);
     return rc;
 }
@@ -1021,6 +974,13 @@ static ft_lora_config lora_config(const options *o)
     return c;
 }
 
+/* Tokens a row may have: --max-length, else what the model was made for, but not more than 2048. */
+static int row_limit(const options *o, const ft_config *c)
+{
+    if (o->max_length >= 0) return (int)o->max_length;
+    return c->max_position_embeddings < 2048 ? c->max_position_embeddings : 2048;
+}
+
 static int cmd_plan(const options *o)
 {
     ft_config c;
@@ -1028,25 +988,25 @@ static int cmd_plan(const options *o)
     ft_error  err = { FTUNE_OK, "" };
     ft_lora_config lora = lora_config(o);
     const char *where = o->config ? o->config : o->model;
-    int tokens;
+    double tokens;
     if (need(where, "--model DIR or --config FILE") || unsupported(o)) return 2;
     if (ft_config_load(&c, where, &err)) return fail(&err);
-    tokens = (int)(o->packing > 0 ? o->packing : o->max_length > 0 ? o->max_length : c.max_position_embeddings < 2048 ? c.max_position_embeddings : 2048);
-    if ((double)tokens * (double)o->batch > INT32_MAX) return say("--batch times --max-length is more than %d", INT32_MAX);
-    tokens *= (int)o->batch;
-    if (ft_model_plan(&p, &c, c.dtype, o->full ? NULL : &lora, tokens, &err)) return fail(&err);
+    tokens = (double)(o->packing > 0 ? o->packing : row_limit(o, &c)) * (double)o->batch;
+    if (tokens > INT32_MAX) return say("--batch: %.0f tokens in a batch are too many", tokens);
+    if (ft_model_plan(&p, &c, c.dtype, o->full ? NULL : &lora, (int)tokens, &err)) return fail(&err);
     const struct { const char *name; double value; int bytes; } lines[] = {
-        { "parameters", (double)p.parameters, 0 }, { "trainable", (double)p.trainable, 0 }, { "weights", (double)p.weights, 1 },
-        { "packed", (double)p.packed, 1 }, { "adapters", (double)p.adapters, 1 }, { "gradients", (double)p.gradients, 1 },
-        { "moments", (double)p.moments, 1 }, { "activations", (double)p.activations, 1 }, { "logits", (double)p.logits, 1 },
-        { "kv_cache", (double)p.kv_cache, 1 }, { "peak", (double)p.peak, 1 },
-        { "flop_per_token_forward", p.flop_per_token_forward, 0 }, { "flop_per_token_backward", p.flop_per_token_backward, 0 } };
-    if (o->json) printf("{\"tokens_per_batch\":%d", tokens);
-    else printf("%-26s %18d\n", "tokens_per_batch", tokens);
+        { "tokens_per_batch", tokens, 0 }, { "parameters", (double)p.parameters, 0 },
+        { "trainable", (double)p.trainable, 0 }, { "weights", (double)p.weights, 1 }, { "packed", (double)p.packed, 1 },
+        { "adapters", (double)p.adapters, 1 }, { "gradients", (double)p.gradients, 1 },
+        { "moments", (double)p.moments, 1 }, { "activations", (double)p.activations, 1 },
+        { "logits", (double)p.logits, 1 }, { "kv_cache", (double)p.kv_cache, 1 }, { "peak", (double)p.peak, 1 },
+        { "flop_per_token_forward", p.flop_per_token_forward, 0 },
+        { "flop_per_token_backward", p.flop_per_token_backward, 0 } };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
-        if (o->json) printf(",\"%s\":%.0f", lines[i].name, lines[i].value);
-        else if (lines[i].bytes) printf("%-26s %18.0f bytes %9.3f GiB\n", lines[i].name, lines[i].value, lines[i].value / 1073741824.0);
-        else printf("%-26s %18.0f\n", lines[i].name, lines[i].value);
+        double v = lines[i].value;
+        if (o->json) printf("%c\"%s\":%.0f", i ? ',' : '{', lines[i].name, v);
+        else if (lines[i].bytes) printf("%-26s %18.0f bytes %9.3f GiB\n", lines[i].name, v, v / 1073741824.0);
+        else printf("%-26s %18.0f\n", lines[i].name, v);
     }
     if (o->json) puts("}");
     return 0;
@@ -1054,48 +1014,36 @@ static int cmd_plan(const options *o)
 
 static int cmd_export(const options *o)
 {
-    return say("export --format %s: not in this version; merge writes a model directory", o->format ? o->format : "gguf|ollama");
+    return say("export --format %s: not in this version; merge writes a model directory", o->format ? o->format : "");
 }
 
 /* ---- training ------------------------------------------------------------------------------------------------ */
 
-/* On a terminal one line that changes, in a file one line each. */
+/* Steps on a terminal share one line that changes; elsewhere, and for evaluations, each has its own. */
 static void show_progress(void *user, const char *line)
 {
+    int stays = !isatty(2) || strncmp(line, "step", 4) != 0;
     (void)user;
-    if (isatty(2)) fprintf(stderr, "\r\x1b[K%s", line);
-    else fprintf(stderr, "%s\n", line);
+    fprintf(stderr, "%s%s%s", isatty(2) ? "\r\x1b[K" : "", line, stays ? "\n" : "");
 }
 
-/* Every refused row has its own line; the library kept only the first. */
-static void report_refused(session *s, const options *o, const char *path)
+static int load_dataset(ft_dataset *d, session *s, const char *path)
 {
-    worker  w = { 0 };
-    options again = *o;
-    w.s = *s;
-    again.files = &path; again.n_files = 1;
-    if (!ft_row_parser_new(&w.parser, &s->err)) each_row(&again, only_check_row, &w);
-    ft_row_parser_free(w.parser);
-    ft_sample_free(&w.sample);
-}
-
-static int load_dataset(ft_dataset *d, session *s, const options *o, const char *path)
-{
-    if (ft_dataset_load(d, path, s->tok, &s->chat, o->strict, &s->err)) return fail(&s->err);
+    int refused = 0;
+    if (ft_dataset_load(d, path, s->tok, &s->chat, s->o->strict, &s->err)) return fail(&s->err);
     fprintf(stderr, "%s: %d rows", path, d->n_rows);
     if (d->n_too_long)  fprintf(stderr, ", %d too long and dropped", d->n_too_long);
     if (d->n_truncated) fprintf(stderr, ", %d cut", d->n_truncated);
     if (d->n_no_target) fprintf(stderr, ", %d without anything to learn", d->n_no_target);
     if (d->n_refused)   fprintf(stderr, ", %d refused", d->n_refused);
-    fprintf(stderr, "; %d used, %lld tokens, %lld of them labels\n", d->n, (long long)d->n_tokens, (long long)d->n_targets);
-    if (d->n_refused) report_refused(s, o, path);
+    fprintf(stderr, "; %d used: %lld tokens, %lld targets\n", d->n, (long long)d->n_tokens, (long long)d->n_targets);
+    if (d->n_refused) rows_of_file(path, read_row, s, &refused);      /* again, for a line about each */
     return 0;
 }
 
 /* What the model will see, once, in the open: most training faults can be read here. */
-static void show_first_sample(const session *s, const ft_dataset *d)
+static void show_first_sample(const session *s, const ft_sample *x)
 {
-    const ft_sample *x = &d->samples[0];
     const char *on = isatty(2) ? "\x1b[32m" : "[[", *off = isatty(2) ? "\x1b[0m" : "]]";
     int learnt = 0, n = x->n < 400 ? x->n : 400;
     fprintf(stderr, "first row, what is learnt %s:\n  ", isatty(2) ? "in green" : "in [[ ]]");
@@ -1125,10 +1073,11 @@ static double embedding_norm(const ft_model *m, int32_t id)
 }
 
 /* The faults people report most, looked for before the first step. */
-static void warn_about_data(const session *s, const options *o, const ft_dataset *d)
+static void warn_about_data(const session *s, const ft_dataset *d)
 {
     int32_t stop[16], bos = ft_tokenizer_attribute(s->tok, "bos_token_id");
     int n_stop = ft_chat_stop_ids(s->tok, &s->chat, stop, 16), endless = 0, two_bos = 0;
+    int V = s->model->config.vocab_size;
     double ordinary = 0;
     for (int i = 0; i < d->n; i++) {
         const ft_sample *x = &d->samples[i];
@@ -1138,18 +1087,19 @@ static void warn_about_data(const session *s, const options *o, const ft_dataset
         endless += !ends;
         two_bos += x->n > 1 && bos >= 0 && x->input_ids[0] == bos && x->input_ids[1] == bos;
     }
-    if (n_stop && endless)
-        fprintf(stderr, "warning: %d of %d rows have no end marker among their labels: they do not teach the model to stop\n", endless, d->n);
+    if (n_stop && endless) fprintf(stderr, "warning: %d of %d rows have no end marker among their labels: they do not "
+                                   "teach the model to stop\n", endless, d->n);
     if (two_bos) fprintf(stderr, "warning: %d rows begin with two bos tokens\n", two_bos);
-    if (ft_tokenizer_size(s->tok) > s->model->config.vocab_size)
-        fprintf(stderr, "warning: the tokenizer has %d ids, the model %d\n", ft_tokenizer_size(s->tok), s->model->config.vocab_size);
-    if (strcmp(s->be->name, "cpu") != 0 || o->full) return;
-    for (int id = 0; id < 100 && id < s->model->config.vocab_size; id++) ordinary += embedding_norm(s->model, id) / 100;
+    if (ft_tokenizer_size(s->tok) > V)
+        fprintf(stderr, "warning: the tokenizer has %d ids, the model %d\n", ft_tokenizer_size(s->tok), V);
+    if (strcmp(s->be->name, "cpu") != 0 || s->o->full) return;
+    for (int id = 0; id < 100 && id < V; id++) ordinary += embedding_norm(s->model, id) / 100;
     for (int t = 0; t < d->samples[0].n; t++) {
         int32_t id = d->samples[0].input_ids[t];
-        if (!ft_token_is_special(s->tok, id) || id >= s->model->config.vocab_size || embedding_norm(s->model, id) > 0.01 * ordinary) continue;
-        fprintf(stderr, "warning: the embedding of %.*s is almost zero: the base model never saw this token, and an adapter cannot teach it\n",
-                (int)ft_token_bytes(s->tok, id).n, ft_token_bytes(s->tok, id).p);
+        ft_text name = ft_token_bytes(s->tok, id);
+        if (!ft_token_is_special(s->tok, id) || id >= V || embedding_norm(s->model, id) > 0.01 * ordinary) continue;
+        fprintf(stderr, "warning: the embedding of %.*s is almost zero: the base model never saw this token, and an "
+                "adapter cannot teach it\n", (int)name.n, name.p);
         break;
     }
 }
@@ -1161,64 +1111,59 @@ static ft_train_options train_options(const options *o)
     t.warmup = (float)o->warmup; t.batch = (int)o->batch; t.accumulate = (int)o->accumulate;
     t.epochs = (int)o->epochs; t.steps = o->steps; t.packing_length = (int)o->packing; t.seed = (uint64_t)o->seed;
     t.save_every = (int)o->save_every; t.log_every = (int)o->log_every; t.out_dir = o->out; t.log = show_progress;
-    if (o->schedule) t.schedule = o->schedule[0] == 'l' ? FTUNE_SCHEDULE_LINEAR : o->schedule[1] == 'o' && o->schedule[2] == 's'
-                                ? FTUNE_SCHEDULE_COSINE : FTUNE_SCHEDULE_CONSTANT;
+    if (o->schedule) t.schedule = (ft_schedule)choice(o->schedule, "linear|cosine|constant");
     return t;
 }
 
 /* ftune.json: what generate and chat must know to ask the way the model was taught. */
-static int save_settings(session *s, const options *o)
+static int save_settings(session *s)
 {
-    char path[4200], *text = NULL;
+    const ft_chat_options *c = &s->chat;
+    const char *tokenizer = tokenizer_path(s);
+    char  *text = NULL;
     size_t n = 0;
-    FILE *f = open_memstream(&text, &n);
-    int   rc = 0;
-    const char *noted = tokenizer_path(s, o);
-    if (!f) return say("out of memory"), 1;
+    FILE  *f = open_memstream(&text, &n);
+    int    rc;
+    if (!f) return fail((no_memory(&s->err), &s->err));
     fputs("{\"template\":", f);
-    put_json(f, s->chat.template_name, strlen(s->chat.template_name));
-    fprintf(f, ",\"use_chat_template\":%s,\"swift\":%d", s->chat.use_chat_template ? "true" : "false", s->chat.swift);
-    if (s->chat.default_system) { fputs(",\"system\":", f); put_json(f, s->chat.default_system, strlen(s->chat.default_system)); }
-    if (strcmp(noted, o->model) != 0) { fputs(",\"tokenizer\":", f); put_json(f, noted, strlen(noted)); }
+    put_json(f, c->template_name, strlen(c->template_name));
+    fprintf(f, ",\"use_chat_template\":%s,\"swift\":%d", c->use_chat_template ? "true" : "false", c->swift);
+    if (c->default_system) fputs(",\"system\":", f), put_json(f, c->default_system, strlen(c->default_system));
+    if (strcmp(tokenizer, s->o->model) != 0) fputs(",\"tokenizer\":", f), put_json(f, tokenizer, strlen(tokenizer));
     fputs("}\n", f);
     fclose(f);
-    snprintf(path, sizeof path, "%s/ftune.json", o->out);
-    if (write_file(path, text, n, &s->err)) rc = fail(&s->err);
+    rc = write_settings(s, text, n);
     free(text);
     return rc;
 }
 
 /* Make something trainable: adapters, or every weight. */
-static int make_trainable(session *s, const options *o)
+static int make_trainable(session *s)
 {
-    ft_lora_config c = lora_config(o);
+    ft_lora_config c = lora_config(s->o);
     const ft_param *params;
-    double n = 0;
-    if (o->full ? ft_model_unfreeze(s->model, &s->err) : ft_lora_attach(s->model, &c, (uint64_t)o->seed, &s->err)) return fail(&s->err);
+    double n = 0, all = (double)ft_config_parameters(&s->model->config);
+    if (s->o->full) ft_model_unfreeze(s->model, &s->err);
+    else ft_lora_attach(s->model, &c, (uint64_t)s->o->seed, &s->err);
+    if (s->err.code) return fail(&s->err);
     for (int i = ft_model_params(s->model, &params) - 1; i >= 0; i--) {
         double count = 1;
         for (int k = 0; k < params[i].rank; k++) count *= params[i].shape[k];
         n += count;
     }
-    fprintf(stderr, "%.0f of %lld parameters are trained (%s)\n", n, (long long)ft_config_parameters(&s->model->config) + (o->full ? 0 : (long long)n),
-            o->full ? "all" : "LoRA");
+    fprintf(stderr, "%.0f of %.0f parameters are trained\n", n, s->o->full ? all : all + n);
     return 0;
 }
 
-static int run_training(session *s, const options *o, const ft_dataset *train, const ft_dataset *eval)
+static int run_training(session *s, const ft_dataset *data, const ft_dataset *eval)
 {
-    ft_train_options t = train_options(o);
-    ft_trainer   *trainer = NULL;
-    ft_evaluation e;
+    ft_train_options t = train_options(s->o);
+    ft_trainer *trainer = NULL;
     int rc = 0;
-    if (ft_trainer_new(&trainer, s->model, train, eval, &t, &s->err)) return fail(&s->err);
-    if (o->resume && ft_trainer_resume(trainer, o->out, &s->err)) rc = fail(&s->err);
-    if (!rc && ft_trainer_run(trainer, &s->err)) rc = fail(&s->err);
-    if (isatty(2)) fputc('\n', stderr);
-    if (!rc && eval) {
-        if (ft_evaluate(s->model, eval, t.batch, &e, &s->err)) rc = fail(&s->err);
-        else fprintf(stderr, "held out: loss %.4f, perplexity %.2f, token accuracy %.1f %%\n", e.loss, e.perplexity, 100 * e.accuracy);
-    }
+    if (ft_trainer_new(&trainer, s->model, data, eval, &t, &s->err)) return fail(&s->err);
+    if (s->o->resume && ft_trainer_resume(trainer, s->o->out, &s->err)) rc = fail(&s->err);
+    if (!rc && ft_trainer_run(trainer, &s->err)) rc = (fputs(isatty(2) ? "\n" : "", stderr), fail(&s->err));
+    else if (!rc && isatty(2)) fputc('\n', stderr);
     ft_trainer_free(trainer);
     return rc;
 }
@@ -1227,23 +1172,24 @@ static int train(const options *o)
 {
     session    s = { 0 };
     ft_dataset data = { 0 }, eval = { 0 };
-    const char *from;
-    int rc = need(o->data, "--data FILE") || need(o->out, "--out DIR") || no_bf16(o) ? 2 : load_model(&s, o);
-    if (!rc) rc = chat_options(&s, o);
-    if (!rc && o->max_length < 0) s.chat.max_length = s.model->config.max_position_embeddings < 2048 ? s.model->config.max_position_embeddings : 2048;
-    if (!rc) rc = load_tokenizer(&s, o, from = tokenizer_path(&s, o));
-    if (!rc) fprintf(stderr, "template %s (swift %d rules), at most %d tokens a row\n",
-                     s.chat.use_chat_template ? s.chat.template_name : "none: plain text", s.chat.swift, s.chat.max_length);
-    if (!rc) rc = load_dataset(&data, &s, o, o->data);
-    if (!rc && o->eval) rc = load_dataset(&eval, &s, o, o->eval);
+    int rc = need(o->data, "--data FILE") || need(o->out, "--out DIR") ? 2 : 0;
+    if (!rc) rc = session_open(&s, o, WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_F32);
+    if (!rc) {
+        s.chat.max_length = row_limit(o, &s.model->config);
+        fprintf(stderr, "template %s (swift %d rules), at most %d tokens a row\n", template_used(&s), s.chat.swift,
+                s.chat.max_length);
+        rc = load_dataset(&data, &s, o->data);
+    }
+    if (!rc && o->eval) rc = load_dataset(&eval, &s, o->eval);
     if (!rc && !data.n) rc = (say("%s: expected rows with something to learn, found none", o->data), 1);
-    if (!rc) { show_first_sample(&s, &data); warn_about_data(&s, o, &data); }
-    if (!rc) rc = make_trainable(&s, o);
-    if (!rc) rc = run_training(&s, o, &data, o->eval ? &eval : NULL);
-    if (!rc) rc = save_settings(&s, o);
-    if (!rc && o->full) copy_tokenizer(from, o->out);
-    if (!rc) fprintf(stderr, "%s: %s, log.jsonl, loss.svg. Next: ftune chat --model %s%s%s\n", o->out, o->full ? "the model" : "the adapter",
-                     o->full ? o->out : o->model, o->full ? "" : " --adapter ", o->full ? "" : o->out);
+    if (!rc) { show_first_sample(&s, &data.samples[0]); warn_about_data(&s, &data); }
+    if (!rc) rc = make_trainable(&s);
+    if (!rc) rc = run_training(&s, &data, o->eval ? &eval : NULL);
+    if (!rc) rc = save_settings(&s);
+    if (!rc && o->full) copy_tokenizer(tokenizer_path(&s), o->out);
+    if (!rc) fprintf(stderr, "%s: %s, log.jsonl, loss.svg. Next: ftune chat --model %s%s%s\n", o->out,
+                     o->full ? "the model" : "the adapter", o->full ? o->out : o->model, o->full ? "" : " --adapter ",
+                     o->full ? "" : o->out);
     if (!rc) rc = data.n_refused + eval.n_refused > 0;
     ft_dataset_free(&data);
     ft_dataset_free(&eval);
@@ -1253,7 +1199,7 @@ static int train(const options *o)
 
 static int cmd_sft(const options *o) { return train(o); }
 
-/* Pre-training is the same with plain text, and all weights unless an adapter is asked for. */
+/* Pre-training is the same with every weight, and with plain text unless a template is asked for. */
 static int cmd_pretrain(const options *o)
 {
     options p = *o;
@@ -1264,25 +1210,40 @@ static int cmd_pretrain(const options *o)
 
 /* ---- looking inside ------------------------------------------------------------------------------------------ */
 
-static ft_status fill_batch(worker *w, ft_text json, const char *where, ft_error *err)
+/* {"input_ids": [..], "labels": [..], "loss_scale": [..] or not there} as a batch of one row. */
+static ft_status read_batch(session *s, ft_text json, const char *where, ft_error *err)
 {
-    ft_status st = read_id_row(&w->row, json, where, err);
-    ft_batch_clear(&w->batch);
-    for (int t = 0; t < w->row.sample.n && !st; t++)
-        if (w->row.input_ids[t] < 0 || w->row.input_ids[t] >= w->s.model->config.vocab_size)
-            st = refuse(err, FTUNE_ERR_FORMAT, "input_ids[%d]: expected 0 to %d, found %d", t, w->s.model->config.vocab_size - 1, (int)w->row.input_ids[t]);
-    return st ? st : ft_batch_add(&w->batch, &w->row.sample, 0, 0, err);
+    ft_json  *j = NULL;
+    ft_sample x = { 0 };
+    int       n_labels = 0, scale = -1, V = s->model->config.vocab_size;
+    ft_status st = ft_json_parse(&j, json.p, json.n, where, err);
+    if (!st) st = read_ids(j, "input_ids", &s->ids, &x.n, err);
+    if (!st) st = read_ids(j, "labels", &s->labels, &n_labels, err);
+    if (!st) scale = ft_json_get(j, 0, "loss_scale");
+    if (!st && (x.n != n_labels || (ft_json_count(j, scale) && ft_json_count(j, scale) != x.n)))
+        st = refuse(err, FTUNE_ERR_FORMAT, "expected as many labels as input_ids (%d), found %d", x.n, n_labels);
+    x.input_ids = s->ids.p; x.labels = s->labels.p;
+    if (!st && ft_json_count(j, scale)) {
+        if (!(x.loss_scale = room(&s->scale, (size_t)x.n, sizeof(float)))) st = no_memory(err);
+        for (int e = st ? -1 : ft_json_child(j, scale), i = 0; e >= 0; e = ft_json_next(j, e))
+            x.loss_scale[i++] = (float)ft_json_number(j, e, 1);
+    }
+    for (int t = 0; t < x.n && !st; t++)
+        if (x.input_ids[t] < 0 || x.input_ids[t] >= V)
+            st = refuse(err, FTUNE_ERR_FORMAT, "input_ids[%d]: expected 0 to %d, found %d", t, V - 1,
+                        (int)x.input_ids[t]);
+    ft_json_free(j);
+    ft_batch_clear(&s->batch);
+    return st ? st : ft_batch_add(&s->batch, &x, 0, 0, err);
 }
 
 static ft_status score_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    worker *w = user;
-    ft_loss loss = { 0 };
-    ft_status st = fill_batch(w, json, where, err);
-    if (st) return st;
-    if (!grow(&w->logprobs, &w->cap_logprobs, (size_t)w->batch.n_targets, sizeof *w->logprobs)) return no_memory(err);
-    loss.logprobs = w->logprobs;
-    st = ft_model_step(w->s.model, &w->batch, 0.0f, 0, &loss, err);
+    session *s = user;
+    ft_loss  loss = { 0 };
+    ft_status st = read_batch(s, json, where, err);
+    if (!st && !(loss.logprobs = room(&s->logprobs, (size_t)s->batch.n_targets, sizeof(float)))) st = no_memory(err);
+    if (!st) st = ft_model_step(s->model, &s->batch, 0.0f, 0, &loss, err);
     if (st) return st;
     printf("{\"loss\":%.9g,\"n\":%d,\"logprobs\":[", loss.sum / loss.n, loss.n);
     for (int i = 0; i < loss.n; i++) printf(i ? ",%.9g" : "%.9g", (double)loss.logprobs[i]);
@@ -1290,43 +1251,38 @@ static ft_status score_row(void *user, ft_text json, const char *where, ft_error
     return FTUNE_OK;
 }
 
-static int cmd_score(const options *o)
-{
-    worker w = { 0 };
-    int rc = no_bf16(o) ? 2 : load_model(&w.s, o);
-    if (!rc) rc = each_row(o, score_row, &w);
-    worker_free(&w);
-    return rc;
-}
+static int cmd_score(const options *o) { return row_command(o, WANT_BACKEND | WANT_MODEL | WANT_F32, score_row); }
 
 /* The mean over all rows needs the number of their targets, which is known at the end: add up with dloss 1, divide
  * when saving. */
 static ft_status grad_row(void *user, ft_text json, const char *where, ft_error *err)
 {
-    worker *w = user;
-    ft_loss loss = { 0 };
-    ft_status st = fill_batch(w, json, where, err);
-    if (!st) st = ft_model_step(w->s.model, &w->batch, 1.0f, 0, &loss, err);
-    w->n_targets += loss.n;
-    w->sum += loss.sum;
+    session *s = user;
+    ft_loss  loss = { 0 };
+    ft_status st = read_batch(s, json, where, err);
+    if (!st) st = ft_model_step(s->model, &s->batch, 1.0f, 0, &loss, err);
+    s->n_targets += loss.n;
+    s->loss += loss.sum;
     return st;
 }
 
-static int save_gradients(session *s, const char *path, double scale)
+static int save_gradients(session *s)
 {
     const ft_param *p;
     int n = ft_model_params(s->model, &p), rc = 0;
     ft_tensor *t = calloc((size_t)n + 1, sizeof *t);
-    for (int i = 0; i < n && t; i++) {
+    for (int i = 0; i < n && t && !rc; i++) {
+        size_t count;
+        float *g;
         t[i].name = p[i].name; t[i].dtype = FTUNE_F32; t[i].rank = p[i].rank;
         memcpy(t[i].shape, p[i].shape, sizeof t[i].shape);
-        t[i].data = malloc(ft_tensor_count(&t[i]) * sizeof(float) + 1);
-        if (!t[i].data) { rc = 1; continue; }
-        s->be->download(s->be, t[i].data, p[i].grad, ft_tensor_count(&t[i]) * sizeof(float));
-        for (size_t k = 0; k < ft_tensor_count(&t[i]); k++) ((float *)t[i].data)[k] *= (float)scale;
+        count = ft_tensor_count(&t[i]);
+        if (!(t[i].data = g = malloc(count * sizeof *g + 1))) { rc = 1; break; }
+        s->be->download(s->be, g, p[i].grad, count * sizeof *g);
+        for (size_t k = 0; k < count; k++) g[k] = (float)((double)g[k] / (double)s->n_targets);
     }
-    if (!t || rc) rc = (say("out of memory"), 1);
-    else if (ft_weights_save(path, t, n, &s->err)) rc = fail(&s->err);
+    if (!t || rc) rc = fail((no_memory(&s->err), &s->err));
+    else if (ft_weights_save(s->o->out, t, n, &s->err)) rc = fail(&s->err);
     for (int i = 0; i < n && t; i++) free(t[i].data);
     free(t);
     return rc;
@@ -1334,16 +1290,17 @@ static int save_gradients(session *s, const char *path, double scale)
 
 static int cmd_grads(const options *o)
 {
-    worker w = { 0 };
-    int rc = need(o->out, "--out FILE") || (!o->full && need(o->adapter, "--adapter DIR or --full")) || no_bf16(o) ? 2 : 0, refused = 0;
-    if (!rc) rc = load_model(&w.s, o);
-    if (!rc && o->full && ft_model_unfreeze(w.s.model, &w.s.err)) rc = fail(&w.s.err);
-    if (!rc) ft_model_zero_grad(w.s.model);
-    if (!rc) refused = each_row(o, grad_row, &w);
-    if (!rc && !w.n_targets) rc = (say("expected rows with labels, found none"), 1);
-    if (!rc) rc = save_gradients(&w.s, o->out, 1.0 / (double)w.n_targets);
-    if (!rc) fprintf(stderr, "%s: gradients of the mean loss %.6f of %ld targets\n", o->out, w.sum / (double)w.n_targets, w.n_targets);
-    worker_free(&w);
+    session s = { 0 };
+    int rc = need(o->out, "--out FILE"), refused = 0;
+    if (!rc && !o->full) rc = need(o->adapter, "--adapter DIR or --full");
+    if (!rc) rc = session_open(&s, o, WANT_BACKEND | WANT_MODEL | WANT_F32);
+    if (!rc && o->full && ft_model_unfreeze(s.model, &s.err)) rc = fail(&s.err);
+    if (!rc) ft_model_zero_grad(s.model);
+    if (!rc) refused = each_row(o, grad_row, &s);
+    if (!rc && !s.n_targets) rc = (say("expected rows with labels, found none"), 1);
+    if (!rc) rc = save_gradients(&s);
+    if (!rc) fprintf(stderr, "%s: mean loss %.6f of %ld targets\n", o->out, s.loss / (double)s.n_targets, s.n_targets);
+    session_close(&s);
     return rc ? rc : refused;
 }
 
@@ -1353,123 +1310,115 @@ typedef struct speaker { ft_stream stream; int quiet; } speaker;
 
 static int speak(void *user, int32_t id)
 {
-    speaker *s = user;
+    speaker *v = user;
     char     out[1024];
-    ft_text  t = ft_stream_push(&s->stream, id, out, sizeof out);
-    if (!s->quiet && t.n) { fwrite(t.p, 1, t.n, stdout); fflush(stdout); }
+    ft_text  t = ft_stream_push(&v->stream, id, out, sizeof out);
+    if (!v->quiet && t.n) { fwrite(t.p, 1, t.n, stdout); fflush(stdout); }
     return 0;
 }
 
-/* Answer one row; the text stays in w->text [*n]. Streamed unless --json. */
-static ft_status answer(worker *w, const ft_row *row, size_t *n, ft_error *err)
+/* Answer one row, streamed unless --json; the text stays in s->text [*n]. */
+static ft_status answer(session *s, const ft_row *row, size_t *n, ft_error *err)
 {
-    const options *o = w->o;
+    const options *o = s->o;
     ft_generate_options g = ft_generate_options_default();
     speaker  voice = { .quiet = o->json };
     char     rest[64];
-    int32_t  stop[16];
-    int      n_new = 0;
-    ft_status st = ft_row_encode(&w->sample, w->s.tok, row, &w->s.chat, err);
-    if (!st && (w->sample.dropped || !w->sample.n))
-        st = refuse(err, FTUNE_ERR_ARGUMENT, "expected a prompt of 1 to --max-length tokens, found %d", w->sample.n);
+    int32_t  stop[16], *ids = room(&s->ids, (size_t)o->max_new_tokens + 1, sizeof *ids);
+    int      n_new = 0, kept = 0;
+    ft_status st = ids ? ft_row_encode(&s->sample, s->tok, row, &s->chat, err) : no_memory(err);
+    if (!st && (s->sample.dropped || !s->sample.n))
+        st = refuse(err, FTUNE_ERR_ARGUMENT, "expected a prompt of 1 to --max-length tokens, found %d", s->sample.n);
     if (st) return st;
-    if (!grow(&w->ids, &w->cap_ids, (size_t)o->max_new_tokens + 1, sizeof *w->ids)) return no_memory(err);
     g.max_new_tokens = (int)o->max_new_tokens; g.temperature = (float)o->temperature; g.top_k = (int)o->top_k;
     g.top_p = (float)o->top_p; g.repetition_penalty = (float)o->repetition_penalty; g.seed = (uint64_t)o->seed;
-    g.stop_ids = stop; g.n_stop = ft_chat_stop_ids(w->s.tok, &w->s.chat, stop, 16);
+    g.stop_ids = stop; g.n_stop = ft_chat_stop_ids(s->tok, &s->chat, stop, 16);
     g.on_token = speak; g.user = &voice;
-    ft_stream_init(&voice.stream, w->s.tok, 1);
-    st = ft_generate(w->s.model, w->sample.input_ids, w->sample.n, &g, w->ids, (int)o->max_new_tokens, &n_new, err);
+    ft_stream_init(&voice.stream, s->tok, 1);
+    st = ft_generate(s->model, s->sample.input_ids, s->sample.n, &g, ids, (int)o->max_new_tokens, &n_new, err);
     if (!st && !voice.quiet) {
         ft_text t = ft_stream_finish(&voice.stream, rest, sizeof rest);
-        fwrite(t.p, 1, t.n, stdout);
-        putchar('\n');
+        printf("%.*s\n", (int)t.n, t.n ? t.p : "");
         fflush(stdout);
     }
-    int kept = 0;                       /* a vocabulary may be padded: an id can be likely and yet stand for nothing */
-    for (int i = 0; i < n_new; i++) if (ft_token_bytes(w->s.tok, w->ids[i]).p) w->ids[kept++] = w->ids[i];
-    return st ? st : decode_ids(w, w->ids, (size_t)kept, 1, n, err);
+    for (int i = 0; i < n_new; i++)     /* a vocabulary may be padded: an id can be likely and yet stand for nothing */
+        if (ft_token_bytes(s->tok, ids[i]).p) ids[kept++] = ids[i];
+    return st ? st : decode_ids(s, ids, (size_t)kept, 1, n, err);
 }
 
-static int open_speaker(worker *w, const options *o)
-{
-    int rc = no_bf16(o) ? 2 : load_model(&w->s, o);
-    w->o = o;
-    if (!rc) rc = chat_options(&w->s, o);
-    if (!rc) rc = load_tokenizer(&w->s, o, tokenizer_path(&w->s, o));
-    if (!rc && ft_row_parser_new(&w->parser, &w->s.err)) rc = fail(&w->s.err);
-    if (!rc) fprintf(stderr, "template %s\n", w->s.chat.use_chat_template ? w->s.chat.template_name : "none: plain text");
-    return rc;
-}
+enum { WANT_TO_SPEAK = WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_F32 };
 
 /* A line is a JSON row, whose last answer is left to the model, or simply the prompt. */
 static ft_status generate_row(void *user, ft_text line, const char *where, ft_error *err)
 {
-    worker *w = user;
+    session *s = user;
     ft_turn turn = { line, { NULL, 0 }, -1 };
     ft_row  row = { { NULL, 0 }, &turn, 1, { NULL, 0 } };
     size_t  n = 0;
     ft_status st = FTUNE_OK;
     if (line.p[0] == '{') {
-        st = ft_row_parse(w->parser, line.p, line.n, where, &row, err);
+        st = ft_row_parse(s->parser, line.p, line.n, where, &row, err);
         if (!st && row.text.p) { turn.query = row.text; row.turns = &turn; row.n_turns = 1; row.text.p = NULL; }
         if (!st && row.n_turns) row.turns[row.n_turns - 1].response.p = NULL;
     }
-    if (!st) st = answer(w, &row, &n, err);
-    if (!st && w->o->json) {
-        fputs("{\"text\":", stdout);
-        put_json(stdout, w->text, n);
-        fputs("}\n", stdout);
-    }
+    if (!st) st = answer(s, &row, &n, err);
+    if (!st && s->o->json) put_text_row(s->text.p, n);
     return st;
 }
 
 static int cmd_generate(const options *o)
 {
-    worker w = { 0 };
-    int    rc = open_speaker(&w, o);
-    if (!rc && o->prompt) {
-        if (generate_row(&w, ft_text_of(o->prompt), "--prompt", &w.s.err)) rc = fail(&w.s.err);
-    } else if (!rc) rc = each_row(o, generate_row, &w);
-    worker_free(&w);
+    session s = { 0 };
+    int rc = session_open(&s, o, WANT_TO_SPEAK);
+    if (!rc) fprintf(stderr, "template %s\n", template_used(&s));
+    if (!rc && !o->prompt) rc = each_row(o, generate_row, &s);
+    else if (!rc && generate_row(&s, ft_text_of(o->prompt), "--prompt", &s.err)) rc = fail(&s.err);
+    session_close(&s);
     return rc;
 }
 
-static char *copy_text(const char *p, size_t n)
+static ft_text copy_text(const char *p, size_t n)
 {
-    char *q = malloc(n + 1);
-    if (q) { memcpy(q, p, n); q[n] = 0; }
-    return q;
+    char   *q = malloc(n + 1);
+    ft_text t = { q, q ? n : 0 };
+    if (q) memcpy(q, p, n);
+    return t;
+}
+
+static void forget(ft_turn *turns, int *n)
+{
+    while (*n) { *n -= 1; free((char *)turns[*n].query.p); free((char *)turns[*n].response.p); }
 }
 
 /* Each line of standard input is the user's next turn; the conversation so far goes with it. */
 static int cmd_chat(const options *o)
 {
-    worker   w = { 0 };
+    session  s = { 0 };
+    buffer   memory = { 0 };
     ft_turn *turns = NULL;
-    size_t   cap = 0, cap_line = 0, n_text = 0;
+    size_t   cap = 0, n_text = 0;
     char    *line = NULL;
-    int      n = 0, rc = open_speaker(&w, o), terminal = isatty(0);
     ssize_t  len;
-    if (!rc && terminal) fprintf(stderr, "an empty line forgets the conversation, end of file (Ctrl-D) ends it\n");
-    for (;;) {
-        if (rc) break;
-        if (terminal) fputs("> ", stderr);
-        if (o->prompt && !n) len = (line = copy_text(o->prompt, cap_line = strlen(o->prompt))) ? (ssize_t)cap_line : -1;
-        else len = getline(&line, &cap_line, stdin);
-        if (len < 0) break;
+    int      n = 0, rc = session_open(&s, o, WANT_TO_SPEAK), terminal = isatty(0), one_round = 0;
+    if (!rc) one_round = !s.chat.use_chat_template || ft_template_find(NULL, s.chat.template_name, NULL)->single_round;
+    if (!rc) fprintf(stderr, "template %s; an empty line forgets the conversation\n", template_used(&s));
+    while (!rc && (terminal ? fputs("> ", stderr) : 0, len = getline(&line, &cap, stdin)) >= 0) {
         while (len && (line[len - 1] == '\n' || line[len - 1] == '\r')) len--;
-        if (!len) { while (n) { n--; free((char *)turns[n].query.p); free((char *)turns[n].response.p); } continue; }
-        if (!grow(&turns, &cap, (size_t)n + 1, sizeof *turns)) { rc = say("out of memory"); break; }
-        turns[n] = (ft_turn){ { copy_text(line, (size_t)len), (size_t)len }, { NULL, 0 }, -1 };
-        ft_row row = { { NULL, 0 }, turns, ++n, { NULL, 0 } };
-        if (answer(&w, &row, &n_text, &w.s.err)) rc = fail(&w.s.err);
-        else turns[n - 1].response = (ft_text){ copy_text(w.text, n_text), n_text };
-        if (o->json && !rc) { fputs("{\"text\":", stdout); put_json(stdout, w.text, n_text); fputs("}\n", stdout); fflush(stdout); }
+        if (!len || one_round) forget(turns, &n);
+        if (!len) continue;
+        if (!room(&memory, (size_t)n + 1, sizeof *turns)) { rc = fail((no_memory(&s.err), &s.err)); break; }
+        turns = memory.p;
+        turns[n].query = copy_text(line, (size_t)len);
+        turns[n].response = ft_text_of(NULL);
+        turns[n++].loss = -1;
+        ft_row row = { { NULL, 0 }, turns, n, { NULL, 0 } };
+        if (answer(&s, &row, &n_text, &s.err)) rc = fail(&s.err);
+        else turns[n - 1].response = copy_text(s.text.p, n_text);
+        if (o->json && !rc) { put_text_row(s.text.p, n_text); fflush(stdout); }
     }
-    while (n) { n--; free((char *)turns[n].query.p); free((char *)turns[n].response.p); }
-    free(turns); free(line);
-    worker_free(&w);
+    forget(turns, &n);
+    free(memory.p); free(line);
+    session_close(&s);
     return rc;
 }
 
@@ -1478,20 +1427,31 @@ static int cmd_chat(const options *o)
 static const command COMMANDS[] = {
     { "tokenize", "--tokenizer PATH [FILE]", "{\"text\":..} -> {\"ids\":[..]}", TOK | TOKENIZE, cmd_tokenize },
     { "detokenize", "--tokenizer PATH [FILE]", "{\"ids\":[..]} -> {\"text\":..}", TOK | DETOK, cmd_detokenize },
-    { "train-tokenizer", "--vocab-size N --out DIR FILE...", "learn byte-level BPE from text files; writes tokenizer.json", LEARN, cmd_train_tokenizer },
-    { "encode", "--tokenizer PATH --template NAME [FILE]", "a row -> {\"input_ids\":[..],\"labels\":[..]}", TOK | CHAT, cmd_encode },
-    { "show", "--tokenizer PATH --template NAME [FILE]", "a row as a table: token, id, label, target", TOK | CHAT | SHOW, cmd_show },
+    { "train-tokenizer", "--vocab-size N --out DIR FILE...", "learn byte-level BPE from text files: a tokenizer.json",
+      LEARN, cmd_train_tokenizer },
+    { "encode", "--tokenizer PATH --template NAME [FILE]", "a row -> {\"input_ids\":[..],\"labels\":[..]}",
+      TOK | CHAT, cmd_encode },
+    { "show", "--tokenizer PATH --template NAME [FILE]", "a row as a table: token, id, label, target",
+      TOK | CHAT | SHOW, cmd_show },
     { "templates", "[NAME]", "the chat templates, or one of them with an example", CHAT | SHOW, cmd_templates },
     { "init", "--config FILE --out DIR", "a model with random weights", CONFIG | SEED | OUT | DTYPE | TOK, cmd_init },
-    { "pretrain", "--model DIR --data FILE --out DIR", "train all weights on plain text", MODEL | TRAIN | CHAT, cmd_pretrain },
-    { "sft", "--model DIR --data FILE --out DIR", "fine-tune on conversations: LoRA, or --full", MODEL | TRAIN | CHAT | ADAPTER, cmd_sft },
-    { "score", "--model DIR [--adapter DIR] [FILE]", "{\"input_ids\":..,\"labels\":..} -> {\"loss\":..,\"n\":..,\"logprobs\":[..]}", MODEL | ADAPTER, cmd_score },
-    { "grads", "--model DIR --adapter DIR --out FILE [FILE]", "gradient of the mean loss of all rows, as safetensors", MODEL | ADAPTER | OUT | GRADS, cmd_grads },
-    { "generate", "--model DIR [--adapter DIR] [--prompt S | FILE]", "answer prompts (a line each: text, or a JSON row)", MODEL | ADAPTER | CHAT | GEN | JSON, cmd_generate },
+    { "pretrain", "--model DIR --data FILE --out DIR", "train all weights on plain text",
+      MODEL | TRAIN | CHAT, cmd_pretrain },
+    { "sft", "--model DIR --data FILE --out DIR", "fine-tune on conversations: LoRA, or --full",
+      MODEL | TRAIN | CHAT, cmd_sft },
+    { "score", "--model DIR [--adapter DIR] [FILE]", "{\"input_ids\":..,\"labels\":..} -> loss, log p of each target",
+      MODEL | ADAPTER, cmd_score },
+    { "grads", "--model DIR --adapter DIR --out FILE [FILE]", "gradient of the mean loss of all rows, as safetensors",
+      MODEL | ADAPTER | OUT | GRADS, cmd_grads },
+    { "generate", "--model DIR [--adapter DIR] [--prompt S | FILE]", "answer prompts: a line each, text or a JSON row",
+      MODEL | ADAPTER | CHAT | GEN | JSON, cmd_generate },
     { "chat", "--model DIR [--adapter DIR]", "talk, line by line", MODEL | ADAPTER | CHAT | GEN | JSON, cmd_chat },
-    { "merge", "--model DIR --adapter DIR --out DIR", "W + scaling * B A, as a model directory", MODEL | ADAPTER | OUT, cmd_merge },
-    { "plan", "--model DIR | --config FILE", "memory and work of a training run; nothing is allocated", PLAN | JSON, cmd_plan },
-    { "export", "--format gguf|ollama --model DIR --adapter DIR --out DIR", "(not in this version)", MODEL | ADAPTER | OUT | EXPORT, cmd_export },
+    { "merge", "--model DIR --adapter DIR --out DIR", "W + scaling * B A, as a model directory",
+      MODEL | ADAPTER | OUT, cmd_merge },
+    { "plan", "--model DIR | --config FILE", "memory and work of a training run; nothing is allocated",
+      PLAN | JSON, cmd_plan },
+    { "export", "--format gguf|ollama --model DIR --adapter DIR --out DIR", "(not in this version)",
+      MODEL | ADAPTER | OUT | EXPORT, cmd_export },
 };
 enum { N_COMMANDS = sizeof COMMANDS / sizeof COMMANDS[0] };
 

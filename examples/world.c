@@ -244,6 +244,7 @@ static void write_facts(buffer *b)
 #ifndef ECHO
 #define ECHO 16
 #define ASKS 6
+#define TALK 320
 #endif
 static const word town_word = { "town", "镇子" };
 static word any_word(void)
@@ -278,8 +279,8 @@ static void write_text(buffer *b, int zh, int documents_each)
             put(b, "\n");
         }
         for (int i = 0; i < ECHO; i++) {                             /* repeating what was said */
-            int n = 2 + pick(3);
-            word w[4];
+            int n = 2 + pick(5);
+            word w[6];
             for (int k = 0; k < n; k++) w[k] = any_word();
             for (int twice = 0; twice < 2; twice++) {
                 put(b, twice ? zh ? "众人答：" : " The people answer:" : zh ? "一人喊：" : "One calls:");
@@ -313,6 +314,34 @@ static void write_text(buffer *b, int zh, int documents_each)
         }
     }
     shuffle_lines(b);
+}
+
+/* Small talk in the form of a chat. The base model must have met the marks <|im_start|> and <|im_end|>: LoRA leaves the
+ * embeddings alone, and a mark that was never trained cannot be written well (real base models have met them too).
+ * Nothing of the world is asked here. */
+static void write_small_talk(buffer *b, int rows)
+{
+    static const word talk[][2] = {
+        { {"Hello!","你好！"}, {"Hello!","你好！"} },            { {"How are you?","你好吗？"}, {"I am fine.","我很好。"} },
+        { {"Thank you.","谢谢。"}, {"You are welcome.","不客气。"} }, { {"Goodbye.","再见。"}, {"Goodbye.","再见。"} } };
+    for (int i = 0; i < rows; i++) {
+        int zh = i % 2, n = 1 + pick(3);
+        buffer q = { 0 }, a = { 0 };
+        if (i % 8 < 2) {
+            const word *t = talk[pick(COUNT(talk))];
+            chat_row(b, zh ? t[0].zh : t[0].en, zh ? t[1].zh : t[1].en);
+            continue;
+        }
+        for (int k = 0; k < n; k++) {
+            word w = any_word();
+            if (k) put(&a, zh ? "、" : ", ");
+            put(&a, zh ? w.zh : w.en);
+        }
+        put(&q, zh ? "跟我说：" : "Repeat: "); put(&q, a.p);
+        put(&q, zh ? "。" : ".");              put(&a, zh ? "。" : ".");
+        chat_row(b, q.p, a.p);
+        free(q.p); free(a.p);
+    }
 }
 
 /* ---- what is asked ------------------------------------------------------------------------------------------------ */
@@ -383,6 +412,7 @@ int main(int argc, char **argv)
     write_facts(&b);                                                       ok &= save(dir, "facts.jsonl", &b);
     write_text(&b, 0, 16);                                                 ok &= save(dir, "text_en.txt", &b);
     write_text(&b, 1, 16);                                                 ok &= save(dir, "text_zh.txt", &b);
+    write_small_talk(&b, TALK);                                            ok &= save(dir, "small_talk.jsonl", &b);
     ask_facts(&b, 0, 0, 2); ask_facts(&b, 0, 1, 2); ask_patterns(&b, 0);
     for (int i = 0; i < N_PEOPLE; i++)                                     /* reading a note: any answer may come */
         for (int k = 0; k < 4 && !is_test(i); k++)

@@ -148,6 +148,86 @@ static int test_golden_pieces(const char *path)
     return cases;
 }
 
+/* The newest ms-swift, for the templates that are still what they were: --swift 3 gives the same ids and labels. Pieces are
+ * not compared. Left out: what this version does not read (consecutive roles) or weigh (react). */
+static void read_messages(golden_case *g, const fti_json *j, int messages, fti_arena *a)
+{
+    int m, n = 0;
+    memset(g, 0, sizeof *g);
+    for (m = fti_json_child(j, messages); m >= 0; m = fti_json_next(j, m)) {
+        ft_text content = fti_json_text(j, fti_json_get(j, m, "content"), a);
+        int role = fti_json_get(j, m, "role");
+        if (fti_json_equals(j, role, "system")) g->row.system = content;
+        else if (fti_json_equals(j, role, "user")) {
+            g->turns[n].loss = -1;
+            g->turns[n++].query = content;
+        } else {
+            if (!n) g->turns[n++].loss = -1;                               /* an answer first: its question is empty */
+            g->turns[n - 1].response = content;
+            if (fti_json_get(j, m, "loss") >= 0) g->turns[n - 1].loss = fti_json_bool(j, fti_json_get(j, m, "loss"), -1);
+        }
+    }
+    g->row.turns = g->turns;
+    g->row.n_turns = n;
+    g->opt = ft_chat_options_default();
+}
+
+static void test_golden_newest(const char *path)
+{
+    static const char *const names[][2] = {
+        { "deepseek", "deepseek" }, { "deepseek_coder", "deepseek-coder" }, { "gemma", "gemma" }, { "internlm", "internlm" },
+        { "llama", "llama" }, { "llama3", "llama3" }, { "modelscope_agent", "modelscope-agent" }, { "baichuan", "baichuan" },
+        { "xverse", "xverse" }, { "yuan", "yuan" }, { "ziya", "ziya" }, { "skywork", "skywork" }, { "bluelm", "bluelm" },
+        { "codefuse_codellama", "codefuse-codellama" }, { "codefuse", "codefuse" }, { "zephyr", "zephyr" }, { "sus", "sus" },
+        { "orion", "orion" }, { "mengzi", "mengzi" }, { "c4ai", "c4ai" }, { "atom", "atom" }, { "minicpm", "minicpm" },
+        { "openbuddy", "openbuddy" } };
+    fti_json j;
+    fti_arena a = { NULL };
+    size_t size, k;
+    char *text = path ? test_read(path, &size) : NULL;
+    int newest, r, cases = 0;
+    ft_sample s = { 0 };
+    if (!text) return;
+    if (fti_json_parse(&j, text, size, path, &err)) { CHECK_MSG(0, "%s", err.message); free(text); return; }
+    newest = fti_json_get(&j, 0, "newest");
+    for (k = 0; k < sizeof names / sizeof *names; k++)
+        for (r = fti_json_child(&j, fti_json_get(&j, fti_json_get(&j, newest, "results"), names[k][0])); r >= 0; r = fti_json_next(&j, r)) {
+            ft_text key = fti_json_key(&j, r, &a), loss_scale;
+            char scenario[64], label[160], rule[32];
+            golden_case g;
+            int which, args;
+            ft_status e;
+            snprintf(scenario, sizeof scenario, "%.*s", (int)key.n, key.p);
+            snprintf(label, sizeof label, "newest %s %s", names[k][1], scenario);
+            if (strcmp(scenario, "consecutive_roles") == 0 || strcmp(scenario, "loss_scale_react") == 0) continue;
+            which = fti_json_get(&j, fti_json_get(&j, newest, "scenarios"), scenario);
+            args = fti_json_get(&j, which, "template_args");
+            read_messages(&g, &j, fti_json_get(&j, which, "messages"), &a);
+            g.opt.template_name = names[k][1];
+            g.opt.use_chat_template = fti_json_bool(&j, fti_json_get(&j, args, "use_chat_template"), 1);
+            loss_scale = fti_json_text(&j, fti_json_get(&j, args, "loss_scale"), &a);
+            snprintf(rule, sizeof rule, "%.*s", (int)loss_scale.n, loss_scale.p ? loss_scale.p : "");
+            if (loss_scale.p) g.opt.loss_scale = rule;
+            e = ft_row_encode(&s, bytes, &g.row, &g.opt, &err);
+            if (g.row.n_turns > 1 && ft_template_find(NULL, names[k][1], NULL)->single_round) {
+                CHECK_MSG(e == FTUNE_ERR_UNSUPPORTED, "%s: expected an error", label);      /* there: history is left out */
+                continue;
+            }
+            if (fti_json_get(&j, r, "error") >= 0) {                        /* there: an empty system text is refused too */
+                CHECK_MSG(e != FTUNE_OK || (g.row.system.p && !g.row.system.n), "%s: expected an error", label);
+                continue;
+            }
+            CHECK_MSG(!e, "%s: %s", label, err.message);
+            if (!e) check_ids(&j, r, &s, label);
+            cases++;
+        }
+    printf("%s: %d cases of the newest\n", path, cases);
+    ft_sample_free(&s);
+    fti_arena_free(&a);
+    fti_json_free(&j);
+    free(text);
+}
+
 /* ---- the table in ftune.h is the registry ---- */
 
 static void check_list(const fti_json *j, int list, const char *const *found, const char *name, const char *field, fti_arena *a)
@@ -302,7 +382,7 @@ static void test_swift3(void)
     o.loss_scale = "agent";
     CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "found \"agent\"");
     o.loss_scale = "react";
-    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "\"last_round\"");
+    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "last_round or all");
     o.loss_scale = "default";
     o.swift = 4;
     CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_ARGUMENT, "expected 2 or 3");
@@ -432,10 +512,10 @@ static void test_messages(void)
     static const struct { ft_message m[4]; int n; ft_status code; const char *text; } bad[] = {
         { { { "user", "a" }, { "user", "b" } }, 2, FTUNE_ERR_FORMAT, "messages[1]: expected assistant, found a second user" },
         { { { "assistant", "a" } }, 1, FTUNE_ERR_FORMAT, "messages[0]: expected user, found assistant first" },
-        { { { "user", "a" }, { "assistant", "b" }, { "assistant", "c" } }, 3, FTUNE_ERR_FORMAT, "a second time in a row" },
-        { { { "user", "a" }, { "system", "b" } }, 2, FTUNE_ERR_FORMAT, "messages[1]: expected one system message, before" },
-        { { { "system", "a" }, { "system", "b" } }, 2, FTUNE_ERR_FORMAT, "messages[1]: expected one system message" },
-        { { { "User", "a" } }, 1, FTUNE_ERR_FORMAT, "small letters), found \"User\"" },
+        { { { "user", "a" }, { "assistant", "b" }, { "assistant", "c" } }, 3, FTUNE_ERR_FORMAT, "a second assistant message" },
+        { { { "user", "a" }, { "system", "b" } }, 2, FTUNE_ERR_FORMAT, "messages[1]: expected the one system message before" },
+        { { { "system", "a" }, { "system", "b" } }, 2, FTUNE_ERR_FORMAT, "messages[1]: expected the one system message" },
+        { { { "User", "a" } }, 1, FTUNE_ERR_FORMAT, "in small letters, found \"User\"" },
         { { { "tool", "a" } }, 1, FTUNE_ERR_UNSUPPORTED, "tool messages" },
         { { { "user", NULL } }, 1, FTUNE_ERR_ARGUMENT, "messages[0]: expected a role and a content" },
         { { { "system", "a" } }, 1, FTUNE_ERR_ARGUMENT, "at least one user message" },
@@ -462,9 +542,9 @@ static void test_registry(void)
     CHECK_INT(ft_template_count(r), 43);
     CHECK(ft_template_at(r, 42) == ft_template_find(r, "mine", &err) && ft_template_at(r, 43) == NULL && ft_template_at(r, -1) == NULL);
     CHECK(ft_template_find(r, "mine", NULL)->default_system == NULL);
-    CHECK_FAILS(ft_template_register(r, &t, &err), err, FTUNE_ERR_ARGUMENT, "already taken");
+    CHECK_FAILS(ft_template_register(r, &t, &err), err, FTUNE_ERR_ARGUMENT, "one that is taken");
     t.name = "qwen";
-    CHECK_FAILS(ft_template_register(r, &t, &err), err, FTUNE_ERR_ARGUMENT, "already taken");
+    CHECK_FAILS(ft_template_register(r, &t, &err), err, FTUNE_ERR_ARGUMENT, "one that is taken");
     t.name = "other";
     t.system_prefix[0] = "x";
     CHECK_FAILS(ft_template_register(r, &t, &err), err, FTUNE_ERR_ARGUMENT, "found both");
@@ -492,10 +572,10 @@ static void test_registry(void)
     CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_NOT_FOUND, "moon_token_id");
     o.template_name = "telechat";
     row.system = ft_text_of("S");
-    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "no place for one");
+    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "has no place for one");
     row.system = ft_text_of(NULL);
     o.default_system = "d";
-    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "no place for one");
+    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "has no place for one");
     ft_registry_free(r);
     ft_registry_free(NULL);
     ft_sample_free(&s);
@@ -591,7 +671,12 @@ static void test_golden_tokens(const char *path, const char *vocab, const char *
     char *text = path && vocab ? test_read(path, &size) : NULL;
     int n, done = 0;
     if (!text) return;
-    CHECK_OK(ft_tokenizer_load(&tok, vocab, NULL, &err), err);
+    if (ft_tokenizer_load(&tok, vocab, NULL, &err) == FTUNE_ERR_UNSUPPORTED) {
+        test_skip(err.message);
+        free(text);
+        return;
+    }
+    CHECK_MSG(tok != NULL, "%s", err.message);
     if (!tok || fti_json_parse(&j, text, size, path, &err)) { free(text); return; }
     for (n = fti_json_child(&j, fti_json_get(&j, 0, "token_sequences")); n >= 0; n = fti_json_next(&j, n)) {
         ft_text name = fti_json_text(&j, fti_json_get(&j, n, "tokenizer"), &a), id = fti_json_text(&j, fti_json_get(&j, n, "id"), &a);
@@ -633,6 +718,7 @@ int main(void)
     if (ft_tokenizer_load(&bytes, "bytes", NULL, &err)) { fprintf(stderr, "%s\n", err.message); return 1; }
     CHECK(test_golden_pieces("tests/golden/pieces_slice.json") > 100);
     test_golden_pieces(test_shared("swift/golden_pieces.json"));
+    test_golden_newest(test_shared("swift/golden_pieces.json"));
     test_registry_equals_file(test_shared("swift/templates.json"));
     test_swift3();
     test_edges_of_rounds();
@@ -647,6 +733,8 @@ int main(void)
     test_article(test_shared("vocab/qwen/qwen.tiktoken"));
     if ((tokens = test_shared("swift/golden_tokens.json")) != NULL) {
         test_golden_tokens(tokens, test_shared("vocab/qwen/qwen.tiktoken"), "wen", 4);
+        test_golden_tokens(tokens, test_shared("vocab/chatglm3/tokenizer.model"), "chatglm", 2);
+        test_golden_tokens(tokens, test_shared("vocab/baichuan2/tokenizer.model"), "aichuan", 1);
     }
     ft_tokenizer_free(bytes);
     return test_end();

@@ -1,6 +1,12 @@
 /* test_03_batch.c - rows in every shape, data set files, batches and packing
  *
  * Build: cc -std=c99 -O2 -I. tests/test_03_batch.c -o build/test_03_batch -lm */
+#include <stddef.h>
+static void *test_malloc(size_t n);             /* allocations that can be made to fail */
+static void *test_realloc(void *p, size_t n);
+#define FTUNE_MALLOC(n)     test_malloc(n)
+#define FTUNE_REALLOC(p, n) test_realloc(p, n)
+#define FTUNE_FREE(p)       free(p)
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -8,6 +14,17 @@
 static ft_tokenizer *bytes;
 static ft_row_parser *parser;
 static ft_error err;
+
+static long fail_after = -1, n_failed;          /* so many more succeed; -1: all */
+
+static int failing(void)
+{
+    if (fail_after > 0) fail_after--;
+    else if (fail_after == 0) return ++n_failed > 0;
+    return 0;
+}
+static void *test_malloc(size_t n) { return failing() ? NULL : malloc(n); }
+static void *test_realloc(void *p, size_t n) { return failing() ? NULL : realloc(p, n); }
 
 /* ---- rows ---- */
 
@@ -109,7 +126,7 @@ static void test_refused_rows(void)
         { "{\"Output\":{}}", FTUNE_ERR_FORMAT, "f:7: output: expected text, found an object" },
         { "{\"query\":\"q\",\"response\":[]}", FTUNE_ERR_FORMAT, "response: expected text, found a list" },
         { "{\"question\":\"q\",\"prompt\":\"p\",\"answer\":\"r\"}", FTUNE_ERR_FORMAT, "found \"question\" and \"prompt\"" },
-        { "{\"question\":\"q\",\"input\":\"p\",\"answer\":\"r\"}", FTUNE_ERR_FORMAT, "found \"question\" beside \"input\"" },
+        { "{\"question\":\"q\",\"input\":\"p\",\"answer\":\"r\"}", FTUNE_ERR_FORMAT, "found \"question\" and \"input\"" },
         { "{\"query\":\"q\",\"answer\":\"a\",\"output\":\"b\"}", FTUNE_ERR_FORMAT, "found \"answer\" and \"output\"" },
         { "{\"system\":1,\"query\":\"q\"}", FTUNE_ERR_FORMAT, "f:7: system: expected text, found a number" },
         { "{\"messages\":3}", FTUNE_ERR_FORMAT, "f:7: messages: expected a list, found a number" },
@@ -122,11 +139,11 @@ static void test_refused_rows(void)
         { "{\"messages\":[{\"role\":\"User\",\"content\":\"a\"}]}", FTUNE_ERR_FORMAT, "f:7: messages[0]: expected the role system" },
         { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"user\",\"content\":\"b\"}]}", FTUNE_ERR_FORMAT, "messages[1]: expected assistant" },
         { "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\"}]}", FTUNE_ERR_FORMAT, "messages[0]: expected user" },
-        { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"system\",\"content\":\"b\"}]}", FTUNE_ERR_FORMAT, "messages[1]: expected one system" },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"system\",\"content\":\"b\"}]}", FTUNE_ERR_FORMAT, "messages[1]: expected the one system" },
         { "{\"messages\":[{\"role\":\"tool\",\"content\":\"a\"}]}", FTUNE_ERR_UNSUPPORTED, "tool messages" },
         { "{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{}]}]}", FTUNE_ERR_UNSUPPORTED, "messages[0]: tool messages" },
-        { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image\"}]}]}", FTUNE_ERR_UNSUPPORTED, "messages[0].content: parts other" },
-        { "{\"messages\":[{\"role\":\"user\",\"content\":[\"a\"]}]}", FTUNE_ERR_FORMAT, "a list of parts" },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image\"}]}]}", FTUNE_ERR_UNSUPPORTED, "messages[0].content: a part other" },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":[\"a\"]}]}", FTUNE_ERR_FORMAT, "expected parts {" },
         { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss\":\"yes\"}]}", FTUNE_ERR_FORMAT, "\"loss\" to be true or false" },
         { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss_scale\":2.0}]}", FTUNE_ERR_UNSUPPORTED, "loss_scale" },
         { "{\"messages\":\"[\"}", FTUNE_ERR_FORMAT, "f:7: messages (JSON in a text)" },
@@ -193,6 +210,7 @@ static ft_status load_text(ft_dataset *d, const char *name, const char *content,
     return ft_dataset_load(d, path, bytes, o, strict, &err);
 }
 
+#define LITERAL(s) (s), sizeof (s) - 1
 #define ROW(q, r) "{\"query\":\"" q "\",\"response\":\"" r "\"}"
 
 static void test_files(void)
@@ -257,8 +275,8 @@ static void test_counts(void)
     o.template_name = "nope";
     CHECK_FAILS(load_text(&d, "counts.jsonl", content, sizeof content - 1, &o, 0), err, FTUNE_ERR_NOT_FOUND, "nope");
     CHECK_FAILS(load_text(&d, "bad.jsonl", "hello\n", 6, NULL, 0), err, FTUNE_ERR_FORMAT, "bad.jsonl:1: expected '{'");
-    CHECK_FAILS(load_text(&d, "bad.json", "[" ROW("a", "b") ",]", 36, NULL, 0), err, FTUNE_ERR_FORMAT, "bad.json:1");
-    CHECK_FAILS(load_text(&d, "bad.json", "[" ROW("a", "b"), 33, NULL, 0), err, FTUNE_ERR_FORMAT, "bad.json:1");
+    CHECK_FAILS(load_text(&d, "bad.json", LITERAL("[" ROW("a", "b") ",]"), NULL, 0), err, FTUNE_ERR_FORMAT, "bad.json:1");
+    CHECK_FAILS(load_text(&d, "bad.json", LITERAL("[" ROW("a", "b")), NULL, 0), err, FTUNE_ERR_FORMAT, "bad.json:1");
     CHECK_FAILS(load_text(&d, "empty.jsonl", "", 0, NULL, 0), err, FTUNE_ERR_NO_LABELS, "0 rows");
     CHECK_FAILS(load_text(&d, "bad.txt", "ok\n\xff\n", 5, NULL, 1), err, FTUNE_ERR_UTF8, "bad.txt:2");
     CHECK_FAILS(ft_dataset_load(&d, "build/tmp/no-such-file", bytes, NULL, 0, &err), err, FTUNE_ERR_IO, "no-such-file");
@@ -417,9 +435,63 @@ static void test_pack(void)
     CHECK_FAILS(ft_pack(&d, order, N, 99999, bin, &bins, &err), err, FTUNE_ERR_ARGUMENT, "sample 5: expected at most 99999 tokens");
     CHECK_OK(ft_pack(&d, order, 0, 8, bin, &bins, &err), err);
     CHECK_INT(bins, 0);
-    CHECK_FAILS(ft_pack(&d, order, 0, 0, bin, &bins, &err), err, FTUNE_ERR_ARGUMENT, "1 or more");
+    CHECK_FAILS(ft_pack(&d, order, 0, 0, bin, &bins, &err), err, FTUNE_ERR_ARGUMENT, "1 token or more");
     CHECK_OK(ft_pack(&d, order, N, 2147483647, bin, &bins, &err), err);    /* no memory of that size is asked for */
     CHECK_INT(bins, 1);
+}
+
+/* Memory may run out at any allocation: an error each time, no leak, no crash. */
+static ft_status everything(const char *path)
+{
+    ft_dataset d = { 0 };
+    ft_batch b = { 0 };
+    ft_row_parser *p = NULL;
+    ft_registry *r = NULL;
+    ft_template t = { .name = "mine", .prefix = { "{{SYSTEM}}" }, .prompt = { "{{QUERY}}", FTUNE_IDS "7" }, .chat_sep = { "/" },
+                      .suffix = { "." }, .default_system = "s" };
+    ft_chat_options o = ft_chat_options_default();
+    ft_sample s = { 0 };
+    ft_message m[] = { { "user", "a" }, { "assistant", "b" }, { "user", "c" }, { "assistant", "d" } };
+    int order[2] = { 0, 1 }, bin[2], bins;
+    ft_status e = ft_registry_new(&r, &err);
+    if (!e) e = ft_template_register(r, &t, &err);
+    o.registry = r;
+    o.template_name = "mine";
+    o.want_loss_scale = 1;
+    if (!e) e = ft_dataset_load(&d, path, bytes, &o, 0, &err);
+    if (!e) e = ft_pack(&d, order, 2, 100, bin, &bins, &err);
+    for (int i = 0; !e && i < d.n; i++) e = ft_batch_add(&b, &d.samples[i], 50, 0, &err);
+    if (!e) e = ft_chat_encode(&s, bytes, m, 4, &o, &err);
+    if (!e) e = ft_row_parser_new(&p, &err);
+    ft_sample_free(&s);
+    ft_batch_free(&b);
+    ft_dataset_free(&d);
+    ft_row_parser_free(p);
+    ft_registry_free(r);
+    return e;
+}
+
+static void test_no_memory(void)
+{
+    static const char content[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\\nb\"}]},{\"role\":\"assistant\",\"content\":\"c\"}]}\n"
+        "{\"instruction\":\"i\",\"input\":\"n\",\"output\":\"o\\t\",\"history\":\"[[\\\"q\\\",\\\"r\\\"]]\"}\n";
+    const char *path = test_tmp("memory.jsonl");
+    int wrong = 0, i;
+    CHECK(test_write(path, content, sizeof content - 1));
+    CHECK_OK(everything(path), err);
+    for (i = 0; i < 2000; i++) {
+        ft_status e;
+        fail_after = i;
+        n_failed = 0;
+        e = everything(path);
+        if (!n_failed) break;                                               /* all were granted */
+        wrong += e != FTUNE_ERR_NO_MEMORY;
+        if (e != FTUNE_ERR_NO_MEMORY && wrong < 4) printf("allocation %d: %d %s\n", i, (int)e, e ? err.message : "");
+    }
+    fail_after = -1;
+    CHECK_INT(wrong, 0);
+    CHECK_MSG(i > 50, "expected more than 50 allocations, found %d", i);
 }
 
 int main(void)
@@ -434,6 +506,7 @@ int main(void)
     test_large_and_broken_files();
     test_batch();
     test_pack();
+    test_no_memory();
     ft_row_parser_free(parser);
     ft_tokenizer_free(bytes);
     return test_end();
