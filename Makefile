@@ -2,6 +2,8 @@
 # Everything but the CUDA targets needs a C compiler, libm and stb_ds.h; tests/deps.sh fetches them when it may.
 CC      ?= cc
 SECONDS ?= 60
+# Threads that wait should sleep: OpenMP spins by default, which on a busy machine is ten times slower.
+export OMP_WAIT_POLICY ?= passive
 WARN     = -Wall -Wextra
 NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
@@ -13,7 +15,7 @@ PYTHON   = build/venv/bin/python
 EXAMPLES := $(patsubst examples/%.c,%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,%,$(sort $(wildcard tests/test_*.c)))
 
-.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples golden bench bench-tokenizer bench-cuda fuzz clean deps venv
+.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden bench bench-tokenizer bench-cuda fuzz clean deps venv
 
 help:
 	@echo 'make run              fine-tune a small language model here and now (about a minute)'
@@ -28,6 +30,7 @@ help:
 	@echo 'make fuzz SECONDS=60  libFuzzer on every reader (needs clang)'
 	@echo 'make bench            matmul beside OpenBLAS (needs libopenblas-dev)'
 	@echo 'make bench-tokenizer  tokenizers beside tiktoken, Hugging Face and SentencePiece'
+	@echo 'make notebooks        run the notebooks from top to bottom (NumPy and Matplotlib, in build/venv)'
 	@echo 'make golden           make the golden files of tests/golden again'
 	@echo 'make clean            remove build/'
 
@@ -84,6 +87,9 @@ build/venv/ready: tests/parity/requirements.txt
 
 test-parity: build/ftune build/venv/ready
 	@sh tests/run.sh $(patsubst %,'$(PYTHON) %',$(sort $(wildcard tests/parity/test_*.py)))
+
+notebooks: build/ftune build/venv/ready
+	@$(PYTHON) notebooks/run.py
 
 golden: build/venv/ready build/ftune
 	@for f in tests/golden/make_*.py; do echo $$f; $(PYTHON) $$f || exit 1; done

@@ -224,7 +224,7 @@ FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const ch
  *
  * The usual mistakes: a template that is not the model's own; text of the user read as control tokens; an end marker
  * missing from the labels, or masked with the padding because both share an id.
- * The templates and their rules are those of ms-swift 2.0.5 (May 2024). See examples/02_chat.c, 03_label_mask.c. */
+ * The templates and their rules are those of ms-swift 2.0.5 (May 2024). See examples/02_template.c, 03_label_mask.c. */
 
 /* A template is five lists of pieces; a list ends at the first NULL. A piece is text, in which {{SYSTEM}} {{QUERY}}
  * {{ROUND0}} {{ROUND1}} are filled in, or, when it begins with FTUNE_IDS, token ids and names of tokenizer attributes:
@@ -326,7 +326,7 @@ FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *o
  * answerless row is counted and named, none disappears. Who predicts whom: a label sits where its token sits, and the
  * model at position i predicts token i + 1, so labels move one step to the left, once, in ft_batch_add; a program that
  * also shifts elsewhere trains the model to skip every second token. And how rows share a batch: laid end to end, no
- * row sees another, so nothing is wasted on padding. See examples/04_batch.c. */
+ * row sees another, so nothing is wasted on padding. See examples/05_batch.c. */
 
 /* Read one JSON object in any of the supported shapes. The row's text points into json or into memory owned by the
  * parser; valid until the next call.
@@ -360,7 +360,7 @@ typedef struct ft_dataset {
 } ft_dataset;
 /*   strict  the first row that is refused or has no target is an error
  * Errors: FTUNE_ERR_NO_LABELS when no row is left; FTUNE_ERR_FORMAT when the array itself is broken; FTUNE_ERR_IO;
- * those of options and, when strict, of rows. *d need not be initialised; after an error it has counts but no samples. */
+ * those of options and, when strict, of rows. *d need not be initialised; after an error it has counts, no samples. */
 FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok,
                                     const ft_chat_options *opt, int strict, ft_error *err);
 FTUNE_API void ft_dataset_free(ft_dataset *d);
@@ -461,7 +461,7 @@ typedef struct ft_attention {
     int N, n_keys, q0, H, K, D;
     int q_stride, kv_stride, o_stride;  /* floats from one token to the next in q, in k and v, in o */
     float scale;                        /* D^-0.5 */
-    const int32_t *row_start;           /* [N] backend memory; key index */
+    const int32_t *row_start;           /* [N] backend memory; key index, never decreasing unless key_end is given */
     const int32_t *key_end;             /* [N] one past the last key of each query; NULL: q0 + i + 1. So one call can
                                            decode a token for each of N sequences whose caches lie in one buffer */
 } ft_attention;
@@ -497,7 +497,7 @@ struct ft_backend {
     /* y[N,C] = w[ids[n], :]                                 dw[ids[n], :] += dy[n, :] */
     void (*embedding_forward) (ft_backend *be, ft_act *y, const int32_t *ids, const ft_tensor *w, int N, int C);
     void (*embedding_backward)(ft_backend *be, float *dw, const int32_t *ids, const ft_act *dy, int N, int C, int V);
-    /* y[N,out] = parts(x[N,in]);  xa[N, sum R] out: dropout(x) A^T of each part, kept for backward (NULL: no adapter) */
+    /* y[N,out] = parts(x[N,in]);  xa[N, sum R] out: dropout(x) A^T of each part, for backward (NULL: not wanted) */
     void (*linear_forward) (ft_backend *be, ft_act *y, ft_act *xa, const ft_act *x, const ft_linear *l, int N,
                             uint64_t dropout_seed);
     /* dx += (NULL: not wanted); adapter and weight gradients as each part asks */
@@ -506,12 +506,12 @@ struct ft_backend {
     /* y = x * rstd * w, rstd[N] = 1/sqrt(mean(x^2) + eps).  backward: dx +=, dw += (NULL: frozen) */
     void (*rmsnorm_forward) (ft_backend *be, ft_act *y, float *rstd, const ft_act *x, const ft_tensor *w, float eps,
                              int N, int C);
-    void (*rmsnorm_backward)(ft_backend *be, ft_act *dx, float *dw, const ft_act *dy, const ft_act *x, const float *rstd,
-                             const ft_tensor *w, int N, int C);
+    void (*rmsnorm_backward)(ft_backend *be, ft_act *dx, float *dw, const ft_act *dy, const ft_act *x,
+                             const float *rstd, const ft_tensor *w, int N, int C);
     /* rotate n_heads heads of size D in place; token n's heads begin at x + n*stride. cos_sin[position, D] = D/2
      * cosines, D/2 sines. inverse 1 rotates back: that is the gradient. */
-    void (*rope)(ft_backend *be, ft_act *x, const int32_t *position_ids, const float *cos_sin, int N, int n_heads, int D,
-                 int stride, int inverse);
+    void (*rope)(ft_backend *be, ft_act *x, const int32_t *position_ids, const float *cos_sin, int N, int n_heads,
+                 int D, int stride, int inverse);
     /* o[N,H,D], lse[N,H] out: log-sum-exp of the scores, kept for backward (NULL: not wanted) */
     void (*attention_forward) (ft_backend *be, ft_act *o, float *lse, const ft_act *q, const ft_act *k, const ft_act *v,
                                const ft_attention *a);
@@ -534,7 +534,7 @@ struct ft_backend {
                          const int32_t *targets, const float *weight, float dloss, const ft_linear *head, int M);
     /* p -= AdamW(g); m, v moments. All [n], f32. */
     void   (*adamw)(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o);
-    double (*sum_squares)(ft_backend *be, const float *x, size_t n);                     /* fixed order: same bits always */
+    double (*sum_squares)(ft_backend *be, const float *x, size_t n);                   /* fixed order, always these bits */
     void   (*scale)(ft_backend *be, float *x, float s, size_t n);
 };
 
@@ -552,7 +552,8 @@ FTUNE_API ft_status ft_backend_cuda(ft_backend **out, int device, ft_error *err)
 /* C[M,N] = alpha * op(A) op(B) + beta * C, row-major, f32: the one tuned loop of the CPU backend. transA: A is stored
  * [K,M]; transB: B is stored [N,K]. ld: floats from one stored row to the next. */
 FTUNE_API ft_status ft_matmul(ft_backend *be, int transA, int transB, int M, int N, int K, float alpha,
-                              const float *A, int lda, const float *B, int ldb, float beta, float *C, int ldc, ft_error *err);
+                              const float *A, int lda, const float *B, int ldb, float beta, float *C, int ldc,
+                              ft_error *err);
 
 /* >>7 lora: lora_A, lora_B, scaling ------------------------------------------------------------------------------ */
 
@@ -733,6 +734,7 @@ FTUNE_API int          ft_json_line(const ft_json *j, int node);                
 
 #include <errno.h>
 #include <float.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
@@ -764,10 +766,10 @@ FTUNE_API int          ft_json_line(const ft_json *j, int node);                
 
 /* stb_ds: growable arrays. A program that already compiles it elsewhere defines FTUNE_NO_STB_DS_IMPLEMENTATION. */
 #ifndef INCLUDE_STB_DS_H
-#ifndef FTUNE_NO_STB_DS_IMPLEMENTATION
-#define STB_DS_IMPLEMENTATION
 #define STBDS_REALLOC(context, p, n) FTUNE_REALLOC(p, n)
 #define STBDS_FREE(context, p)       FTUNE_FREE(p)
+#ifndef FTUNE_NO_STB_DS_IMPLEMENTATION
+#define STB_DS_IMPLEMENTATION
 #endif
 #if defined(__has_include)
 #if __has_include(<stb/stb_ds.h>)
@@ -919,7 +921,6 @@ static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out
 static int fti_is_nfc(const char *text, size_t n);
 static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower case; extra[] the further code points or 0 */
 
-#include <inttypes.h>
 /* The shortest decimal that reads back the same with this many digits at most (9: a float, 17: a double), as Python
  * writes it: 1e-06, 0.02, 16.0. The same in every locale; null when not finite. */
 static void fti_buf_number(fti_buf *b, double x, int digits);
@@ -1062,12 +1063,16 @@ FTI_INLINE void fti_put(fti_sink *s, int32_t id, size_t begin, size_t end)
     if (s->n < s->cap) {
         s->ids[s->n] = id;
         if (s->offsets) {
-            size_t b = begin + s->at, e = end + s->at;
+            size_t b = begin + s->at, e = end + s->at, k;
             if (s->origin) {                                  /* all of the characters the token has a byte of */
-                size_t last = e > b ? e - 1 : b;
-                while (e < s->n_origin && e > b && s->origin[e] == s->origin[last]) e++;
-                b = b < s->n_origin ? s->origin[b] : s->end - s->begin;
+                uint32_t low = UINT32_MAX, high = 0;          /* (normal forms may also change their order) */
+                for (k = b; k < e; k++) {
+                    if (s->origin[k] < low) low = s->origin[k];
+                    if (s->origin[k] > high) high = s->origin[k];
+                }
+                while (e > b && e < s->n_origin && s->origin[e] <= high) e++;
                 e = e < s->n_origin ? s->origin[e] : s->end - s->begin;
+                b = end > begin ? low : e;
             }
             s->offsets[s->n].begin = s->begin + b;
             s->offsets[s->n].end = s->begin + (e > b ? e : b);
@@ -1412,10 +1417,13 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
 
 typedef struct fti_bpe {
     const fti_splitter *splitter;
-    int       nfc, prefix_space, digits;   /* NFC first; a space in front; numbers cut out first: 1 each digit, 2 each run */
+    int       form;                        /* normal form the text is brought to first: an fti_form, or -1 */
+    int       prefix_space;                /* begin as if a space stood in front */
+    int       digits;                      /* numbers are cut out first: 1 each digit, 2 each run */
     uint32_t  n_symbols, n_merges;
     uint32_t *byte_pair;                   /* [65536] merge of two bytes, or FTI_NONE */
     uint64_t *pair; size_t pair_cap;       /* left 21 bits | right 21 bits | merge + 1, open addressing */
+    int       whole;                       /* a piece that is a token becomes it, whatever the merges say */
     uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
     int32_t  *id;                          /* [n_symbols] id; -1: none */
 } fti_bpe;
@@ -1636,9 +1644,10 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
 
 static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin)
 {
+    int form = ((const fti_bpe *)tok->model)->form;
     (void)first;
-    if (!((const fti_bpe *)tok->model)->nfc || fti_is_nfc(text, n)) return 0;
-    return fti_normalize(FTI_NFC, text, n, out, origin) ? 1 : -1;
+    if (form < 0 || (form == FTI_NFC && fti_is_nfc(text, n))) return 0;
+    return fti_normalize((fti_form)form, text, n, out, origin) ? 1 : -1;
 }
 
 static void fti_bpe_free(void *model)
@@ -2076,31 +2085,37 @@ static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
 /* What is known of published vocabularies beyond their files: a rank file does not say how text is cut nor which
  * control tokens follow. Recognised by the number of ranks and the last one. */
 typedef struct fti_known {
-    const char *splitter, *last; int32_t n;
+    const char *splitter, *last; int32_t n; int merges;   /* merges: of vocab.json with merges.txt only */
     const char *special;                /* "text id ..."; "text%d from to id" counts up */
     const char *bos, *eos, *pad; int add_bos;
 } fti_known;
 static const fti_known fti_known_ranks[] = {
-    { "qwen", "\xE2\xBD\x97", 151643, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645 <|extra_%d|> 0 204 151646",
+    { "qwen", "\xE2\xBD\x97", 151643, 0, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645 <|extra_%d|> 0 204 151646",
       NULL, "<|endoftext|>", "<|endoftext|>", 0 },
-    { "cl100k", " Conveyor", 100256, "<|endoftext|> 100257 <|fim_prefix|> 100258 <|fim_middle|> 100259 <|fim_suffix|> 100260 "
+    { "cl100k", " Conveyor", 100256, 0, "<|endoftext|> 100257 <|fim_prefix|> 100258 <|fim_middle|> 100259 <|fim_suffix|> 100260 "
       "<|endofprompt|> 100276", NULL, "<|endoftext|>", NULL, 0 },
-    { "o200k", " cocos", 199998, "<|endoftext|> 199999 <|endofprompt|> 200018", NULL, "<|endoftext|>", NULL, 0 },
-    { "llama3", "\xE9\x94\xA6", 128000, "<|begin_of_text|> 128000 <|end_of_text|> 128001 <|reserved_special_token_%d|> 0 3 128002 "
+    { "o200k", " cocos", 199998, 0, "<|endoftext|> 199999 <|endofprompt|> 200018", NULL, "<|endoftext|>", NULL, 0 },
+    { "llama3", "\xE9\x94\xA6", 128000, 0, "<|begin_of_text|> 128000 <|end_of_text|> 128001 <|reserved_special_token_%d|> 0 3 128002 "
       "<|start_header_id|> 128006 <|end_header_id|> 128007 <|reserved_special_token_4|> 128008 <|eot_id|> 128009 "
       "<|reserved_special_token_%d|> 5 250 128010", "<|begin_of_text|>", "<|end_of_text|>", NULL, 1 },
-    { "kimi", "\xE8\x87\xAA\xE4\xB8\xBB\xE6\x80\xA7", 163584, "[BOS] 163584 [EOS] 163585 <|im_end|> 163586 <|im_user|> 163587 "
+    { "kimi", "\xE8\x87\xAA\xE4\xB8\xBB\xE6\x80\xA7", 163584, 0, "[BOS] 163584 [EOS] 163585 <|im_end|> 163586 <|im_user|> 163587 "
       "<|im_assistant|> 163588 <|start_header_id|> 163590 <|end_header_id|> 163591 [EOT] 163593 <|im_system|> 163594 "
       "<|im_middle|> 163601 [UNK] 163838 [PAD] 163839", "[BOS]", "[EOS]", "[PAD]", 0 },
-    { "gpt2", " gazed", 50256, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 }
+    { "gpt2", " gazed", 50256, 0, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 },
+    { "gpt2", " gazed", 50256, 1, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 },
+    { "qwen", "\xE2\xBD\x97", 151643, 1, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645", NULL, "<|endoftext|>",
+      "<|endoftext|>", 0 }
 };
 
-static const fti_known *fti_known_find(int32_t n, const char *last, size_t len)
+static const fti_known *fti_known_find(const fti_vocab *v, int merges)
 {
     size_t i;
     for (i = 0; i < sizeof fti_known_ranks / sizeof *fti_known_ranks; i++) {
         const fti_known *k = &fti_known_ranks[i];
-        if (k->n == n && strlen(k->last) == len && !memcmp(k->last, last, len)) return k;
+        size_t n = (size_t)arrlen(v->token), at = (size_t)k->n - 1;
+        if (k->merges == merges && n > at && n <= at + 2 && strlen(k->last) == v->token[at].len && v->token[at].id == k->n - 1
+            && !memcmp(k->last, v->token[at].p, v->token[at].len))
+            return k;
     }
     return NULL;
 }
@@ -2249,6 +2264,7 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     tok->model = b;
     b->n_symbols = n_symbols;
     b->n_merges = n_merges;
+    b->form = -1;
     b->pair_cap = (size_t)n_merges + n_merges / 2 + 8;
     b->byte_pair = (uint32_t *)fti_alloc(65536, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
@@ -2293,7 +2309,8 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
     size_t i;
     if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
     b->splitter = splitter;
-    b->nfc = splitter->nfc;
+    b->form = splitter->nfc ? FTI_NFC : -1;
+    b->whole = 1;
     for (i = 0; i < v->n; i++) {
         const fti_token *t = &v->token[i];
         symbol[i] = FTI_NONE;
@@ -2365,7 +2382,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
     n_ranks = (size_t)arrlen(tok->vocab.token);
     if (n_ranks < 256 || n_ranks > FTI_PAIR_SYMBOLS)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected 256 to %u ranks, found %lu", name, FTI_PAIR_SYMBOLS, (unsigned long)n_ranks);
-    known = fti_known_find((int32_t)n_ranks, arrlast(tok->vocab.token).p, arrlast(tok->vocab.token).len);
+    known = fti_known_find(&tok->vocab, 0);
     if (!opt->splitter && !known)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: a rank file does not say how text is cut, and these %lu ranks are of no known vocabulary; name a "
                         "splitter: gpt2, cl100k, qwen, o200k, llama3 or kimi", name, (unsigned long)n_ranks);
@@ -2388,9 +2405,8 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
     return status;
 }
 
-/* ---- loading: which format is it? ------------------------------------------------------------------------------ *
- * Decided by content, not by name (Llama 3 ships a rank file as tokenizer.model). Each loader gets the whole file in
- * data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
+/* ---- loading: what the files next door provide ----------------------------------------------------------------- *
+ * Each loader gets the whole file in data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
 #define FTI_LOADER(name) static ft_status name(ft_tokenizer *tok, const char *data, size_t size, const char *path, \
                                                const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 FTI_LOADER(fti_load_wordpiece);         /* vocab.txt */
@@ -2403,6 +2419,474 @@ FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
 FTI_JSON_LOADER(fti_json_wordpiece);
 FTI_JSON_LOADER(fti_json_unigram);
 FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
+
+/* ---- loading: tokenizer.json, vocab.json with merges.txt ------------------------------------------------------- *
+ * These files spell bytes as printable characters (GPT-2's alphabet): 33-126, 161-172 and 174-255 stand for themselves,
+ * the other 68 bytes, in order, for U+0100 and up. A space is U+0120, a newline U+010A. */
+
+typedef struct fti_alphabet { uint16_t of_byte[256]; int16_t of_char[324]; } fti_alphabet;
+
+static void fti_alphabet_init(fti_alphabet *a)
+{
+    int b, next = 256;
+    memset(a->of_char, -1, sizeof a->of_char);
+    for (b = 0; b < 256; b++) {
+        int self = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+        a->of_byte[b] = (uint16_t)(self ? b : next++);
+        a->of_char[a->of_byte[b]] = (int16_t)b;
+    }
+}
+
+/* Bytes spelled by text; as long as text at most. A text with other characters spells itself (an added token). */
+static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *out)
+{
+    const char *end = p + n, *q = p;
+    size_t k = 0;
+    uint32_t cp;
+    while (q < end) {
+        int len = (uint8_t)*q < 0x80 ? (cp = (uint8_t)*q, 1) : fti_utf8_decode(q, end, &cp);
+        if (!len || cp >= 324 || a->of_char[cp] < 0) { memcpy(out, p, n); return n; }
+        out[k++] = (char)a->of_char[cp];
+        q += len;
+    }
+    return k;
+}
+
+/* Members of an object { "token": id, ... } into the vocabulary. */
+static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, ft_error *err)
+{
+    fti_alphabet alphabet;
+    size_t total = 0;
+    int node;
+    char *out;
+    if (!fti_json_is(j, object, FTI_OBJECT)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab: expected an object of tokens and ids", j->name);
+    fti_alphabet_init(&alphabet);
+    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) total += j->node[node].key_len;
+    if (!(out = (char *)fti_arena_alloc(&tok->arena, total + 1)) || !fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, total);
+    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) {
+        ft_text key = fti_json_key(j, node, &tok->arena);
+        int64_t id = fti_json_int(j, node, -1);
+        size_t n;
+        if (!key.p) return fti_no_memory(err, j->node[node].key_len);
+        if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: vocab \"%.*s\": expected an id from 0 to 2147483646, found %.*s", j->name, fti_json_line(j, node),
+                            key.n < 60 ? (int)key.n : 60, key.p, j->node[node].len < 40 ? (int)j->node[node].len : 40, j->text + j->node[node].start);
+        n = fti_spelled(&alphabet, key.p, key.n, out);
+        if (!fti_vocab_add(&tok->vocab, (int32_t)id, out, n)) return fti_no_memory(err, n);
+        out += n;
+    }
+    return FTUNE_OK;
+}
+
+/* Merges, one after the other, on a finished vocabulary. */
+typedef struct fti_merges { fti_alphabet alphabet; uint32_t *symbol, next, n; fti_buf bytes; } fti_merges;
+
+static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, const char *name, ft_error *err)
+{
+    fti_vocab *v = &tok->vocab;
+    fti_bpe *b;
+    size_t i;
+    if (v->n + 256 > FTI_PAIR_SYMBOLS || n > FTI_PAIR_MERGES)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected at most %u tokens and %u merges, found %lu and %lu", name, FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES,
+                        (unsigned long)v->n, (unsigned long)n);
+    b = fti_bpe_new(tok, 256 + (uint32_t)v->n, (uint32_t)n);
+    fti_alphabet_init(&m->alphabet);
+    if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol)) || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
+        return fti_no_memory(err, n * sizeof *b->join);
+    m->next = 256;
+    for (i = 0; i < v->n; i++) {
+        m->symbol[i] = v->token[i].len == 1 ? (uint8_t)*v->token[i].p : FTI_NONE;
+        if (v->token[i].len == 1) b->id[m->symbol[i]] = v->token[i].id;
+    }
+    return FTUNE_OK;
+}
+
+static uint32_t fti_merges_symbol(ft_tokenizer *tok, fti_merges *m, const char *p, size_t n)
+{
+    int32_t id = fti_vocab_find(&tok->vocab, p, n);
+    size_t i = id < 0 ? 0 : (size_t)(fti_vocab_at(&tok->vocab, id) - tok->vocab.token);
+    if (id < 0) return FTI_NONE;
+    if (m->symbol[i] == FTI_NONE) ((fti_bpe *)tok->model)->id[m->symbol[i] = m->next++] = id;
+    return m->symbol[i];
+}
+
+/* bytes: left[n] and right[k] one after the other. False: one of the three is no token. */
+static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, size_t n, size_t k)
+{
+    fti_bpe *b = (fti_bpe *)tok->model;
+    uint32_t l = fti_merges_symbol(tok, m, bytes, n), r = fti_merges_symbol(tok, m, bytes + n, k);
+    uint32_t both = fti_merges_symbol(tok, m, bytes, n + k);
+    if (!n || !k || l == FTI_NONE || r == FTI_NONE || both == FTI_NONE) return 0;
+    b->join[m->n] = both;
+    fti_pair_add(b, l, r, m->n++);
+    return 1;
+}
+
+/* line: of name, or the node of j. */
+static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, ft_text right, const char *name, const fti_json *j, int line,
+                                ft_error *err)
+{
+    size_t n, k;
+    m->bytes.n = 0;
+    fti_buf_add(&m->bytes, left.p, left.n);
+    fti_buf_add(&m->bytes, right.p, right.n);
+    if (m->bytes.failed) return fti_no_memory(err, left.n + right.n);
+    n = fti_spelled(&m->alphabet, left.p, left.n, m->bytes.p);
+    k = fti_spelled(&m->alphabet, right.p, right.n, m->bytes.p + n);
+    if (fti_merges_join(tok, m, m->bytes.p, n, k)) return FTUNE_OK;
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two tokens that make a third, found \"%.*s\" and \"%.*s\"", name,
+                    j ? fti_json_line(j, line) : line, m->n, fti_most(left.n), left.p, fti_most(right.n), right.p);
+}
+
+/* Does joining the bytes of a token give that token? */
+static int fti_bpe_reaches(const fti_bpe *b, const fti_token *t)
+{
+    uint32_t sym[FTI_SHORT], merge[FTI_SHORT], i;
+    fti_place *place;
+    if (t->len <= FTI_SHORT) {
+        for (i = 0; i < t->len; i++) sym[i] = (uint8_t)t->p[i];
+        return fti_merge_short(b, sym, merge, t->len) == 1 && b->id[sym[0]] == t->id;
+    }
+    if (!(place = fti_merge_long(b, t->p, t->len))) return 0;
+    i = place[0].right == FTI_NONE && b->id[place[0].sym] == t->id;
+    FTUNE_FREE(place);
+    return (int)i;
+}
+
+static void fti_hide(fti_vocab *v, const fti_token *t)
+{
+    fti_bucket *s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN);
+    if (s) s->len |= FTI_HIDDEN;
+}
+
+/* whole: pieces that are tokens become them whatever the merges say (ignore_merges). Added tokens only by merges. */
+static void fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t unk)
+{
+    fti_bpe *b = (fti_bpe *)tok->model;
+    const fti_added_set *sets[2];
+    size_t i;
+    ptrdiff_t k;
+    sets[0] = &tok->raw;
+    sets[1] = &tok->normal;
+    for (i = 0; i < tok->vocab.n && !whole; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        if (t->len > 1 && (m->symbol[i] == FTI_NONE || !fti_bpe_reaches(b, t))) fti_hide(&tok->vocab, t);
+    }
+    for (i = 0; i < 2; i++)
+        for (k = 0; k < arrlen(sets[i]->at); k++) {
+            const fti_token *t = fti_vocab_at(&tok->vocab, sets[i]->at[k].id);
+            if (t && !fti_bpe_reaches(b, t)) fti_hide(&tok->vocab, t);
+        }
+    for (i = 0; i < 256; i++) if (b->id[i] < 0) b->id[i] = unk;
+    b->whole = whole;
+}
+
+static void fti_merges_free(fti_merges *m)
+{
+    FTUNE_FREE(m->symbol);
+    fti_buf_free(&m->bytes);
+}
+
+/* "type" of a part of tokenizer.json; the empty text when there is none. */
+static ft_text fti_json_type_of(const fti_json *j, int node, fti_arena *a)
+{
+    ft_text t = fti_json_text(j, fti_json_get(j, node, "type"), a);
+    if (!t.p) t = ft_text_of("");
+    return t;
+}
+
+static int fti_is_type(const fti_json *j, int node, const char *type) { return fti_json_equals(j, fti_json_get(j, node, "type"), type); }
+
+/* A part that may be a Sequence: its steps in order. Call with *at = -2 first; the next step, or -1. */
+static int fti_json_step(const fti_json *j, int part, const char *list, int *at)
+{
+    if (part < 0 || fti_json_is(j, part, FTI_NULL)) return -1;
+    if (!fti_is_type(j, part, "Sequence")) { int first = *at == -2; *at = -1; return first ? part : -1; }
+    return *at = *at == -2 ? fti_json_child(j, fti_json_get(j, part, list)) : *at < 0 ? -1 : fti_json_next(j, *at);
+}
+
+static ft_status fti_bpe_normalizer(fti_bpe *b, const fti_json *j, ft_error *err)
+{
+    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
+    int part = fti_json_get(j, 0, "normalizer"), at = -2, node, k;
+    while ((node = fti_json_step(j, part, "normalizers", &at)) >= 0) {
+        for (k = 0; k < 4 && !fti_is_type(j, node, form[k]); k++) ;
+        if (k == 4 || b->form >= 0) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "one of NFC, NFD, NFKC, NFKD", err);
+        b->form = k;
+    }
+    return FTUNE_OK;
+}
+
+static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena *arena, ft_error *err)
+{
+    const fti_splitter *none = fti_splitter_find("none", NULL);
+    int part = fti_json_get(j, 0, "pre_tokenizer"), at = -2, node, k;
+    b->splitter = none;
+    while ((node = fti_json_step(j, part, "pretokenizers", &at)) >= 0) {
+        int known = 0, pattern = -1;
+        if (fti_is_type(j, node, "ByteLevel")) {
+            int regex = fti_json_bool(j, fti_json_get(j, node, "use_regex"), 1);
+            b->prefix_space = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1);
+            known = !regex || b->splitter == none;
+            if (regex) b->splitter = fti_splitter_find("gpt2", NULL);
+            if (b->prefix_space && (b->digits || !regex) && at >= 0) known = 0;     /* each piece would get a space */
+        } else if (fti_is_type(j, node, "Digits") && b->splitter == none && !b->digits) {
+            b->digits = fti_json_bool(j, fti_json_get(j, node, "individual_digits"), 0) ? 1 : 2;
+            known = 1;
+        } else if (fti_is_type(j, node, "Split") && b->splitter == none) {
+            int behavior = fti_json_get(j, node, "behavior"), invert = fti_json_bool(j, fti_json_get(j, node, "invert"), 0);
+            ft_text regex = fti_json_text(j, pattern = fti_json_get(j, fti_json_get(j, node, "pattern"), "Regex"), arena);
+            for (k = 0; k < FTI_N_SPLITTERS && regex.p; k++)
+                if (fti_splitters[k].regex && strlen(fti_splitters[k].regex) == regex.n && !memcmp(fti_splitters[k].regex, regex.p, regex.n)) {
+                    b->splitter = &fti_splitters[k];
+                    /* these expressions leave nothing between matches, so removing what does not match keeps all */
+                    known = invert ? fti_json_equals(j, behavior, "Removed") : fti_json_equals(j, behavior, "Isolated");
+                }
+        }
+        if (!known)
+            return fti_json_refuse(j, pattern >= 0 ? pattern : node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
+                                   "a Split with a known expression, Digits, ByteLevel, or such a Sequence", err);
+    }
+    return FTUNE_OK;
+}
+
+static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model, ft_error *err)
+{
+    int list = fti_json_get(j, model, "merges"), node, whole = fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0);
+    ft_text unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    fti_merges m = { 0 };
+    ft_status status;
+    if (!fti_json_is(j, list, FTI_ARRAY)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected \"merges\", a list", j->name);
+    status = fti_merges_begin(tok, &m, j->node[list].count, j->name, err);
+    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node)) {
+        ft_text left, right = { NULL, 0 };
+        if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
+            left = fti_json_text(j, node + 1, &tok->arena);
+            right = fti_json_text(j, fti_json_next(j, node + 1), &tok->arena);
+        } else {
+            left = fti_json_text(j, node, &tok->arena);       /* "a b"; only U+0020 separates */
+            right.p = left.p && left.n ? (const char *)memchr(left.p, ' ', left.n) : NULL;
+            if (right.p) { right.n = left.n - (size_t)(++right.p - left.p); left.n -= right.n + 1; }
+        }
+        if (!left.p || !right.p)
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two pieces, found %.*s", j->name, fti_json_line(j, node), m.n,
+                              j->node[node].len < 80 ? (int)j->node[node].len : 80, j->text + j->node[node].start);
+        else status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
+    }
+    if (!status) fti_merges_end(tok, &m, whole, unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n) : -1);
+    fti_merges_free(&m);
+    return status;
+}
+
+static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
+    int model = fti_json_get(j, 0, "model"), i, node;
+    ft_status status;
+    for (i = 0; i < 2; i++) {
+        node = fti_json_get(j, model, affix[i]);
+        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
+    }
+    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (!status) status = fti_json_merges(tok, j, model, err);
+    if (!status) status = fti_bpe_normalizer((fti_bpe *)tok->model, j, err);
+    if (!status) status = fti_bpe_pre_tokenizer((fti_bpe *)tok->model, j, &tok->arena, err);
+    return status;
+}
+
+/* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
+static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t size, const char *name, ft_error *err)
+{
+    const char *p = data, *end = data + size;
+    fti_merges m = { 0 };
+    ft_status status;
+    size_t lines = 0;
+    int line = 0;
+    for (; p < end && (p = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p++) lines++;
+    status = fti_merges_begin(tok, &m, lines + 1, name, err);
+    for (p = data; p < end && !status; line++) {
+        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *q;
+        ft_text left = { p, 0 }, right = { NULL, 0 };
+        if (!stop) stop = end;
+        q = stop > p && stop[-1] == '\r' ? stop - 1 : stop;
+        p = stop + (stop < end);
+        if (q == left.p || (line == 0 && q - left.p > 8 && !memcmp(left.p, "#version", 8))) continue;
+        if ((right.p = (const char *)memchr(left.p, ' ', (size_t)(q - left.p))) != NULL) {
+            left.n = (size_t)(right.p++ - left.p);
+            right.n = (size_t)(q - right.p);
+            status = fti_merges_add(tok, &m, left, right, name, NULL, line + 1, err);
+        } else
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected two pieces, found \"%.*s\"", name, line + 1, q - left.p < 80 ? (int)(q - left.p) : 80, left.p);
+    }
+    if (!status) fti_merges_end(tok, &m, 0, -1);
+    fti_merges_free(&m);
+    return status;
+}
+
+static const char *fti_class_splitter(const fti_config_file *c)
+{
+    int node = c->found ? fti_json_get(&c->json, 0, "tokenizer_class") : -1;
+    static const char *const gpt2[] = { "GPT2Tokenizer", "GPT2TokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast" };
+    int i;
+    for (i = 0; i < 4; i++) if (fti_json_equals(&c->json, node, gpt2[i])) return "gpt2";
+    return fti_json_equals(&c->json, node, "Qwen2Tokenizer") || fti_json_equals(&c->json, node, "Qwen2TokenizerFast") ? "qwen" : NULL;
+}
+
+/* The pair of files without a word about splitting: known vocabularies, tokenizer_class, or the caller's choice. */
+static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+{
+    char *path = fti_path_join(&tok->arena, dir, "merges.txt");
+    const char *name = opt->splitter;
+    const fti_known *known;
+    const fti_splitter *splitter;
+    fti_config_file config;
+    fti_file merges = { 0 };
+    int n_added = 0;
+    ft_status status;
+    if (!path) return fti_no_memory(err, strlen(dir));
+    if (!fti_file_exists(path)) return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: expected merges.txt beside it, found none", j->name);
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_vocab_json(tok, j, 0, err);
+    known = status ? NULL : fti_known_find(&tok->vocab, 1);
+    if (!name) name = known ? known->splitter : fti_class_splitter(&config);
+    if (!status && !name)
+        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: these files do not say how text is cut, and the vocabulary is not a known one; name a splitter: gpt2, "
+                          "cl100k, qwen, o200k, llama3 or kimi", j->name);
+    if (!status && !(splitter = fti_splitter_find(name, err))) status = FTUNE_ERR_ARGUMENT;
+    if (!status) status = fti_config_added(tok, &config, 0, &n_added, err);
+    if (!status && !n_added && known) status = fti_known_special(tok, known, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (!status) status = fti_file_open(&merges, path, err);
+    if (!status) status = fti_load_merges(tok, merges.data, merges.size, path, err);
+    if (!status) {
+        fti_bpe *b = (fti_bpe *)tok->model;
+        b->splitter = splitter;
+        b->form = splitter->nfc ? FTI_NFC : -1;
+        b->prefix_space = config.found && fti_json_bool(&config.json, fti_json_get(&config.json, 0, "add_prefix_space"), 0);
+        status = fti_added_finish(tok, err);
+    }
+    if (!status && known) status = fti_known_attributes(tok, known, err);
+    if (!status) status = fti_config_attributes(tok, &config, 1, err);
+    fti_file_close(&merges);
+    fti_config_close(&config);
+    return status;
+}
+
+/* What FTUNE_ADD_SPECIAL adds. */
+static ft_status fti_around_add(ft_tokenizer *tok, int after, int64_t id, const fti_json *j, int node, ft_error *err)
+{
+    int *n = after ? &tok->n_after : &tok->n_before;
+    if (*n == FTI_MAX_AROUND || id < 0 || id >= INT32_MAX || !fti_vocab_at(&tok->vocab, (int32_t)id))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected at most %d ids of tokens, found %ld", j->name, fti_json_line(j, node),
+                        FTI_MAX_AROUND, (long)id);
+    (after ? tok->after : tok->before)[(*n)++] = (int32_t)id;
+    return FTUNE_OK;
+}
+
+static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
+{
+    int node, id, after = 0, table = fti_json_get(j, part, "special_tokens");
+    ft_status status = FTUNE_OK;
+    for (node = fti_json_child(j, fti_json_get(j, part, "single")); node >= 0 && !status; node = fti_json_next(j, node)) {
+        int special = fti_json_get(j, node, "SpecialToken");
+        ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
+        if (special < 0) { after = 1; continue; }             /* { "Sequence": the text itself } */
+        for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
+            ft_text key = fti_json_key(j, id, &tok->arena);
+            if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
+        }
+        if (id < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token", j->name, fti_json_line(j, node));
+        for (id = fti_json_child(j, fti_json_get(j, id, "ids")); id >= 0 && !status; id = fti_json_next(j, id))
+            status = fti_around_add(tok, after, fti_json_int(j, id, -1), j, node, err);
+    }
+    return status;
+}
+
+static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    int part = fti_json_get(j, 0, "post_processor"), at = -2, node, k;
+    ft_status status = FTUNE_OK;
+    while ((node = fti_json_step(j, part, "processors", &at)) >= 0 && !status) {
+        if (fti_is_type(j, node, "TemplateProcessing")) status = fti_template_processing(tok, j, node, err);
+        else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
+            for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
+                int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
+                status = fti_around_add(tok, k, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
+            }
+        else if (!fti_is_type(j, node, "ByteLevel")) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
+    }
+    return status;
+}
+
+static int fti_has_step(const fti_json *j, const char *part, const char *list, const char *type)
+{
+    int at = -2, node, root = fti_json_get(j, 0, part);
+    while ((node = fti_json_step(j, root, list, &at)) >= 0) if (fti_is_type(j, node, type)) return 1;
+    return 0;
+}
+
+/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
+ * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
+static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    int vocab = fti_json_get(j, fti_json_get(j, 0, "model"), "vocab"), list = fti_json_get(j, 0, "added_tokens"), node, k = 0;
+    int64_t next = vocab < 0 ? 0 : j->node[vocab].count;
+    fti_map at = { 0 };
+    int64_t *expected;
+    ft_status status = FTUNE_OK;
+    int n = list < 0 ? 0 : (int)j->node[list].count;
+    if (!n || vocab < 0) return FTUNE_OK;
+    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected))) return fti_no_memory(err, (size_t)n * sizeof *expected);
+    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+        expected[k] = -1;
+        if (!content.p || !fti_map_put(&at, content.p, content.n, k)) status = fti_no_memory(err, content.n);
+    }
+    for (node = fti_json_child(j, vocab), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        int array = fti_json_is(j, node, FTI_ARRAY);          /* Unigram: [piece, score], the id is the place */
+        ft_text text = array ? fti_json_text(j, fti_json_child(j, node), &tok->arena) : fti_json_key(j, node, &tok->arena);
+        int32_t i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
+        if (i >= 0) expected[i] = array ? k : fti_json_int(j, node, -1);
+    }
+    for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
+        if (expected[k] < 0) expected[k] = next++;
+        if (id != expected[k])
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name, fti_json_line(j, node), k,
+                              (long)expected[k], expected[k] + 1 == next ? "the next free one" : "its id in the vocabulary", (long)id);
+    }
+    FTUNE_FREE(expected);
+    fti_map_free(&at);
+    return status;
+}
+
+static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, const char *dir, ft_error *err)
+{
+    int model = fti_json_get(j, 0, "model"), node, byte_level;
+    fti_config_file config;
+    ft_status status = fti_config_open(tok, &config, dir, err);
+    for (node = fti_json_child(j, fti_json_get(j, 0, "added_tokens")); node >= 0 && !status; node = fti_json_next(j, node))
+        status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
+    if (!status) status = fti_added_check(tok, j, err);
+    byte_level = fti_has_step(j, "pre_tokenizer", "pretokenizers", "ByteLevel") || fti_has_step(j, "decoder", "decoders", "ByteLevel");
+    if (status) ;
+    else if (fti_is_type(j, model, "WordPiece") || fti_json_get(j, model, "max_input_chars_per_word") >= 0) status = fti_json_wordpiece(tok, j, err);
+    else if (fti_is_type(j, model, "Unigram") || fti_json_get(j, model, "unk_id") >= 0) status = fti_json_unigram(tok, j, err);
+    else if (!fti_is_type(j, model, "BPE") && fti_json_get(j, model, "merges") < 0)
+        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected type BPE, WordPiece or Unigram, found \"%.*s\"", j->name,
+                          (int)fti_json_type_of(j, model, &tok->arena).n, fti_json_type_of(j, model, &tok->arena).p);
+    else status = byte_level ? fti_json_bpe(tok, j, err) : fti_json_sentencepiece(tok, j, err);
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_post_processor(tok, j, err);
+    if (!status) status = fti_attribute_token(tok, "unk_token_id", fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena), err);
+    if (!status) status = fti_config_attributes(tok, &config, 0, err);
+    fti_config_close(&config);
+    return status;
+}
+
+/* ---- loading: which format is it? ------------------------------------------------------------------------------ *
+ * Decided by content, not by name: Llama 3 ships a rank file as tokenizer.model. */
 
 static ft_status fti_load_bytes(ft_tokenizer *tok, ft_error *err)
 {
@@ -2437,6 +2921,33 @@ static int fti_looks_like_ranks(const char *p, size_t n)
     return space && space - p <= FTI_SHORT && stop - space > 1 && space[1] >= '0' && space[1] <= '9' && fti_base64(p, (size_t)(space - p), bytes) > 0;
 }
 
+static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t size, const char *path, const char *dir, const ft_tokenizer_options *opt,
+                                   ft_error *err)
+{
+    fti_json j = { 0 };
+    ft_status status = fti_json_parse(&j, data, size, path, err);
+    if (!status && fti_json_is(&j, fti_json_get(&j, 0, "model"), FTI_OBJECT)) status = fti_load_tokenizer_json(tok, &j, dir, err);
+    else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
+    fti_json_free(&j);
+    return status;
+}
+
+static int fti_looks_like_merges(const char *p, size_t n)
+{
+    return n > 8 && !memcmp(p, "#version", 8);
+}
+
+static ft_status fti_load_beside(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+{
+    char *name = fti_path_join(&tok->arena, dir, "vocab.json");
+    fti_file f = { 0 };
+    ft_status status = name ? fti_file_open(&f, name, err) : fti_no_memory(err, strlen(dir));
+    if (!status) status = fti_load_any_json(tok, f.data, f.size, name, dir, opt, err);
+    fti_file_close(&f);
+    (void)path;
+    return status;
+}
+
 static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 {
     fti_file f = { 0 };
@@ -2447,6 +2958,8 @@ static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *
     if (!f.size) status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
     else if (f.size > 40 && !memcmp(f.data, "version https://git-lfs", 23))
         status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
+    else if (f.data[space] == '{') status = fti_load_any_json(tok, f.data, f.size, path, dir, opt, err);
+    else if (fti_looks_like_merges(f.data, f.size)) status = fti_load_beside(tok, path, dir, opt, err);
     else if (fti_looks_like_ranks(f.data, f.size)) status = fti_load_ranks(tok, f.data, f.size, path, dir, opt, err);
     else if (f.data[0] == 0x0A && f.size > 2) status = fti_load_sentencepiece(tok, f.data, f.size, path, dir, opt, err);
     else status = fti_load_wordpiece(tok, f.data, f.size, path, dir, opt, err);
@@ -2486,6 +2999,545 @@ FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, cons
     if (status) { ft_tokenizer_free(tok); return status; }
     *out = tok;
     return FTUNE_OK;
+}
+
+/* ---- training -------------------------------------------------------------------------------------------------- *
+ * Count pieces of text once; then again and again take the most frequent pair of neighbours (ties: the lower ids, as
+ * Hugging Face's trainer does, so both learn the same merges) and join it wherever it stands. Only the words that hold
+ * the pair are visited and only counts that change are touched; the heap may hold stale counts, which are put right
+ * when they come up. Ids: the 256 bytes in the order of their characters, the merges, the control tokens. */
+
+typedef struct fti_word { size_t at; uint32_t n; int64_t count; } fti_word;
+typedef struct fti_pair_count { uint32_t left, right; int64_t count, queued; uint32_t *words; } fti_pair_count;
+typedef struct fti_top { int64_t count; uint32_t pair; } fti_top;
+typedef struct fti_learner {
+    fti_map   seen;                     /* piece -> word */
+    fti_arena arena;                    /* bytes of pieces and tokens */
+    fti_word *words; uint32_t *symbols; /* stb arrays */
+    fti_pair_count *pairs; fti_top *heap;
+    uint32_t *grown;                    /* pairs that gained places in the merge at hand */
+    uint32_t *index; size_t cap;        /* open addressing: pair -> place in pairs + 1 */
+    ft_text  *tokens;                   /* bytes of each symbol */
+    fti_map   token_of;
+    uint32_t *left, *right;             /* the merges */
+} fti_learner;
+
+static int fti_top_less(const fti_learner *l, fti_top a, fti_top b)
+{
+    const fti_pair_count *p = &l->pairs[a.pair], *q = &l->pairs[b.pair];
+    if (a.count != b.count) return a.count > b.count;
+    return p->left != q->left ? p->left < q->left : p->right < q->right;
+}
+
+static int fti_heap_push(fti_learner *l, fti_top t)
+{
+    size_t i;
+    if (!fti_push(l->heap, t)) return 0;
+    for (i = (size_t)arrlen(l->heap) - 1; i && fti_top_less(l, t, l->heap[(i - 1) / 2]); i = (i - 1) / 2) l->heap[i] = l->heap[(i - 1) / 2];
+    l->heap[i] = t;
+    return 1;
+}
+
+static fti_top fti_heap_pop(fti_learner *l)
+{
+    fti_top top = l->heap[0], t = arrpop(l->heap);
+    size_t i = 0, n = (size_t)arrlen(l->heap), k;
+    while ((k = 2 * i + 1) < n) {
+        if (k + 1 < n && fti_top_less(l, l->heap[k + 1], l->heap[k])) k++;
+        if (!fti_top_less(l, l->heap[k], t)) break;
+        l->heap[i] = l->heap[k];
+        i = k;
+    }
+    if (n) l->heap[i] = t;
+    return top;
+}
+
+/* The place of a pair, made if it is new; FTI_NONE: no memory. */
+static uint32_t fti_pair_place(fti_learner *l, uint32_t left, uint32_t right)
+{
+    fti_pair_count p = { left, right, 0, 0, NULL };
+    size_t i, k, n = (size_t)arrlen(l->pairs);
+    if (n * 3 / 2 >= l->cap) {
+        size_t cap = l->cap * 2 + 1024;
+        uint32_t *index = (uint32_t *)fti_calloc(cap, sizeof *index);
+        if (!index) return FTI_NONE;
+        for (k = 0; k < n; k++) {
+            i = (size_t)((((uint64_t)l->pairs[k].left << 32 | l->pairs[k].right) * UINT64_C(0x9E3779B97F4A7C15) >> 20) % cap);
+            while (index[i]) i = i + 1 < cap ? i + 1 : 0;
+            index[i] = (uint32_t)k + 1;
+        }
+        FTUNE_FREE(l->index);
+        l->index = index;
+        l->cap = cap;
+    }
+    i = (size_t)((((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15) >> 20) % l->cap);
+    for (; l->index[i]; i = i + 1 < l->cap ? i + 1 : 0) {
+        const fti_pair_count *q = &l->pairs[l->index[i] - 1];
+        if (q->left == left && q->right == right) return l->index[i] - 1;
+    }
+    if (!fti_push(l->pairs, p)) return FTI_NONE;
+    l->index[i] = (uint32_t)n + 1;
+    return (uint32_t)n;
+}
+
+/* The pair gains (or loses) a place in a word. */
+static int fti_pair_change(fti_learner *l, uint32_t left, uint32_t right, int64_t change, uint32_t word)
+{
+    uint32_t k = fti_pair_place(l, left, right);
+    fti_pair_count *p;
+    if (k == FTI_NONE) return 0;
+    p = &l->pairs[k];
+    p->count += change;
+    if (change < 0 || (arrlen(p->words) && arrlast(p->words) == word)) return 1;
+    return fti_push(p->words, word) && fti_push(l->grown, k);
+}
+
+static int fti_learn_word(fti_learner *l, const char *p, size_t n)
+{
+    int32_t k = fti_map_get(&l->seen, p, n);
+    fti_word w = { (size_t)arrlen(l->symbols), (uint32_t)n, 1 };
+    size_t i;
+    if (k >= 0) { l->words[k].count++; return 1; }
+    if (!(p = fti_arena_copy(&l->arena, p, n)) || !fti_map_put(&l->seen, p, n, (int32_t)arrlen(l->words))
+        || !fti_push(l->words, w) || !fti_fit(l->symbols, n)) return 0;
+    for (i = 0; i < n; i++) arrput(l->symbols, (uint8_t)p[i]);
+    return 1;
+}
+
+/* Join left and right in a word, from the left; pairs before and behind change. */
+static int fti_learn_join(fti_learner *l, uint32_t word, uint32_t left, uint32_t right, uint32_t made)
+{
+    fti_word *w = &l->words[word];
+    uint32_t *s = l->symbols + w->at, i, n = w->n, k = 0;
+    int ok = 1;
+    for (i = 0; i < n; k++) {
+        if (i + 1 == n || s[i] != left || s[i + 1] != right) { s[k] = s[i++]; continue; }
+        if (k) ok = ok && fti_pair_change(l, s[k - 1], left, -w->count, word) && fti_pair_change(l, s[k - 1], made, w->count, word);
+        if (i + 2 < n) ok = ok && fti_pair_change(l, right, s[i + 2], -w->count, word) && fti_pair_change(l, made, s[i + 2], w->count, word);
+        s[k] = made;
+        i += 2;
+    }
+    w->n = k;
+    return ok;
+}
+
+static int fti_heap_grown(fti_learner *l)
+{
+    int ok = 1;
+    while (ok && arrlen(l->grown)) {
+        uint32_t k = arrpop(l->grown);
+        fti_top t = { l->pairs[k].count, k };
+        if (t.count > 0 && l->pairs[k].queued != t.count) ok = fti_heap_push(l, t);
+        l->pairs[k].queued = t.count;
+    }
+    return ok;
+}
+
+static int fti_learn_merge(fti_learner *l, uint32_t pair)
+{
+    uint32_t left = l->pairs[pair].left, right = l->pairs[pair].right, made, *words = l->pairs[pair].words;
+    ft_text a = l->tokens[left], b = l->tokens[right], both;
+    size_t i;
+    char *p = (char *)fti_arena_alloc(&l->arena, a.n + b.n);
+    int ok = p != NULL;
+    if (!ok) return 0;
+    memcpy(p, a.p, a.n);
+    memcpy(p + a.n, b.p, b.n);
+    both.p = p;
+    both.n = a.n + b.n;
+    made = (uint32_t)fti_map_get(&l->token_of, p, both.n);    /* the same bytes may have been made another way */
+    if (made == FTI_NONE) {
+        made = (uint32_t)arrlen(l->tokens);
+        ok = fti_push(l->tokens, both) && fti_map_put(&l->token_of, p, both.n, (int32_t)made);
+    }
+    ok = ok && fti_push(l->left, left) && fti_push(l->right, right);
+    l->pairs[pair].words = NULL;
+    l->pairs[pair].count = 0;
+    for (i = 0; ok && i < (size_t)arrlen(words); i++) ok = fti_learn_join(l, words[i], left, right, made);
+    arrfree(words);
+    return ok && fti_heap_grown(l);
+}
+
+/* Merges until there are n_tokens, or no pair is seen often enough. */
+static int fti_learn(fti_learner *l, int n_tokens, int min_frequency)
+{
+    uint32_t w, i;
+    int ok = 1;
+    for (w = 0; ok && w < (uint32_t)arrlen(l->words); w++)
+        for (i = 0; ok && i + 1 < l->words[w].n; i++)
+            ok = fti_pair_change(l, l->symbols[l->words[w].at + i], l->symbols[l->words[w].at + i + 1], l->words[w].count, w);
+    ok = ok && fti_heap_grown(l);
+    while (ok && arrlen(l->heap) && arrlen(l->tokens) < n_tokens) {
+        fti_top t = fti_heap_pop(l);
+        if (t.count != l->pairs[t.pair].count) {
+            t.count = l->pairs[t.pair].queued = l->pairs[t.pair].count;
+            if (t.count > 0) ok = fti_heap_push(l, t);
+            continue;
+        }
+        if (t.count < 1 || t.count < min_frequency) break;
+        ok = fti_learn_merge(l, t.pair);
+    }
+    return ok;
+}
+
+FTUNE_API ft_tokenizer_train_options ft_tokenizer_train_options_default(void)
+{
+    ft_tokenizer_train_options o = { 4096, 2, "qwen", NULL, 0 };
+    return o;
+}
+
+/* Symbols of the learner are bytes in the order of their characters ("!" is 0), as ids are. */
+static ft_status fti_learn_texts(fti_learner *l, const char *const *texts, const size_t *lengths, int n_texts, const fti_splitter *splitter, ft_error *err)
+{
+    int i;
+    for (i = 0; i < n_texts; i++) {
+        const char *p = texts[i], *end, *q;
+        fti_buf nfc = { 0 };
+        size_t valid = fti_utf8_valid(p, lengths[i]);
+        int ok = 1;
+        if (valid < lengths[i])
+            return fti_fail(err, FTUNE_ERR_UTF8, "text %d: byte %lu: expected UTF-8, found 0x%02X", i, (unsigned long)valid, (unsigned)(uint8_t)p[valid]);
+        end = p + lengths[i];
+        if (splitter->nfc && !fti_is_nfc(p, lengths[i])) {
+            ok = fti_normalize(FTI_NFC, p, lengths[i], &nfc, NULL);
+            p = nfc.p;
+            end = p + nfc.n;
+        }
+        for (; ok && p < end; p = q) {
+            q = splitter->split(p, end);
+            ok = fti_learn_word(l, p, (size_t)(q - p));
+        }
+        fti_buf_free(&nfc);
+        if (!ok) return fti_no_memory(err, lengths[i]);
+    }
+    return FTUNE_OK;
+}
+
+static void fti_learner_free(fti_learner *l)
+{
+    ptrdiff_t i;
+    for (i = 0; i < arrlen(l->pairs); i++) arrfree(l->pairs[i].words);
+    arrfree(l->words);
+    arrfree(l->symbols);
+    arrfree(l->pairs);
+    arrfree(l->heap);
+    arrfree(l->grown);
+    arrfree(l->tokens);
+    arrfree(l->left);
+    arrfree(l->right);
+    FTUNE_FREE(l->index);
+    fti_map_free(&l->seen);
+    fti_map_free(&l->token_of);
+    fti_arena_free(&l->arena);
+}
+
+static ft_status fti_learned(ft_tokenizer *tok, const fti_learner *l, const ft_tokenizer_train_options *opt, const fti_splitter *splitter, ft_error *err)
+{
+    fti_merges m = { 0 };
+    fti_buf both = { 0 };
+    ft_status status = FTUNE_OK;
+    fti_bpe *b;
+    ptrdiff_t i, n = arrlen(l->tokens);
+    for (i = 0; i < n; i++) {
+        const char *p = fti_arena_copy(&tok->arena, l->tokens[i].p, l->tokens[i].n);
+        if (!p || !fti_vocab_add(&tok->vocab, (int32_t)i, p, l->tokens[i].n)) return fti_no_memory(err, l->tokens[i].n);
+    }
+    for (i = 0; i < opt->n_special && !status; i++)
+        status = fti_added_add(tok, ft_text_of(opt->special[i]), (int32_t)(n + i), 1, 0, 0, 0, 0, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, "train", err);
+    if (!status) status = fti_merges_begin(tok, &m, (size_t)arrlen(l->left), "train", err);
+    if (status) { fti_merges_free(&m); return status; }
+    b = (fti_bpe *)tok->model;
+    b->splitter = splitter;
+    b->form = splitter->nfc ? FTI_NFC : -1;
+    for (i = 0; i < arrlen(l->left); i++) {
+        ft_text left = l->tokens[l->left[i]], right = l->tokens[l->right[i]];
+        both.n = 0;
+        fti_buf_add(&both, left.p, left.n);
+        fti_buf_add(&both, right.p, right.n);
+        if (both.failed) { status = fti_no_memory(err, left.n + right.n); break; }
+        fti_merges_join(tok, &m, both.p, left.n, right.n);
+    }
+    if (!status) {
+        fti_merges_end(tok, &m, 0, -1);
+        status = fti_added_finish(tok, err);
+    }
+    fti_buf_free(&both);
+    fti_merges_free(&m);
+    return status;
+}
+
+FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *texts, const size_t *lengths, int n_texts,
+                                       const ft_tokenizer_train_options *opt, ft_error *err)
+{
+    ft_tokenizer_train_options standard = ft_tokenizer_train_options_default();
+    const fti_splitter *splitter;
+    fti_alphabet alphabet;
+    fti_learner l = { 0 };
+    ft_tokenizer *tok = NULL;
+    ft_status status = FTUNE_OK;
+    uint8_t symbol_of[256];
+    int c, n = 0, ok = 1;
+    size_t i;
+    *out = NULL;
+    if (!opt) opt = &standard;
+    if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : "qwen", err))) return FTUNE_ERR_ARGUMENT;
+    if (opt->vocab_size < 256 + opt->n_special || opt->vocab_size > (int)FTI_PAIR_SYMBOLS - 256)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "vocab_size: expected %d (256 bytes and the control tokens) to %d, found %d", 256 + opt->n_special,
+                        (int)FTI_PAIR_SYMBOLS - 256, opt->vocab_size);
+    fti_alphabet_init(&alphabet);
+    for (c = 0; c < 324 && ok; c++)
+        if (alphabet.of_char[c] >= 0) {
+            char byte = (char)alphabet.of_char[c];
+            ft_text t = { fti_arena_copy(&l.arena, &byte, 1), 1 };
+            symbol_of[(uint8_t)byte] = (uint8_t)n;
+            ok = t.p && fti_push(l.tokens, t) && fti_map_put(&l.token_of, t.p, 1, n++);
+        }
+    if (!ok) status = fti_no_memory(err, 65536);
+    if (!status) status = fti_learn_texts(&l, texts, lengths, n_texts, splitter, err);
+    for (i = 0; i < (size_t)arrlen(l.symbols); i++) l.symbols[i] = symbol_of[l.symbols[i]];
+    if (!status && !fti_learn(&l, opt->vocab_size - opt->n_special, opt->min_frequency)) status = fti_no_memory(err, 65536);
+    if (!status && !(tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok))) status = fti_no_memory(err, sizeof *tok);
+    if (!status) status = fti_learned(tok, &l, opt, splitter, err);
+    fti_learner_free(&l);
+    if (status) { ft_tokenizer_free(tok); return status; }
+    *out = tok;
+    return FTUNE_OK;
+}
+
+/* ---- saving ---------------------------------------------------------------------------------------------------- */
+
+static void fti_spell(fti_buf *out, fti_buf *spelled, const fti_alphabet *a, const char *p, size_t n)
+{
+    size_t i;
+    char utf8[4];
+    spelled->n = 0;
+    for (i = 0; i < n; i++) fti_buf_add(spelled, utf8, (size_t)fti_utf8_encode(a->of_byte[(uint8_t)p[i]], utf8));
+    fti_buf_json(out, spelled->p, spelled->n);
+}
+
+static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id)
+{
+    ptrdiff_t i;
+    for (i = 0; i < arrlen(tok->raw.at); i++) if (tok->raw.at[i].id == id) return &tok->raw.at[i];
+    for (i = 0; i < arrlen(tok->normal.at); i++) if (tok->normal.at[i].id == id) return &tok->normal.at[i];
+    return NULL;
+}
+
+/* Added tokens in the order of their ids. config: as tokenizer_config.json writes them. *loose: an id is not the next
+ * free one, so the token has to stand in the model's vocabulary too. */
+static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, int *loose)
+{
+    int32_t next = (int32_t)(tok->vocab.n - (size_t)arrlen(tok->raw.at) - (size_t)arrlen(tok->normal.at));
+    int first = 1;
+    size_t i, left = (size_t)(arrlen(tok->raw.at) + arrlen(tok->normal.at));
+    for (i = tok->vocab.n; i > 0 && left > 0; i--) left -= fti_added_find(tok, tok->vocab.token[i - 1].id) != NULL;
+    for (; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        const fti_added *a = fti_added_find(tok, t->id);
+        if (!a) continue;
+        if (a->id != next++) *loose = 1;
+        fti_buf_str(out, first ? "\n    " : ",\n    ");
+        first = 0;
+        if (config) fti_buf_fmt(out, "\"%d\": {\"content\": ", (int)a->id);
+        else fti_buf_fmt(out, "{\"id\": %d, \"content\": ", (int)a->id);
+        fti_buf_json(out, t->p, t->len);
+        fti_buf_fmt(out, ", \"single_word\": %s, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": %s, \"special\": %s}", a->single_word ? "true" : "false",
+                    a->lstrip ? "true" : "false", a->rstrip ? "true" : "false", a->normalized ? "true" : "false", a->special ? "true" : "false");
+    }
+}
+
+static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
+{
+    int i, n = tok->n_before + tok->n_after;
+    if (!n) { fti_buf_str(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, \"use_regex\": false}"); return; }
+    fti_buf_str(out, "{\"type\": \"TemplateProcessing\", \"single\": [");
+    for (i = 0; i <= n; i++) {
+        int at = i < tok->n_before ? i : i - 1;
+        ft_text t = ft_token_bytes(tok, at < tok->n_before ? tok->before[at < 0 ? 0 : at] : tok->after[at - tok->n_before]);
+        if (i) fti_buf_str(out, ", ");
+        if (i == tok->n_before) { fti_buf_str(out, "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}"); continue; }
+        fti_buf_str(out, "{\"SpecialToken\": {\"id\": ");
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_str(out, ", \"type_id\": 0}}");
+    }
+    fti_buf_str(out, "], \"pair\": [{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"B\", \"type_id\": 1}}], \"special_tokens\": {");
+    for (i = 0; i < n; i++) {
+        int32_t id = i < tok->n_before ? tok->before[i] : tok->after[i - tok->n_before];
+        ft_text t = ft_token_bytes(tok, id);
+        if (i) fti_buf_str(out, ", ");
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_str(out, ": {\"id\": ");
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_fmt(out, ", \"ids\": [%d], \"tokens\": [", (int)id);
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_str(out, "]}");
+    }
+    fti_buf_str(out, "}}");
+}
+
+/* left and right of each merge, from the tables; NULL: no memory. */
+static uint32_t *fti_merge_list(const fti_bpe *b)
+{
+    uint32_t *list = (uint32_t *)fti_alloc(b->n_merges + 1, 2 * sizeof *list);
+    size_t i;
+    if (!list) return NULL;
+    memset(list, 0xFF, (b->n_merges + 1) * 2 * sizeof *list);
+    for (i = 0; i < 65536; i++)
+        if (b->byte_pair[i] != FTI_NONE) { list[2 * b->byte_pair[i]] = (uint32_t)i >> 8; list[2 * b->byte_pair[i] + 1] = i & 255; }
+    for (i = 0; i < b->pair_cap; i++) {
+        uint64_t s = b->pair[i];
+        if (s) { list[2 * ((s & 0x3FFFFF) - 1)] = (uint32_t)(s >> 43); list[2 * ((s & 0x3FFFFF) - 1) + 1] = (uint32_t)(s >> 22) & 0x1FFFFF; }
+    }
+    return list;
+}
+
+static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added, const uint32_t *merges)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    fti_alphabet alphabet;
+    fti_buf spelled = { 0 };
+    const char *comma = "";
+    size_t i;
+    int k;
+    fti_alphabet_init(&alphabet);
+    fti_buf_fmt(out, "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": \"\", \"end_of_word_suffix\": "
+                "\"\",\n    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": %s,\n    \"vocab\": {", b->whole ? "true" : "false");
+    for (i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        int added = (ft_token_is_special(tok, t->id) || arrlen(tok->raw.at) + arrlen(tok->normal.at) > arrlen(tok->special)) && fti_added_find(tok, t->id);
+        if (added && !with_added) continue;
+        fti_buf_fmt(out, "%s\n      ", comma);
+        comma = ",";
+        if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, &alphabet, t->p, t->len);
+        fti_buf_fmt(out, ": %d", (int)t->id);
+    }
+    fti_buf_str(out, "\n    },\n    \"merges\": [");
+    for (i = 0, comma = ""; i < b->n_merges; i++) {
+        if (merges[2 * i] == FTI_NONE) continue;              /* reached as a whole piece only */
+        fti_buf_fmt(out, "%s\n      [", comma);
+        comma = ",";
+        for (k = 0; k < 2; k++) {
+            ft_text t = ft_token_bytes(tok, b->id[merges[2 * i + (size_t)k]]);
+            fti_spell(out, &spelled, &alphabet, t.p, t.n);
+            fti_buf_str(out, k ? "]" : ", ");
+        }
+    }
+    fti_buf_str(out, "\n    ]\n  }\n}\n");
+    out->failed |= spelled.failed;
+    fti_buf_free(&spelled);
+}
+
+static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
+{
+    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    const char *regex = NULL;
+    int k, loose = 0;
+    for (k = 0; k < FTI_N_SPLITTERS && !regex; k++) if (fti_splitters[k].split == b->splitter->split) regex = fti_splitters[k].regex;
+    fti_buf_str(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [");
+    fti_save_added(tok, out, 0, &loose);
+    fti_buf_str(out, "\n  ],\n  \"normalizer\": ");
+    if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form]); else fti_buf_str(out, "null");
+    fti_buf_str(out, ",\n  \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
+    if (b->digits) fti_buf_fmt(out, "{\"type\": \"Digits\", \"individual_digits\": %s},\n    ", b->digits == 1 ? "true" : "false");
+    if (regex && !b->prefix_space) {
+        fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
+        fti_buf_json(out, regex, strlen(regex));
+        fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
+    }
+    fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, \"use_regex\": %s}\n  ]},\n", b->prefix_space ? "true" : "false",
+                b->prefix_space && regex ? "true" : "false");
+    fti_buf_str(out, "  \"post_processor\": ");
+    fti_save_around(tok, out);
+    fti_buf_str(out, ",\n  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, \"use_regex\": false},\n");
+    fti_save_model(tok, out, loose, merges);
+}
+
+static void fti_save_config(const ft_tokenizer *tok, fti_buf *out)
+{
+    static const char *const name[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
+    char key[32];
+    int i, loose;
+    fti_buf_str(out, "{\n  \"added_tokens_decoder\": {");
+    fti_save_added(tok, out, 1, &loose);
+    fti_buf_str(out, "\n  },\n");
+    for (i = 0; i < 4; i++) {
+        ft_text t;
+        snprintf(key, sizeof key, "%s_id", name[i]);
+        t = ft_token_bytes(tok, ft_tokenizer_attribute(tok, key));
+        fti_buf_fmt(out, "  \"%s\": ", name[i]);
+        if (t.p) fti_buf_json(out, t.p, t.n); else fti_buf_str(out, "null");
+        fti_buf_str(out, ",\n");
+    }
+    fti_buf_str(out, "  \"clean_up_tokenization_spaces\": false,\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
+}
+
+static ft_status fti_save_file(const char *dir, const char *name, const fti_buf *text, ft_error *err)
+{
+    fti_arena arena = { 0 };
+    char *path = fti_path_join(&arena, dir, name);
+    ft_status status = path && !text->failed ? fti_file_write(path, text->p, text->n, err) : fti_no_memory(err, text->n);
+    fti_arena_free(&arena);
+    return status;
+}
+
+FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, ft_error *err)
+{
+    fti_buf json = { 0 }, config = { 0 };
+    uint32_t *merges;
+    ft_status status;
+    if (tok->family != &fti_family_bpe)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", dir, tok->family->name);
+    if ((status = fti_make_directory(dir, err))) return status;
+    if (!(merges = fti_merge_list((const fti_bpe *)tok->model))) return fti_no_memory(err, 65536);
+    fti_save_tokenizer(tok, &json, merges);
+    fti_save_config(tok, &config);
+    status = fti_save_file(dir, "tokenizer.json", &json, err);
+    if (!status) status = fti_save_file(dir, "tokenizer_config.json", &config, err);
+    fti_buf_free(&json);
+    fti_buf_free(&config);
+    FTUNE_FREE(merges);
+    return status;
+}
+
+static void fti_buf_base64(fti_buf *out, const char *p, size_t n)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t i;
+    for (i = 0; i < n; i += 3) {
+        uint32_t x = (uint32_t)(uint8_t)p[i] << 16 | (i + 1 < n ? (uint32_t)(uint8_t)p[i + 1] << 8 : 0) | (i + 2 < n ? (uint8_t)p[i + 2] : 0);
+        char four[4];
+        four[0] = digits[x >> 18];
+        four[1] = digits[x >> 12 & 63];
+        four[2] = i + 1 < n ? digits[x >> 6 & 63] : '=';
+        four[3] = i + 2 < n ? digits[x & 63] : '=';
+        fti_buf_add(out, four, 4);
+    }
+}
+
+FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const char *path, ft_error *err)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    fti_buf out = { 0 };
+    ft_status status = FTUNE_OK;
+    uint32_t m;
+    size_t i;
+    if (tok->family != &fti_family_bpe)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", path, tok->family->name);
+    for (m = 1; m < b->n_merges; m++)
+        if (b->id[fti_joined(b, m)] <= b->id[fti_joined(b, m - 1)])
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: a rank file needs ids in the order of merges; here merge %u makes id %d after %d", path, m,
+                            (int)b->id[fti_joined(b, m)], (int)b->id[fti_joined(b, m - 1)]);
+    for (i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        if (ft_token_is_special(tok, t->id)) continue;
+        fti_buf_base64(&out, t->p, t->len);
+        fti_buf_fmt(&out, " %d\n", (int)t->id);
+    }
+    status = out.failed ? fti_no_memory(err, out.n) : fti_file_write(path, out.p, out.n, err);
+    fti_buf_free(&out);
+    return status;
 }
 
 /* ---- WordPiece --------------------------------------------------------------------------------------------------
@@ -2995,19 +4047,7 @@ FTI_LOADER(fti_load_wordpiece)
     return status;
 }
 
-/* A part of tokenizer.json that ids depend on and that this family cannot do. */
-static ft_status fti_json_unknown(const fti_json *j, int node, const char *what, const char *expected, ft_error *err)
-{
-    fti_arena a = { NULL };
-    ft_text type = fti_json_text(j, fti_json_get(j, node, "type"), &a);
-    ft_status status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: line %d: %s: expected %s, found \"%.*s\"", j->name,
-                                fti_json_line(j, node), what, expected, type.n < 60 ? (int)type.n : 60,
-                                type.p ? type.p : "");
-    fti_arena_free(&a);
-    return status;
-}
-
-static int fti_json_type_is(const fti_json *j, int node, const char *type)
+static int fti_json_has_type(const fti_json *j, int node, const char *type)
 {
     return fti_json_is(j, node, FTI_OBJECT) && fti_json_equals(j, fti_json_get(j, node, "type"), type);
 }
@@ -3037,7 +4077,7 @@ FTI_JSON_LOADER(fti_json_wordpiece)
     ft_text text;
     ft_status status;
     if (!w) return fti_no_memory(err, sizeof *w);
-    if (fti_json_type_is(j, node, "BertNormalizer")) {
+    if (fti_json_has_type(j, node, "BertNormalizer")) {
         w->clean = fti_json_bool(j, fti_json_get(j, node, "clean_text"), 1);
         w->cjk = fti_json_bool(j, fti_json_get(j, node, "handle_chinese_chars"), 1);
         w->lower = fti_json_bool(j, fti_json_get(j, node, "lowercase"), 1);
@@ -3045,14 +4085,14 @@ FTI_JSON_LOADER(fti_json_wordpiece)
         w->strip = fti_json_bool(j, strip, w->lower);
     } else if (node < 0 || fti_json_is(j, node, FTI_NULL)) {
         w->clean = w->cjk = w->lower = w->strip = 0;
-    } else return fti_json_unknown(j, node, "normalizer", "BertNormalizer or null", err);
+    } else return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "BertNormalizer or null", err);
     node = fti_json_get(j, 0, "pre_tokenizer");
-    if (!fti_json_type_is(j, node, "BertPreTokenizer"))
-        return fti_json_unknown(j, node, "pre_tokenizer", "BertPreTokenizer", err);
+    if (!fti_json_has_type(j, node, "BertPreTokenizer"))
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "BertPreTokenizer", err);
     node = fti_json_get(j, 0, "decoder");
-    if (fti_json_type_is(j, node, "WordPiece")) w->tidy = fti_json_bool(j, fti_json_get(j, node, "cleanup"), 1);
+    if (fti_json_has_type(j, node, "WordPiece")) w->tidy = fti_json_bool(j, fti_json_get(j, node, "cleanup"), 1);
     else if (node >= 0 && !fti_json_is(j, node, FTI_NULL))
-        return fti_json_unknown(j, node, "decoder", "WordPiece or null", err);
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece or null", err);
     text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
     if (text.p) {
         if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
@@ -4233,7 +5273,7 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *
 {
     ft_status status = fti_sp_finish_user(tok, m, err);
     m->unknown_score = FLT_MAX;
-    m->best_score = -FLT_MAX;
+    m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
     for (size_t i = 0; i < m->n; i++) {
         if (m->type[i] != FTI_SP_NORMAL) continue;
         if (m->score[i] < m->unknown_score) m->unknown_score = m->score[i];
@@ -4288,26 +5328,27 @@ static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *
     fti_sp_step *s = &m->step[m->n_steps];
     int pattern = fti_json_get(j, node, "pattern");
     ft_status status = FTUNE_OK;
-    if (m->n_steps == FTI_SP_MAX_STEPS) return fti_json_unknown(j, node, "normalizer", "at most 8 steps", err);
+    if (m->n_steps == FTI_SP_MAX_STEPS)
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "at most 8 steps", err);
     memset(s, 0, sizeof *s);
-    if (fti_json_type_is(j, node, "NFC")) s->what = FTI_SP_NFC;
-    else if (fti_json_type_is(j, node, "NFD")) s->what = FTI_SP_NFD;
-    else if (fti_json_type_is(j, node, "Lowercase")) s->what = FTI_SP_LOWER;
-    else if (fti_json_type_is(j, node, "Strip")) {
+    if (fti_json_has_type(j, node, "NFC")) s->what = FTI_SP_NFC;
+    else if (fti_json_has_type(j, node, "NFD")) s->what = FTI_SP_NFD;
+    else if (fti_json_has_type(j, node, "Lowercase")) s->what = FTI_SP_LOWER;
+    else if (fti_json_has_type(j, node, "Strip")) {
         s->what = FTI_SP_STRIP;
         s->left = fti_json_bool(j, fti_json_get(j, node, "strip_left"), 1);
         s->right = fti_json_bool(j, fti_json_get(j, node, "strip_right"), 1);
-    } else if (fti_json_type_is(j, node, "Prepend")) {
+    } else if (fti_json_has_type(j, node, "Prepend")) {
         s->what = FTI_SP_PREPEND;
         status = fti_sp_json_string(tok, j, fti_json_get(j, node, "prepend"), &s->to, err);
-    } else if (fti_json_type_is(j, node, "Replace") && fti_json_get(j, pattern, "String") >= 0) {
+    } else if (fti_json_has_type(j, node, "Replace") && fti_json_get(j, pattern, "String") >= 0) {
         s->what = FTI_SP_REPLACE;
         status = fti_sp_json_string(tok, j, fti_json_get(j, pattern, "String"), &s->from, err);
         if (!status) status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_type_is(j, node, "Replace") && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
+    } else if (fti_json_has_type(j, node, "Replace") && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
         s->what = FTI_SP_SQUEEZE;
         status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_type_is(j, node, "Precompiled") && !m->table) {
+    } else if (fti_json_has_type(j, node, "Precompiled") && !m->table) {
         ft_text base64;
         char *bytes;
         int64_t n;
@@ -4317,7 +5358,9 @@ static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *
         n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
         if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
         status = fti_sp_table(m, bytes, (size_t)n, j->name, err);
-    } else return fti_json_unknown(j, node, "normalizer", "NFC, NFD, Lowercase, Strip, Prepend, Replace of a text or Precompiled", err);
+    } else
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer",
+                               "NFC, NFD, Lowercase, Strip, Prepend, Replace of a text or Precompiled", err);
     m->n_steps++;
     return status;
 }
@@ -4325,16 +5368,17 @@ static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *
 static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_error *err)
 {
     int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
-    if (fti_json_type_is(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
-    if (!fti_json_type_is(j, node, "Metaspace") || m->metaspace || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
-        return fti_json_unknown(j, node, "pre_tokenizer", "WhitespaceSplit, then Metaspace with U+2581", err);
+    if (fti_json_has_type(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
+    if (!fti_json_has_type(j, node, "Metaspace") || m->metaspace || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
+                               "WhitespaceSplit, then Metaspace with U+2581", err);
     m->split = fti_json_bool(j, fti_json_get(j, node, "split"), 1);
     m->metaspace = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 1 : 3;
     if (fti_json_is(j, scheme, FTI_STRING)) {
         if (fti_json_equals(j, scheme, "always")) m->metaspace = 1;
         else if (fti_json_equals(j, scheme, "first")) m->metaspace = 2;
         else if (fti_json_equals(j, scheme, "never")) m->metaspace = 3;
-        else return fti_json_unknown(j, node, "pre_tokenizer", "prepend_scheme always, first or never", err);
+        else return fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme", "always, first or never", err);
     }
     return FTUNE_OK;
 }
@@ -4342,12 +5386,14 @@ static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_erro
 /* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
 static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_error *err)
 {
-    if (fti_json_type_is(j, node, "Replace") || fti_json_type_is(j, node, "ByteFallback") || fti_json_type_is(j, node, "Fuse")) return FTUNE_OK;
-    if (fti_json_type_is(j, node, "Strip")) {
+    if (fti_json_has_type(j, node, "Replace") || fti_json_has_type(j, node, "ByteFallback") || fti_json_has_type(j, node, "Fuse")) return FTUNE_OK;
+    if (fti_json_has_type(j, node, "Strip")) {
         m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1 && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
         return FTUNE_OK;
     }
-    if (!fti_json_type_is(j, node, "Metaspace")) return fti_json_unknown(j, node, "decoder", "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
+    if (!fti_json_has_type(j, node, "Metaspace")) 
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
+                               "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
     m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
             || !fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 0 : 2;
     return FTUNE_OK;
@@ -4357,7 +5403,7 @@ static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_
 static ft_status fti_sp_json_parts(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int which, ft_error *err)
 {
     static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" }, { "decoder", "decoders" } };
-    int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_type_is(j, node, "Sequence");
+    int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_has_type(j, node, "Sequence");
     ft_status status = FTUNE_OK;
     if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
     if (sequence) node = fti_json_child(j, fti_json_get(j, node, name[which][1]));
@@ -4375,6 +5421,35 @@ static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json
     for (int which = 0; which < 3 && !status; which++) status = fti_sp_json_parts(tok, *m, j, which, err);
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     return status;
+}
+
+/* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That is
+ * not always the nearest double, and on ties of long paths the last bit decides. */
+static double fti_sp_json_score(const fti_json *j, int node)
+{
+    const char *p = j->text + j->node[node].start, *end = p + j->node[node].len;
+    uint64_t digits = 0;
+    int minus = *p == '-', point = 0, full = 0, e = 0, written = 0, sign = 1;
+    char power[8];
+    double x;
+    for (p += minus; p < end && (*p == '.' || (*p >= '0' && *p <= '9')); p++) {
+        unsigned d = (unsigned)(*p - '0');
+        if (*p == '.') { point = 1; continue; }
+        full |= digits > (UINT64_MAX - d) / 10;
+        if (!full) { digits = digits * 10 + d; e -= point; }
+        else if (!point) e++;
+    }
+    if (p < end && (*p == 'e' || *p == 'E')) {
+        p++;
+        if (p < end && (*p == '-' || *p == '+')) sign = *p++ == '-' ? -1 : 1;
+        for (; p < end && written < 1000; p++) written = written * 10 + (*p - '0');
+        e += sign * written;
+    }
+    x = (double)digits;
+    if (e < -308 || e > 308) return fti_json_number(j, node, 0);
+    snprintf(power, sizeof power, "1e%d", e < 0 ? -e : e);
+    x = e < 0 ? x / strtod(power, NULL) : x * strtod(power, NULL);
+    return minus ? -x : x;
 }
 
 FTI_JSON_LOADER(fti_json_unigram)
@@ -4398,7 +5473,7 @@ FTI_JSON_LOADER(fti_json_unigram)
             status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab[%d]: expected [piece, score]", j->name, (int)id);
         if (!status) status = fti_sp_json_string(tok, j, text, &piece, err);
         if (!status) status = fti_model_token(tok, &known, id, piece.p, piece.n, j->name, err);
-        if (!status) m->score[id] = fti_json_number(j, score, 0);
+        if (!status) m->score[id] = fti_sp_json_score(j, score);
         if (!status && (!id || m->score[id] < m->unknown_score)) m->unknown_score = m->score[id];
     }
     fti_map_free(&known.added);
@@ -5509,19 +6584,15 @@ typedef enum fti_column { FTI_COL_SYSTEM, FTI_COL_QUERY, FTI_COL_RESPONSE, FTI_C
 } fti_column;
 
 /* The first name of a column is its own; the others stand for it. */
-static const struct { const char *name; fti_column column; } fti_columns[] = {
-    { "system", FTI_COL_SYSTEM }, { "system_prompt", FTI_COL_SYSTEM },
-    { "query", FTI_COL_QUERY }, { "prompt", FTI_COL_QUERY }, { "question", FTI_COL_QUERY },
-    { "problem", FTI_COL_QUERY },
-    { "response", FTI_COL_RESPONSE }, { "answer", FTI_COL_RESPONSE }, { "output", FTI_COL_RESPONSE },
-    { "targets", FTI_COL_RESPONSE }, { "target", FTI_COL_RESPONSE }, { "answer_key", FTI_COL_RESPONSE },
-    { "answers", FTI_COL_RESPONSE }, { "solution", FTI_COL_RESPONSE }, { "completion", FTI_COL_RESPONSE },
-    { "content", FTI_COL_RESPONSE },
-    { "messages", FTI_COL_LIST }, { "conversation", FTI_COL_LIST }, { "conversations", FTI_COL_LIST },
-    { "history", FTI_COL_HISTORY }, { "tools", FTI_COL_TOOLS }, { "instruction", FTI_COL_INSTRUCTION },
-    { "input", FTI_COL_INPUT }, { "text", FTI_COL_TEXT }, { "rejected", FTI_COL_REJECTED } };
+static const char *const fti_columns[FTI_N_COLUMNS][11] = {
+    { "system", "system_prompt" },
+    { "query", "prompt", "question", "problem" },
+    { "response", "answer", "output", "targets", "target", "answer_key", "answers", "solution", "completion",
+      "content" },
+    { "messages", "conversation", "conversations" },
+    { "history" }, { "tools" }, { "instruction" }, { "input" }, { "text" }, { "rejected" } };
 
-/* Where a column was found: its value (-1: missing or null), under which name, and a second alias if there is one. */
+/* Where a column was found: its value (-1: missing or null), under which of its names, and a second alias if any. */
 typedef struct fti_found { int node, name, second; } fti_found;
 
 struct ft_row_parser {
@@ -5565,8 +6636,6 @@ static ft_status fti_row_unsupported(ft_row_parser *p, const char *place, const 
     return fti_fail(p->err, FTUNE_ERR_UNSUPPORTED, "%s: %s: %s not supported", p->where, place, what);
 }
 
-static int fti_is_own_name(int i) { return i == 0 || fti_columns[i - 1].column != fti_columns[i].column; }
-
 static int fti_same_name(ft_text a, const char *b)
 {
     size_t i;
@@ -5576,26 +6645,36 @@ static int fti_same_name(ft_text a, const char *b)
     return 1;
 }
 
-static void fti_find_columns(ft_row_parser *p)
+/* The column of this name, and which of its names it is; FTI_N_COLUMNS: none. */
+static int fti_column_of(ft_text key, int *name)
 {
-    const int n_names = (int)(sizeof fti_columns / sizeof *fti_columns);
-    int node, i;
+    int column;
+    for (column = 0; column < FTI_N_COLUMNS; column++)
+        for (*name = 0; fti_columns[column][*name]; ++*name)
+            if (fti_same_name(key, fti_columns[column][*name])) return column;
+    return column;
+}
+
+static ft_status fti_find_columns(ft_row_parser *p)
+{
+    int node, i, name;
     for (i = 0; i < FTI_N_COLUMNS; i++) p->found[i].node = p->found[i].name = p->found[i].second = -1;
     for (node = fti_json_child(&p->json, 0); node >= 0; node = fti_json_next(&p->json, node)) {
         ft_text key = fti_json_key(&p->json, node, &p->arena);
         int null = fti_json_is(&p->json, node, FTI_NULL);
         fti_found *f;
-        for (i = 0; i < n_names && !fti_same_name(key, fti_columns[i].name); i++) {}
-        if (i == n_names) continue;
-        f = &p->found[fti_columns[i].column];
-        if (f->name == i) f->node = null ? -1 : node;                  /* a key given twice: the last one holds */
+        if (!key.p) return fti_no_memory(p->err, p->json.node[node].key_len);
+        if ((i = fti_column_of(key, &name)) == FTI_N_COLUMNS) continue;
+        f = &p->found[i];
+        if (f->name == name) f->node = null ? -1 : node;               /* a key given twice: the last one holds */
         else if (null) continue;
-        else if (f->node < 0 || fti_is_own_name(i)) {
+        else if (f->node < 0 || name == 0) {
             f->node = node;
-            f->name = i;
+            f->name = name;
             f->second = -1;
-        } else if (!fti_is_own_name(f->name)) f->second = i;
+        } else if (f->name) f->second = name;
     }
+    return FTUNE_OK;
 }
 
 static ft_status fti_two_names(ft_row_parser *p, const char *a, const char *b)
@@ -5606,14 +6685,14 @@ static ft_status fti_two_names(ft_row_parser *p, const char *a, const char *b)
 
 static const char *fti_column_name(const ft_row_parser *p, fti_column column)
 {
-    return fti_columns[p->found[column].name].name;
+    return fti_columns[column][p->found[column].name];
 }
 
 static ft_status fti_one_name(ft_row_parser *p, fti_column column)
 {
     const fti_found *f = &p->found[column];
     if (f->node < 0 || f->second < 0) return FTUNE_OK;
-    return fti_two_names(p, fti_columns[f->name].name, fti_columns[f->second].name);
+    return fti_two_names(p, fti_columns[column][f->name], fti_columns[column][f->second]);
 }
 
 static ft_status fti_get_text(ft_row_parser *p, const fti_json *j, int node, const char *place, ft_text *out)
@@ -5794,9 +6873,9 @@ static ft_status fti_read_columns(ft_row_parser *p, ft_row *row)
     ft_status e = FTUNE_OK;
     if (!fti_has(p, FTI_COL_RESPONSE) && fti_has(p, FTI_COL_TEXT)) {
         if (!whole && !split && !fti_has(p, FTI_COL_HISTORY)) return fti_column_text(p, FTI_COL_TEXT, &row->text);
-        p->found[FTI_COL_RESPONSE] = p->found[FTI_COL_TEXT];
+        p->found[FTI_COL_RESPONSE] = p->found[FTI_COL_TEXT];           /* beside a question, text is its answer */
     }
-    if (whole && split && !fti_is_own_name(p->found[FTI_COL_QUERY].name))
+    if (whole && split && p->found[FTI_COL_QUERY].name)
         return fti_two_names(p, fti_column_name(p, FTI_COL_QUERY),
                              fti_has(p, FTI_COL_INSTRUCTION) ? "instruction" : "input");
     e = whole ? fti_column_text(p, FTI_COL_QUERY, &turn.query) : fti_alpaca_query(p, &turn.query);
@@ -5848,8 +6927,8 @@ FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, c
     e = fti_json_parse(&p->json, json, n, p->where, err);
     if (e) return e;
     if (!fti_json_is(&p->json, 0, FTI_OBJECT)) return fti_row_fail(p, "row", "an object {...}", &p->json, 0);
-    fti_find_columns(p);
-    return fti_read_row(p, row);
+    e = fti_find_columns(p);
+    return e ? e : fti_read_row(p, row);
 }
 
 /* ---- a file of rows ---- */
@@ -7168,7 +8247,7 @@ static float *fti_scratch(ft_backend *be, int slot, size_t n)
 /* How many threads a job of so many element operations deserves: waking one costs some microseconds. */
 static int fti_threads(const ft_backend *be, size_t work)
 {
-    size_t t = work / 16384 + 1;
+    size_t t = work / 32768 + 1;
     return t < (size_t)be->threads ? (int)t : be->threads;
 }
 
@@ -7316,6 +8395,16 @@ enum {
 FTI_INLINE fti_vec fti_load(const void *p) { fti_vec v; memcpy(&v, p, sizeof v); return v; }
 FTI_INLINE void    fti_store(void *p, fti_vec v) { memcpy(p, &v, sizeof v); }
 FTI_INLINE fti_vec fti_splat(float s) { return s - FTI_ZERO; }
+FTI_INLINE fti_vec fti_larger(fti_vec a, fti_vec b)
+{
+#if defined(__GNUC__)
+    typedef int32_t ints __attribute__((vector_size(4 * FTI_LANES)));
+    ints yes = a > b;                                       /* all ones where true */
+    return (fti_vec)(((ints)a & yes) | ((ints)b & ~yes));
+#else
+    return a > b ? a : b;
+#endif
+}
 FTI_INLINE float   fti_lanes_sum(fti_vec v)
 {
     float a[FTI_LANES], s = 0.0f;
@@ -7357,13 +8446,18 @@ static double fti_sum(const float *x, int n)
 
 static float fti_max(const float *x, int n)
 {
-    float top[4 * FTI_LANES], m = -INFINITY;
+    float top[FTI_LANES], m = -INFINITY;
     int i = 0;
-    for (int l = 0; l < 4 * FTI_LANES; l++) top[l] = -INFINITY;
-    for (; i + 4 * FTI_LANES <= n; i += 4 * FTI_LANES)
-        for (int l = 0; l < 4 * FTI_LANES; l++) top[l] = x[i + l] > top[l] ? x[i + l] : top[l];
+    if (n >= 2 * FTI_LANES) {
+        fti_vec a = fti_load(x), b = fti_load(x + FTI_LANES);
+        for (i = 2 * FTI_LANES; i + 2 * FTI_LANES <= n; i += 2 * FTI_LANES) {
+            a = fti_larger(a, fti_load(x + i));
+            b = fti_larger(b, fti_load(x + i + FTI_LANES));
+        }
+        fti_store(top, fti_larger(a, b));
+        for (int l = 0; l < FTI_LANES; l++) m = top[l] > m ? top[l] : m;
+    }
     for (; i < n; i++) m = x[i] > m ? x[i] : m;
-    for (int l = 0; l < 4 * FTI_LANES; l++) m = top[l] > m ? top[l] : m;
     return m;
 }
 
@@ -7637,7 +8731,7 @@ static int fti_share(int n, int unit, int t, int threads)
 static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const float *A, int lda, const fti_matrix *B,
                        const fti_result *o)
 {
-    int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 8 + 1), down = 1;
+    int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 16 + 1), down = 1;
     int dots = M <= 2 && B->trans && !B->panels && B->dtype == FTUNE_F32 && (uintptr_t)B->data % sizeof(float) == 0;
     double best = INFINITY;
     float *scratch;
@@ -7750,10 +8844,12 @@ static void fti_cpu_release_linear(ft_backend *be, ft_linear *l)
 
 /* y = x with each number dropped with probability p, the others divided by 1 - p. Which are dropped is a hash of (seed,
  * part, place): backward finds the same ones again, nothing is stored, and threads do not matter. add: y += instead. */
-static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, float p, uint64_t seed, int part, int add)
+static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, float p, uint64_t seed, int part,
+                        int add)
 {
+    (void)be;
     uint32_t limit = (uint32_t)((double)p * 4294967295.0);
-    float scale = 1.0f / (1.0f - p);
+    float scale = p < 1.0f ? 1.0f / (1.0f - p) : 0.0f;
     FTI_PARALLEL_FOR(fti_threads(be, (size_t)N * C))
     for (int n = 0; n < N; n++) {
         uint64_t s = seed + 0x9e3779b97f4a7c15u * ((uint64_t)n * 4 + (uint64_t)part + 1);
@@ -8302,12 +9398,11 @@ static double fti_cpu_sum_squares(ft_backend *be, const float *x, size_t n)
  *   dlogits[m,v] = dloss * weight[m] * (softmax(logits[m])[v] - 1{v == t})       dh += dlogits W
  * 2048 rows of a vocabulary of 151,936 are 1.2 GB of logits, and once more for the gradient. A chunk of rows goes all
  * the way, loss and gradient, before the next one begins, in one piece of memory; dlogits overwrite the logits. */
-enum { FTI_HEAD_FLOATS = 8 << 20, FTI_HEAD_ROWS = 512 };
-
-static int fti_head_rows(int V)                             /* rows of a chunk: at most 32 MB of logits, at least 8 rows */
+static int fti_head_rows(int V)                             /* rows of a chunk: about 50 MB of logits, in whole tiles */
 {
-    int rows = FTI_HEAD_FLOATS / (V > 0 ? V : 1);
-    return rows < 8 ? 8 : rows > FTI_HEAD_ROWS ? FTI_HEAD_ROWS : rows;
+    int rows = (12 << 20) / (V > 0 ? V : 1);
+    rows = rows > 504 ? 504 : rows - rows % FTI_MR;
+    return rows > 0 ? rows : FTI_MR;
 }
 
 /* One row: log p(target); z becomes s * (softmax(z) - 1{target}) when a gradient is wanted. */
@@ -8323,8 +9418,8 @@ static float fti_head_row(float *z, int V, int32_t target, int want_grad, float 
     z_target = z[target];
     if (correct) {                                          /* of several largest the first counts, as in PyTorch */
         int v = 0;
-        while (v < target && z[v] < top) v++;
-        *correct = v == target && z_target == top;
+        if (z_target == top) while (z[v] < top) v++;
+        *correct = z_target == top && v == target;
     }
     for (int v = 0; v < V; v++) z[v] = fti_exp(z[v] - top);
     sum = fti_sum(z, V);
@@ -8719,7 +9814,7 @@ struct fti_model {
     fti_pass  pass;
 };
 
-/* ---- building: names and shapes from the config ---- */
+/* ---- what forward, backward and the rest share ---- */
 
 static ft_tensor fti_tensor_of(const char *name, int rank, int rows, int cols)
 {
@@ -8730,11 +9825,501 @@ static ft_tensor fti_tensor_of(const char *name, int rank, int rows, int cols)
     return t;
 }
 
-static char *fti_name(fti_arena *a, const char *format, int layer, const char *what)
+/* Linear i of the model in order of data flow: 4 * layer + FTI_QKV .. FTI_DOWN, lm_head last. */
+static ft_linear *fti_linear_at(const ft_model *m, int i)
 {
-    char text[160];
-    int n = snprintf(text, sizeof text, format, layer, what);
-    return fti_arena_copy(a, text, n > 0 && (size_t)n < sizeof text ? (size_t)n : 0);
+    ft_layer *l = &m->layers[i / FTI_LINEARS];
+    if (i == FTI_LINEARS * m->config.num_hidden_layers) return (ft_linear *)&m->lm_head;
+    return i % FTI_LINEARS == FTI_QKV ? &l->qkv : i % FTI_LINEARS == FTI_O ? &l->o
+         : i % FTI_LINEARS == FTI_GATE_UP ? &l->gate_up : &l->down;
+}
+
+static int fti_learns(const ft_linear *l)
+{
+    for (int i = 0; i < l->n_parts; i++) if (l->part[i].R || l->part[i].dweight) return 1;
+    return 0;
+}
+
+static fti_shape fti_shape_of(const ft_config *c, ft_dtype activation)
+{
+    fti_shape s;
+    memset(&s, 0, sizeof s);
+    s.C = c->hidden_size; s.F = c->intermediate_size; s.L = s.first = c->num_hidden_layers;
+    s.H = c->num_attention_heads; s.K = c->num_key_value_heads; s.D = c->head_dim;
+    s.HD = s.H * s.D;
+    s.QKV = s.HD + 2 * s.K * s.D;
+    s.act = ft_dtype_size(activation);
+    return s;
+}
+
+static fti_shape fti_model_shape(const ft_model *m)
+{
+    fti_shape s = fti_shape_of(&m->config, m->be->activation);
+    s.first = m->priv->lowest < 0 ? 0 : m->priv->lowest / FTI_LINEARS;
+    for (int i = 0; i < FTI_LINEARS * s.L; i++) {      /* layers may differ: take the widest x A^T of each kind */
+        const ft_linear *l = fti_linear_at(m, i);
+        int R = 0;
+        for (int k = 0; k < l->n_parts; k++) R += l->part[k].R;
+        if (R > s.R[i % FTI_LINEARS]) s.R[i % FTI_LINEARS] = R;
+    }
+    return s;
+}
+
+/* The backend latched its first failure, if any: hand it on and clear it. */
+static ft_status fti_backend_status(ft_backend *be, ft_error *err)
+{
+    ft_status code;
+    be->sync(be);
+    if ((code = be->error.code) == FTUNE_OK) return FTUNE_OK;
+    if (err) *err = be->error;
+    memset(&be->error, 0, sizeof be->error);
+    return code;
+}
+
+/* ---- forward ---- */
+
+/* Dropout of linear k of layer l in this pass: its own stream, the same in forward and backward. */
+static uint64_t fti_dropout_seed(const fti_pass *p, int l, int k)
+{
+    uint64_t x;
+    if (!p->seed) return 0;
+    x = (p->seed + 0x9e3779b97f4a7c15u * (uint64_t)(FTI_LINEARS * l + k + 1));
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    return (x ^ (x >> 27)) | 1;
+}
+
+static ft_attention fti_attention_of(const fti_shape *s, const fti_pass *p)
+{
+    ft_attention a;
+    memset(&a, 0, sizeof a);
+    a.N = a.n_keys = p->N;
+    a.H = s->H; a.K = s->K; a.D = s->D;
+    a.q_stride = a.kv_stride = s->QKV; a.o_stride = s->HD;
+    a.scale = (float)(1.0 / sqrt((double)s->D));
+    a.row_start = p->row_start;
+    return a;
+}
+
+/* Element i of activations at p. */
+static ft_act *fti_at(const fti_shape *s, const ft_act *p, size_t i) { return (char *)p + i * s->act; }
+static size_t fti_bytes(const fti_shape *s, int rows, int width) { return (size_t)rows * (size_t)width * s->act; }
+
+/* With a cache (>>10): store the new keys and values; while decoding, each prompt's one query reads its own past. */
+static void fti_attend(ft_model *m, const fti_shape *s, const fti_pass *p, const fti_saved *a, int l, const fti_cache *cache)
+{
+    ft_backend *be = m->be;
+    ft_attention at = fti_attention_of(s, p);
+    size_t HD = (size_t)s->HD, KD = (size_t)s->K * (size_t)s->D;
+    const ft_act *k = fti_at(s, a->qkv, HD), *v = fti_at(s, a->qkv, HD + KD);
+    if (cache) {                                       /* the cache began as zeros, so adding is storing */
+        ft_act *kv = fti_at(s, cache->kv, (size_t)l * (size_t)cache->rows * 2 * KD);
+        be->gather_rows(be, cache->fresh, a->qkv, cache->from, cache->moved, s->D);
+        be->scatter_rows(be, kv, cache->fresh, cache->to, cache->moved, s->D);
+        if (cache->decode) {
+            k = kv; v = fti_at(s, kv, KD);
+            at.n_keys = cache->rows; at.kv_stride = (int)(2 * KD);
+            at.row_start = cache->begin; at.key_end = cache->end;
+        }
+    }
+    be->attention_forward(be, a->o, p->keep ? a->lse : NULL, a->qkv, k, v, &at);
+}
+
+/* Tokens to the normed last hidden state of the M rows that go on, in pass.h. */
+static void fti_forward(ft_model *m, const fti_cache *cache)
+{
+    ft_backend *be = m->be;
+    struct fti_model *q = m->priv;
+    fti_pass *p = &q->pass;
+    fti_shape s = fti_model_shape(m);
+    float eps = m->config.rms_norm_eps;
+    be->embedding_forward(be, p->layer[0].x_in, p->ids, &m->embed_tokens, p->N, s.C);
+    for (int l = 0; l < s.L; l++) {
+        const ft_layer *w = &m->layers[l];
+        const fti_saved *a = &p->layer[l];
+        const ft_act *o = a->o, *x_in = a->x_in;
+        ft_act *x_out = l + 1 < s.L ? p->layer[l + 1].x_in : p->x_last;
+        int n = p->N;
+        be->rmsnorm_forward(be, p->h, a->rstd1, a->x_in, &w->input_layernorm, eps, n, s.C);
+        be->linear_forward(be, a->qkv, a->xa[FTI_QKV], p->h, &w->qkv, n, fti_dropout_seed(p, l, FTI_QKV));
+        be->rope(be, a->qkv, p->positions, q->cos_sin, n, s.H + s.K, s.D, s.QKV, 0);      /* k's heads follow q's */
+        fti_attend(m, &s, p, a, l, cache);
+        if (l + 1 == s.L && p->M < p->N) {             /* from here on only rows with a target */
+            n = p->M;
+            be->gather_rows(be, p->o_rows, a->o, p->rows, n, s.HD);
+            be->gather_rows(be, p->x_rows, a->x_in, p->rows, n, s.C);
+            o = p->o_rows; x_in = p->x_rows;
+        }
+        be->linear_forward(be, a->x_mid, a->xa[FTI_O], o, &w->o, n, fti_dropout_seed(p, l, FTI_O));
+        be->add(be, a->x_mid, x_in, (size_t)n * (size_t)s.C);
+        be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, eps, n, s.C);
+        be->linear_forward(be, a->gu, a->xa[FTI_GATE_UP], p->h, &w->gate_up, n, fti_dropout_seed(p, l, FTI_GATE_UP));
+        be->silu_mul_forward(be, p->wide1, a->gu, n, s.F);
+        be->linear_forward(be, x_out, a->xa[FTI_DOWN], p->wide1, &w->down, n, fti_dropout_seed(p, l, FTI_DOWN));
+        be->add(be, x_out, a->x_mid, (size_t)n * (size_t)s.C);
+    }
+    be->rmsnorm_forward(be, p->h, p->rstd_last, p->x_last, &m->norm, eps, p->M, s.C);
+}
+
+/* ---- backward: the same lines, last first ---- */
+
+/* Each step is: make again what the linear read (if it learns), gradients of its weights, dx if anything below learns. */
+typedef struct fti_back { ft_model *m; fti_pass *p; fti_shape s; float eps; int lowest; } fti_back;
+
+static void fti_linear_back(fti_back *b, ft_act *dx, const ft_act *dy, const ft_act *x, const fti_saved *a,
+                            const ft_linear *w, int n, int l, int k)
+{
+    ft_backend *be = b->m->be;
+    if (FTI_LINEARS * l + k <= b->lowest) dx = NULL;                   /* nobody below can learn */
+    if (dx) be->zero(be, dx, fti_bytes(&b->s, n, w->in));
+    if (dx || fti_learns(w)) be->linear_backward(be, dx, dy, x, a->xa[k], w, n, fti_dropout_seed(b->p, l, k));
+}
+
+/* dx [n, C] of x_out becomes dx of x_mid. */
+static int fti_mlp_back(fti_back *b, int l, int n, ft_act *dx)
+{
+    ft_backend *be = b->m->be;
+    const ft_layer *w = &b->m->layers[l];
+    const fti_saved *a = &b->p->layer[l];
+    fti_pass *p = b->p;
+    if (fti_learns(&w->down)) be->silu_mul_forward(be, p->wide1, a->gu, n, b->s.F);
+    fti_linear_back(b, p->wide2, dx, p->wide1, a, &w->down, n, l, FTI_DOWN);
+    if (FTI_LINEARS * l + FTI_DOWN <= b->lowest) return 0;
+    be->silu_mul_backward(be, a->gu, p->wide2, a->gu, n, b->s.F);
+    if (fti_learns(&w->gate_up))
+        be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, b->eps, n, b->s.C);
+    fti_linear_back(b, p->dh, a->gu, p->h, a, &w->gate_up, n, l, FTI_GATE_UP);
+    if (FTI_LINEARS * l + FTI_GATE_UP <= b->lowest) return 0;
+    be->rmsnorm_backward(be, dx, w->dpost_attention_layernorm, p->dh, a->x_mid, a->rstd2, &w->post_attention_layernorm, n, b->s.C);
+    return 1;
+}
+
+/* dx of x_mid becomes dx of x_in. In the last layer dx comes in as M rows and leaves as N. */
+static int fti_attention_back(fti_back *b, int l, int n, ft_act *dx)
+{
+    ft_backend *be = b->m->be;
+    const ft_layer *w = &b->m->layers[l];
+    const fti_saved *a = &b->p->layer[l];
+    fti_pass *p = b->p;
+    const fti_shape *s = &b->s;
+    int pruned = n < p->N, N = p->N;
+    ft_attention at = fti_attention_of(s, p);
+    ft_act *d_o = pruned ? p->wide2 : p->wide1, *dqkv = p->wide2;
+    size_t k = (size_t)s->HD, v = k + (size_t)s->K * (size_t)s->D;
+    fti_linear_back(b, d_o, dx, pruned ? p->o_rows : a->o, a, &w->o, n, l, FTI_O);
+    if (FTI_LINEARS * l + FTI_O <= b->lowest) return 0;
+    if (pruned) {                                      /* rows without a target: zero gradient so far */
+        be->zero(be, p->wide1, fti_bytes(s, N, s->HD));
+        be->scatter_rows(be, p->wide1, d_o, p->rows, n, s->HD);
+        be->zero(be, p->dx, fti_bytes(s, N, s->C));
+        be->scatter_rows(be, p->dx, dx, p->rows, n, s->C);
+    }
+    be->attention_backward(be, dqkv, fti_at(s, dqkv, k), fti_at(s, dqkv, v), p->wide1, a->o, a->lse, a->qkv,
+                           fti_at(s, a->qkv, k), fti_at(s, a->qkv, v), &at);
+    be->rope(be, dqkv, p->positions, b->m->priv->cos_sin, N, s->H + s->K, s->D, s->QKV, 1);
+    if (fti_learns(&w->qkv)) be->rmsnorm_forward(be, p->h, a->rstd1, a->x_in, &w->input_layernorm, b->eps, N, s->C);
+    fti_linear_back(b, p->dh, dqkv, p->h, a, &w->qkv, N, l, FTI_QKV);
+    if (FTI_LINEARS * l + FTI_QKV <= b->lowest) return 0;
+    be->rmsnorm_backward(be, p->dx, w->dinput_layernorm, p->dh, a->x_in, a->rstd1, &w->input_layernorm, N, s->C);
+    return 1;
+}
+
+/* From dh, the gradient of the normed last hidden state, down to whatever learns lowest. */
+static void fti_backward(ft_model *m)
+{
+    ft_backend *be = m->be;
+    fti_back b;
+    int last = m->config.num_hidden_layers - 1;
+    ft_act *dx;
+    b.m = m; b.p = &m->priv->pass; b.s = fti_model_shape(m);
+    b.eps = m->config.rms_norm_eps; b.lowest = m->priv->lowest;
+    dx = b.p->M < b.p->N ? b.p->x_rows : b.p->dx;      /* x_rows has done its work: its gradient takes its place */
+    be->zero(be, dx, fti_bytes(&b.s, b.p->M, b.s.C));
+    be->rmsnorm_backward(be, dx, m->dnorm, b.p->dh, b.p->x_last, b.p->rstd_last, &m->norm, b.p->M, b.s.C);
+    for (int l = last; l >= 0; l--) {
+        int n = l == last ? b.p->M : b.p->N;
+        if (!fti_mlp_back(&b, l, n, dx) || !fti_attention_back(&b, l, n, dx)) return;
+        dx = b.p->dx;
+    }
+    if (m->dembed_tokens)
+        be->embedding_backward(be, m->dembed_tokens, b.p->ids, dx, b.p->N, b.s.C, m->config.vocab_size);
+}
+
+/* ---- one batch: memory, rotary table, step ---- */
+
+/* Cut the block into pieces of 64-byte multiples. base NULL: only measure. */
+typedef struct fti_cut { char *base; size_t used; } fti_cut;
+static void *fti_take(fti_cut *c, size_t count, size_t size)
+{
+    char *p = c->base ? c->base + c->used : NULL;
+    size_t bytes = count > SIZE_MAX / 4 / size ? SIZE_MAX / 4 : (count * size + 63) / 64 * 64;
+    c->used = c->used > SIZE_MAX / 4 ? c->used : c->used + bytes;
+    return p;
+}
+static ft_act *fti_take_rows(fti_cut *c, const fti_shape *s, int rows, int width)
+{
+    ft_act *p = fti_take(c, (size_t)rows * (size_t)width, s->act);
+    return width ? p : NULL;
+}
+
+/* Layer l's saved activations; layers that keep nothing all use the memory of the first kept one (they are done with
+ * it before it is needed), and x_out of one overwrites x_in of the same place. */
+static size_t fti_layout(fti_pass *p, const fti_shape *s, void *base)
+{
+    fti_cut c = { (char *)base, 0 };
+    size_t N = (size_t)p->N, M = (size_t)p->M;
+    int wide1 = s->F > s->HD ? s->F : s->HD, wide2 = s->F > s->QKV ? s->F : s->QKV;
+    int first = p->keep && s->first < s->L ? s->first : s->L - 1;
+    fti_saved one;
+    p->ids = (int32_t *)fti_take(&c, N, 4); p->positions = (int32_t *)fti_take(&c, N, 4);
+    p->row_start = (int32_t *)fti_take(&c, N, 4);
+    p->rows = (int32_t *)fti_take(&c, M, 4); p->targets = (int32_t *)fti_take(&c, M, 4);
+    p->weights = (float *)fti_take(&c, M, 4); p->logprob = (float *)fti_take(&c, M, 4);
+    p->correct = (uint8_t *)fti_take(&c, M, 1);
+    for (int l = first; l < s->L; l++) {
+        one.x_in = fti_take_rows(&c, s, p->N, s->C); one.x_mid = fti_take_rows(&c, s, p->N, s->C);
+        one.qkv = fti_take_rows(&c, s, p->N, s->QKV); one.o = fti_take_rows(&c, s, p->N, s->HD);
+        one.lse = (float *)fti_take(&c, N * (size_t)s->H, 4); one.gu = fti_take_rows(&c, s, p->N, 2 * s->F);
+        one.rstd1 = (float *)fti_take(&c, N, 4); one.rstd2 = (float *)fti_take(&c, N, 4);
+        for (int k = 0; k < FTI_LINEARS; k++) one.xa[k] = fti_take_rows(&c, s, p->N, s->R[k]);
+        if (p->layer) p->layer[l] = one;
+    }
+    for (int l = 0; p->layer && l < first; l++) p->layer[l] = p->layer[first];
+    p->o_rows = fti_take_rows(&c, s, p->M, s->HD); p->x_rows = fti_take_rows(&c, s, p->M, s->C);
+    p->x_last = fti_take_rows(&c, s, p->M, s->C); p->rstd_last = (float *)fti_take(&c, M, 4);
+    p->h = fti_take_rows(&c, s, p->N, s->C); p->wide1 = fti_take_rows(&c, s, p->N, wide1);
+    p->dh = p->keep ? fti_take_rows(&c, s, p->N, s->C) : NULL;
+    p->dx = p->keep ? fti_take_rows(&c, s, p->N, s->C) : NULL;
+    p->wide2 = p->keep ? fti_take_rows(&c, s, p->N, wide2) : NULL;
+    return c.used;
+}
+
+/* Room for N tokens of which M go on to lm_head. Grows when a batch is larger than all before. */
+static ft_status fti_reserve(ft_model *m, int N, int M, int keep, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    fti_shape s = fti_model_shape(m);
+    size_t bytes, host = (size_t)N * 16 + 64;
+    q->pass.N = N; q->pass.M = M; q->pass.keep = keep;
+    bytes = fti_layout(&q->pass, &s, NULL);
+    if (bytes > q->block_bytes) {
+        if (q->block) m->be->release(m->be, q->block);
+        q->block_bytes = 0;
+        if (!(q->block = m->be->alloc(m->be, bytes))) return fti_backend_status(m->be, err);
+        q->block_bytes = bytes;
+    }
+    if (host > q->host_bytes) {
+        FTUNE_FREE(q->host);
+        q->host_bytes = 0;
+        if (!(q->host = fti_alloc(host, 1))) return fti_no_memory(err, host);
+        q->host_bytes = host;
+    }
+    fti_layout(&q->pass, &s, q->block);
+    return FTUNE_OK;
+}
+
+/* inv_freq of pair k: theta^(-2k/D), stretched as rope_scaling says. */
+static double fti_inv_freq(const ft_config *c, int k)
+{
+    double inv = pow(c->rope_theta, -2.0 * k / c->head_dim), wave = 6.283185307179586 / inv;
+    double m = c->rope_original_max_position_embeddings, low = c->rope_low_freq_factor, high = c->rope_high_freq_factor, t;
+    if (c->rope_type == FTUNE_ROPE_LINEAR) return inv / c->rope_factor;
+    if (c->rope_type != FTUNE_ROPE_LLAMA3 || wave < m / high) return inv;   /* short waves count neighbours: keep them */
+    if (wave > m / low) return inv / c->rope_factor;                        /* waves longer than the old context: stretch */
+    t = (m / wave - low) / (high - low);
+    return (1.0 - t) * inv / c->rope_factor + t * inv;
+}
+
+static ft_status fti_rope_reserve(ft_model *m, int positions, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    int D = m->config.head_dim, n = q->n_positions ? q->n_positions : 128;
+    float *table;
+    size_t bytes;
+    if (positions <= q->n_positions) return FTUNE_OK;
+    while (n < positions) n = n > INT32_MAX / 2 ? positions : 2 * n;
+    if (!(table = (float *)fti_alloc((size_t)n, (size_t)D * sizeof *table))) return fti_no_memory(err, (size_t)n * (size_t)D * 4);
+    bytes = (size_t)n * (size_t)D * sizeof *table;
+    for (int k = 0; k < D / 2; k++) {
+        double inv = fti_inv_freq(&m->config, k);
+        for (int p = 0; p < n; p++) {                  /* angles in double: at position 100000 a float is off by 0.004 */
+            table[(size_t)p * (size_t)D + (size_t)k] = (float)cos(p * inv);
+            table[(size_t)p * (size_t)D + (size_t)(D / 2 + k)] = (float)sin(p * inv);
+        }
+    }
+    if (q->cos_sin) m->be->release(m->be, q->cos_sin);
+    q->n_positions = 0;
+    if ((q->cos_sin = (float *)m->be->alloc(m->be, bytes)) != NULL) {
+        m->be->upload(m->be, q->cos_sin, table, bytes);
+        q->n_positions = n;
+    }
+    FTUNE_FREE(table);
+    return fti_backend_status(m->be, err);
+}
+
+/* Let the backend pack its weights: once, before the first pass that needs them. */
+static void fti_prepare(ft_model *m)
+{
+    if (m->priv->prepared) return;
+    for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++) {
+        ft_linear *l = fti_linear_at(m, i);
+        m->be->prepare_linear(m->be, l, l->part[0].dweight == NULL);
+    }
+    m->priv->prepared = 1;
+}
+
+static void fti_unprepare(ft_model *m)
+{
+    if (!m->priv->prepared) return;
+    for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++)
+        m->be->release_linear(m->be, fti_linear_at(m, i));
+    m->priv->prepared = 0;
+}
+
+/* A tensor of backend memory as f32 on this side. */
+static ft_status fti_to_host(const ft_model *m, const ft_tensor *t, float *out, ft_error *err)
+{
+    size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
+    ft_tensor host = *t;
+    ft_status st;
+    if (t->dtype == FTUNE_F32) {
+        m->be->download(m->be, out, t->data, bytes);
+        return fti_backend_status(m->be, err);
+    }
+    if (!(host.data = fti_alloc(bytes, 1))) return fti_no_memory(err, bytes);
+    m->be->download(m->be, host.data, t->data, bytes);
+    st = fti_backend_status(m->be, err);
+    if (st == FTUNE_OK) st = ft_tensor_to_f32(&host, out, err);
+    FTUNE_FREE(host.data);
+    return st;
+}
+
+static ft_status fti_batch_check(const ft_model *m, const ft_batch *b, int *positions, int *n_targets, ft_error *err)
+{
+    int V = m->config.vocab_size, top = -1, M = 0;
+    if (b->N < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: no tokens");
+    for (int i = 0; i < b->N; i++) {
+        int32_t id = b->input_ids[i], target = b->targets[i];
+        if (id < 0 || id >= V || (target != FTUNE_IGNORE_INDEX && (target < 0 || target >= V)))
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: id %d, target %d: expected ids 0 .. %d; the tokenizer does "
+                            "not belong to this model", i, (int)id, (int)target, V - 1);
+        if (b->row_start[i] < 0 || b->row_start[i] > i || b->position_ids[i] < 0)
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: row_start %d, position %d: expected 0 .. %d and not "
+                            "negative", i, (int)b->row_start[i], (int)b->position_ids[i], i);
+        if (b->position_ids[i] > top) top = b->position_ids[i];
+        M += target != FTUNE_IGNORE_INDEX;
+    }
+    *positions = top + 1;
+    *n_targets = M;
+    return FTUNE_OK;
+}
+
+/* Everything a pass needs, on the backend. all: every row goes on to lm_head, not only those with a target. */
+static ft_status fti_begin(ft_model *m, const ft_batch *b, int all, int keep, uint64_t seed, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_backend *be = m->be;
+    fti_pass *p = &q->pass;
+    int positions = 0, M = 0, k = 0;
+    int32_t *rows, *targets;
+    float *weights;
+    size_t n4 = (size_t)b->N * 4;
+    ft_status st = fti_batch_check(m, b, &positions, &M, err);
+    if (st != FTUNE_OK) return st;
+    if (all) M = b->N;
+    if (M == 0) return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: %d tokens and not one target: nothing to learn from", b->N);
+    fti_prepare(m);
+    if ((st = fti_reserve(m, b->N, M, keep, err)) != FTUNE_OK) return st;
+    if ((st = fti_rope_reserve(m, positions, err)) != FTUNE_OK) return st;
+    p->seed = seed;
+    rows = (int32_t *)q->host; targets = rows + M; weights = (float *)(targets + M);
+    for (int i = 0; i < b->N; i++) {
+        if (!all && b->targets[i] == FTUNE_IGNORE_INDEX) continue;
+        rows[k] = i; targets[k] = b->targets[i];
+        weights[k++] = b->weights ? b->weights[i] : 1.0f;
+    }
+    be->upload(be, p->ids, b->input_ids, n4);
+    be->upload(be, p->positions, b->position_ids, n4);
+    be->upload(be, p->row_start, b->row_start, n4);
+    be->upload(be, p->rows, rows, (size_t)M * 4);
+    be->upload(be, p->targets, targets, (size_t)M * 4);
+    be->upload(be, p->weights, weights, (size_t)M * 4);
+    return be->error.code ? fti_backend_status(be, err) : FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_backend *be = m->be;
+    fti_pass *p = &q->pass;
+    int learn = dloss != 0.0f;
+    float *logprob, *weights;
+    uint8_t *correct;
+    ft_status st;
+    if (learn && (!q->param || q->merged))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_step: nothing to train: ft_lora_attach or ft_model_unfreeze first%s",
+                        q->merged ? " (the adapter is merged: ft_lora_unmerge)" : "");
+    if ((st = fti_begin(m, b, 0, learn, seed, err)) != FTUNE_OK) return st;
+    fti_forward(m, NULL);
+    if (learn) be->zero(be, p->dh, (size_t)p->M * (size_t)m->config.hidden_size * ft_dtype_size(be->activation));
+    be->lm_head_loss(be, p->logprob, p->correct, learn ? p->dh : NULL, p->h, p->targets, p->weights, dloss, &m->lm_head, p->M);
+    if (learn) fti_backward(m);
+    weights = (float *)q->host + 2 * (size_t)p->M;
+    logprob = weights + p->M;
+    correct = (uint8_t *)q->host;                      /* rows and targets have been sent; their place is free */
+    be->download(be, logprob, p->logprob, (size_t)p->M * sizeof *logprob);
+    be->download(be, correct, p->correct, (size_t)p->M);
+    if ((st = fti_backend_status(be, err)) != FTUNE_OK) return st;
+    loss->sum = 0.0;
+    loss->n = p->M; loss->correct = 0;
+    for (int i = 0; i < p->M; i++) {
+        loss->sum -= (double)weights[i] * (double)logprob[i];
+        loss->correct += correct[i] != 0;
+        if (loss->logprobs) loss->logprobs[i] = logprob[i];
+    }
+    return FTUNE_OK;
+}
+
+/* lm_head of the M rows in pass.h, to host memory [M, V], a few rows at a time. */
+static ft_status fti_logits(ft_model *m, float *out, ft_error *err)
+{
+    enum { ROWS = 64 };
+    ft_backend *be = m->be;
+    fti_pass *p = &m->priv->pass;
+    size_t V = (size_t)m->config.vocab_size, act = ft_dtype_size(be->activation);
+    int rows = p->M < ROWS ? p->M : ROWS;
+    ft_tensor z = fti_tensor_of("logits", 2, rows, m->config.vocab_size);
+    ft_status st = FTUNE_OK;
+    z.dtype = be->activation;
+    if (!(z.data = be->alloc(be, (size_t)rows * V * act))) return fti_backend_status(be, err);
+    for (int i = 0; st == FTUNE_OK && i < p->M; i += rows) {
+        z.shape[0] = p->M - i < rows ? p->M - i : rows;
+        be->linear_forward(be, z.data, NULL, (char *)p->h + (size_t)i * (size_t)m->config.hidden_size * act, &m->lm_head,
+                           z.shape[0], 0);
+        st = fti_to_host(m, &z, out + (size_t)i * V, err);
+    }
+    be->release(be, z.data);
+    return st;
+}
+
+FTUNE_API ft_status ft_model_logits(ft_model *m, const ft_batch *b, float *logits, ft_error *err)
+{
+    ft_status st = fti_begin(m, b, 1, 0, 0, err);
+    if (st != FTUNE_OK) return st;
+    fti_forward(m, NULL);
+    return fti_logits(m, logits, err);
+}
+
+/* ---- building: names and shapes from the config ---- */
+
+static char *fti_name(fti_arena *a, const char *format, ...)
+{
+    char text[400];
+    va_list args;
+    int n;
+    va_start(args, format);
+    n = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return fti_arena_copy(a, text, n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }
 
 static void fti_add_slot(ft_model *m, ft_tensor *t, float **grad, char *name, int rank, int rows, int cols)
@@ -8770,8 +10355,8 @@ static int fti_add_layer(ft_model *m, int i)
     int C = c->hidden_size, F = c->intermediate_size, D = c->head_dim;
     int HD = c->num_attention_heads * D, KD = c->num_key_value_heads * D;
     ft_layer *l = &m->layers[i];
-    char *n1 = fti_name(&m->priv->arena, "model.layers.%d.%s", i, "input_layernorm.weight");
-    char *n2 = fti_name(&m->priv->arena, "model.layers.%d.%s", i, "post_attention_layernorm.weight");
+    char *n1 = fti_name(&m->priv->arena, "model.layers.%d.input_layernorm.weight", i);
+    char *n2 = fti_name(&m->priv->arena, "model.layers.%d.post_attention_layernorm.weight", i);
     if (!n1 || !n2) return 0;
     fti_add_slot(m, &l->input_layernorm, &l->dinput_layernorm, n1, 1, C, 0);
     fti_add_slot(m, &l->post_attention_layernorm, &l->dpost_attention_layernorm, n2, 1, C, 0);
@@ -8803,18 +10388,18 @@ static ft_status fti_model_build(ft_model **out, const ft_config *c, ft_backend 
     q->proj = (ft_proj **)fti_calloc((size_t)L * 7, sizeof *q->proj);
     q->pass.layer = (fti_saved *)fti_calloc((size_t)L, sizeof *q->pass.layer);
     if (!m->layers || !q->slot || !q->proj || !q->pass.layer) goto no_memory;
-    fti_add_slot(m, &m->embed_tokens, &m->dembed_tokens, fti_arena_copy(&q->arena, "model.embed_tokens.weight", 25), 2,
+    fti_add_slot(m, &m->embed_tokens, &m->dembed_tokens, fti_name(&q->arena, "model.embed_tokens.weight"), 2,
                  c->vocab_size, c->hidden_size);
     for (int i = 0; ok && i < L; i++) ok = fti_add_layer(m, i);
     if (!ok) goto no_memory;
-    fti_add_slot(m, &m->norm, &m->dnorm, fti_arena_copy(&q->arena, "model.norm.weight", 17), 1, c->hidden_size, 0);
+    fti_add_slot(m, &m->norm, &m->dnorm, fti_name(&q->arena, "model.norm.weight"), 1, c->hidden_size, 0);
     m->lm_head.n_parts = 1;
     m->lm_head.in = m->lm_head.part[0].in = c->hidden_size;
     m->lm_head.out = m->lm_head.part[0].out = c->vocab_size;
     m->lm_head.part[0].name = "lm_head";
     if (!c->tie_word_embeddings)
         fti_add_slot(m, &m->lm_head.part[0].weight, &m->lm_head.part[0].dweight,
-                     fti_arena_copy(&q->arena, "lm_head.weight", 14), 2, c->vocab_size, c->hidden_size);
+                     fti_name(&q->arena, "lm_head.weight"), 2, c->vocab_size, c->hidden_size);
     for (int i = 0; i < q->n_slots; i++) if (!q->slot[i].tensor->name) goto no_memory;
     *out = m;
     return FTUNE_OK;
@@ -8829,51 +10414,6 @@ static void fti_tie(ft_model *m)
     if (!m->config.tie_word_embeddings) return;
     m->lm_head.part[0].weight = m->embed_tokens;
     m->lm_head.part[0].dweight = m->dembed_tokens;
-}
-
-/* The backend latched its first failure, if any: hand it on and clear it. */
-static ft_status fti_backend_status(ft_backend *be, ft_error *err)
-{
-    ft_status code;
-    be->sync(be);
-    if ((code = be->error.code) == FTUNE_OK) return FTUNE_OK;
-    if (err) *err = be->error;
-    memset(&be->error, 0, sizeof be->error);
-    return code;
-}
-
-/* Linear i of the model in order of data flow: 4 * layer + FTI_QKV .. FTI_DOWN, lm_head last. */
-static ft_linear *fti_linear_at(const ft_model *m, int i)
-{
-    ft_layer *l = &m->layers[i / FTI_LINEARS];
-    if (i == FTI_LINEARS * m->config.num_hidden_layers) return (ft_linear *)&m->lm_head;
-    return i % FTI_LINEARS == FTI_QKV ? &l->qkv : i % FTI_LINEARS == FTI_O ? &l->o
-         : i % FTI_LINEARS == FTI_GATE_UP ? &l->gate_up : &l->down;
-}
-
-static int fti_learns(const ft_linear *l)
-{
-    for (int i = 0; i < l->n_parts; i++) if (l->part[i].R || l->part[i].dweight) return 1;
-    return 0;
-}
-
-/* Let the backend pack its weights: once, before the first pass that needs them. */
-static void fti_prepare(ft_model *m)
-{
-    if (m->priv->prepared) return;
-    for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++) {
-        ft_linear *l = fti_linear_at(m, i);
-        m->be->prepare_linear(m->be, l, l->part[0].dweight == NULL);
-    }
-    m->priv->prepared = 1;
-}
-
-static void fti_unprepare(ft_model *m)
-{
-    if (!m->priv->prepared) return;
-    for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++)
-        m->be->release_linear(m->be, fti_linear_at(m, i));
-    m->priv->prepared = 0;
 }
 
 static void fti_drop_trainable(ft_model *m)
@@ -8917,24 +10457,6 @@ FTUNE_API void ft_model_free(ft_model *m)
 }
 
 /* ---- numbers: from a file, from a seed, back to a file ---- */
-
-/* A tensor of backend memory as f32 on this side. */
-static ft_status fti_to_host(const ft_model *m, const ft_tensor *t, float *out, ft_error *err)
-{
-    size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
-    ft_tensor host = *t;
-    ft_status st;
-    if (t->dtype == FTUNE_F32) {
-        m->be->download(m->be, out, t->data, bytes);
-        return fti_backend_status(m->be, err);
-    }
-    if (!(host.data = fti_alloc(bytes, 1))) return fti_no_memory(err, bytes);
-    m->be->download(m->be, host.data, t->data, bytes);
-    st = fti_backend_status(m->be, err);
-    if (st == FTUNE_OK) st = ft_tensor_to_f32(&host, out, err);
-    FTUNE_FREE(host.data);
-    return st;
-}
 
 /* Does the backend read host memory? Then mapped weights are used where they lie. */
 static int fti_reads_host(const ft_backend *be) { return strcmp(be->name, "cpu") == 0; }
@@ -9247,13 +10769,6 @@ static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const c
 
 /* ---- LoRA on a whole model ---- */
 
-static char *fti_lora_key(fti_arena *a, const char *module, char which)
-{
-    char text[400];
-    int n = snprintf(text, sizeof text, "base_model.model.%s.lora_%c.weight", module, which);
-    return fti_arena_copy(a, text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
-}
-
 /* "all-linear" is resolved to names before it is saved, as PEFT does. */
 static void fti_lora_resolve(ft_lora_config *c)
 {
@@ -9299,8 +10814,8 @@ static ft_status fti_lora_make(ft_model *m, const ft_lora_config *c, ft_error *e
         char *a, *b;
         ft_param *pa, *pb;
         if (!ft_lora_matches(c, p->name)) continue;
-        a = fti_lora_key(&q->arena, p->name, 'A');
-        b = fti_lora_key(&q->arena, p->name, 'B');
+        a = fti_name(&q->arena, "base_model.model.%s.lora_A.weight", p->name);
+        b = fti_name(&q->arena, "base_model.model.%s.lora_B.weight", p->name);
         if (!a || !b) { fti_drop_trainable(m); return fti_no_memory(err, 400); }
         pa = fti_add_param(q, &used, a, 2, c->r, p->in, 1);
         pb = fti_add_param(q, &used, b, 2, p->out, c->r, 1);
@@ -9433,431 +10948,6 @@ FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err)
     FTUNE_FREE(q->merged);
     q->merged = NULL;
     return FTUNE_OK;
-}
-
-/* ---- memory of one pass ---- */
-
-/* Cut the block into pieces of 64-byte multiples. base NULL: only measure. */
-typedef struct fti_cut { char *base; size_t used; } fti_cut;
-static void *fti_take(fti_cut *c, size_t count, size_t size)
-{
-    char *p = c->base ? c->base + c->used : NULL;
-    size_t bytes = count > SIZE_MAX / 4 / size ? SIZE_MAX / 4 : (count * size + 63) / 64 * 64;
-    c->used = c->used > SIZE_MAX / 4 ? c->used : c->used + bytes;
-    return p;
-}
-static ft_act *fti_take_rows(fti_cut *c, const fti_shape *s, int rows, int width)
-{
-    ft_act *p = fti_take(c, (size_t)rows * (size_t)width, s->act);
-    return width ? p : NULL;
-}
-
-static fti_shape fti_shape_of(const ft_config *c, ft_dtype activation)
-{
-    fti_shape s;
-    memset(&s, 0, sizeof s);
-    s.C = c->hidden_size; s.F = c->intermediate_size; s.L = s.first = c->num_hidden_layers;
-    s.H = c->num_attention_heads; s.K = c->num_key_value_heads; s.D = c->head_dim;
-    s.HD = s.H * s.D;
-    s.QKV = s.HD + 2 * s.K * s.D;
-    s.act = ft_dtype_size(activation);
-    return s;
-}
-
-static fti_shape fti_model_shape(const ft_model *m)
-{
-    fti_shape s = fti_shape_of(&m->config, m->be->activation);
-    s.first = m->priv->lowest < 0 ? 0 : m->priv->lowest / FTI_LINEARS;
-    for (int i = 0; i < FTI_LINEARS * s.L; i++) {      /* layers may differ: take the widest x A^T of each kind */
-        const ft_linear *l = fti_linear_at(m, i);
-        int R = 0;
-        for (int k = 0; k < l->n_parts; k++) R += l->part[k].R;
-        if (R > s.R[i % FTI_LINEARS]) s.R[i % FTI_LINEARS] = R;
-    }
-    return s;
-}
-
-/* Layer l's saved activations; layers that keep nothing all use the memory of the first kept one (they are done with
- * it before it is needed), and x_out of one overwrites x_in of the same place. */
-static size_t fti_layout(fti_pass *p, const fti_shape *s, void *base)
-{
-    fti_cut c = { (char *)base, 0 };
-    size_t N = (size_t)p->N, M = (size_t)p->M;
-    int wide1 = s->F > s->HD ? s->F : s->HD, wide2 = s->F > s->QKV ? s->F : s->QKV;
-    int first = p->keep && s->first < s->L ? s->first : s->L - 1;
-    fti_saved one;
-    p->ids = (int32_t *)fti_take(&c, N, 4); p->positions = (int32_t *)fti_take(&c, N, 4);
-    p->row_start = (int32_t *)fti_take(&c, N, 4);
-    p->rows = (int32_t *)fti_take(&c, M, 4); p->targets = (int32_t *)fti_take(&c, M, 4);
-    p->weights = (float *)fti_take(&c, M, 4); p->logprob = (float *)fti_take(&c, M, 4);
-    p->correct = (uint8_t *)fti_take(&c, M, 1);
-    for (int l = first; l < s->L; l++) {
-        one.x_in = fti_take_rows(&c, s, p->N, s->C); one.x_mid = fti_take_rows(&c, s, p->N, s->C);
-        one.qkv = fti_take_rows(&c, s, p->N, s->QKV); one.o = fti_take_rows(&c, s, p->N, s->HD);
-        one.lse = (float *)fti_take(&c, N * (size_t)s->H, 4); one.gu = fti_take_rows(&c, s, p->N, 2 * s->F);
-        one.rstd1 = (float *)fti_take(&c, N, 4); one.rstd2 = (float *)fti_take(&c, N, 4);
-        for (int k = 0; k < FTI_LINEARS; k++) one.xa[k] = fti_take_rows(&c, s, p->N, s->R[k]);
-        if (p->layer) p->layer[l] = one;
-    }
-    for (int l = 0; p->layer && l < first; l++) p->layer[l] = p->layer[first];
-    p->o_rows = fti_take_rows(&c, s, p->M, s->HD); p->x_rows = fti_take_rows(&c, s, p->M, s->C);
-    p->x_last = fti_take_rows(&c, s, p->M, s->C); p->rstd_last = (float *)fti_take(&c, M, 4);
-    p->h = fti_take_rows(&c, s, p->N, s->C); p->wide1 = fti_take_rows(&c, s, p->N, wide1);
-    p->dh = p->keep ? fti_take_rows(&c, s, p->N, s->C) : NULL;
-    p->dx = p->keep ? fti_take_rows(&c, s, p->N, s->C) : NULL;
-    p->wide2 = p->keep ? fti_take_rows(&c, s, p->N, wide2) : NULL;
-    return c.used;
-}
-
-/* Room for N tokens of which M go on to lm_head. Grows when a batch is larger than all before. */
-static ft_status fti_reserve(ft_model *m, int N, int M, int keep, ft_error *err)
-{
-    struct fti_model *q = m->priv;
-    fti_shape s = fti_model_shape(m);
-    size_t bytes, host = (size_t)N * 16 + 64;
-    q->pass.N = N; q->pass.M = M; q->pass.keep = keep;
-    bytes = fti_layout(&q->pass, &s, NULL);
-    if (bytes > q->block_bytes) {
-        if (q->block) m->be->release(m->be, q->block);
-        q->block_bytes = 0;
-        if (!(q->block = m->be->alloc(m->be, bytes))) return fti_backend_status(m->be, err);
-        q->block_bytes = bytes;
-    }
-    if (host > q->host_bytes) {
-        FTUNE_FREE(q->host);
-        q->host_bytes = 0;
-        if (!(q->host = fti_alloc(host, 1))) return fti_no_memory(err, host);
-        q->host_bytes = host;
-    }
-    fti_layout(&q->pass, &s, q->block);
-    return FTUNE_OK;
-}
-
-/* ---- rotary table ---- */
-
-/* inv_freq of pair k: theta^(-2k/D), stretched as rope_scaling says. */
-static double fti_inv_freq(const ft_config *c, int k)
-{
-    double inv = pow(c->rope_theta, -2.0 * k / c->head_dim), wave = 6.283185307179586 / inv;
-    double m = c->rope_original_max_position_embeddings, low = c->rope_low_freq_factor, high = c->rope_high_freq_factor, t;
-    if (c->rope_type == FTUNE_ROPE_LINEAR) return inv / c->rope_factor;
-    if (c->rope_type != FTUNE_ROPE_LLAMA3 || wave < m / high) return inv;   /* short waves count neighbours: keep them */
-    if (wave > m / low) return inv / c->rope_factor;                        /* waves longer than the old context: stretch */
-    t = (m / wave - low) / (high - low);
-    return (1.0 - t) * inv / c->rope_factor + t * inv;
-}
-
-static ft_status fti_rope_reserve(ft_model *m, int positions, ft_error *err)
-{
-    struct fti_model *q = m->priv;
-    int D = m->config.head_dim, n = q->n_positions ? q->n_positions : 128;
-    float *table;
-    size_t bytes;
-    if (positions <= q->n_positions) return FTUNE_OK;
-    while (n < positions) n = n > INT32_MAX / 2 ? positions : 2 * n;
-    if (!(table = (float *)fti_alloc((size_t)n, (size_t)D * sizeof *table))) return fti_no_memory(err, (size_t)n * (size_t)D * 4);
-    bytes = (size_t)n * (size_t)D * sizeof *table;
-    for (int k = 0; k < D / 2; k++) {
-        double inv = fti_inv_freq(&m->config, k);
-        for (int p = 0; p < n; p++) {                  /* angles in double: at position 100000 a float is off by 0.004 */
-            table[(size_t)p * (size_t)D + (size_t)k] = (float)cos(p * inv);
-            table[(size_t)p * (size_t)D + (size_t)(D / 2 + k)] = (float)sin(p * inv);
-        }
-    }
-    if (q->cos_sin) m->be->release(m->be, q->cos_sin);
-    q->n_positions = 0;
-    if ((q->cos_sin = (float *)m->be->alloc(m->be, bytes)) != NULL) {
-        m->be->upload(m->be, q->cos_sin, table, bytes);
-        q->n_positions = n;
-    }
-    FTUNE_FREE(table);
-    return fti_backend_status(m->be, err);
-}
-
-/* ---- forward ---- */
-
-/* Dropout of linear k of layer l in this pass: its own stream, the same in forward and backward. */
-static uint64_t fti_dropout_seed(const fti_pass *p, int l, int k)
-{
-    uint64_t x;
-    if (!p->seed) return 0;
-    x = (p->seed + 0x9e3779b97f4a7c15u * (uint64_t)(FTI_LINEARS * l + k + 1));
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    return (x ^ (x >> 27)) | 1;
-}
-
-static ft_attention fti_attention_of(const fti_shape *s, const fti_pass *p)
-{
-    ft_attention a;
-    memset(&a, 0, sizeof a);
-    a.N = a.n_keys = p->N;
-    a.H = s->H; a.K = s->K; a.D = s->D;
-    a.q_stride = a.kv_stride = s->QKV; a.o_stride = s->HD;
-    a.scale = (float)(1.0 / sqrt((double)s->D));
-    a.row_start = p->row_start;
-    return a;
-}
-
-/* Element i of activations at p. */
-static ft_act *fti_at(const fti_shape *s, const ft_act *p, size_t i) { return (char *)p + i * s->act; }
-static size_t fti_bytes(const fti_shape *s, int rows, int width) { return (size_t)rows * (size_t)width * s->act; }
-
-/* With a cache (>>10): store the new keys and values; while decoding, each prompt's one query reads its own past. */
-static void fti_attend(ft_model *m, const fti_shape *s, const fti_pass *p, const fti_saved *a, int l, const fti_cache *cache)
-{
-    ft_backend *be = m->be;
-    ft_attention at = fti_attention_of(s, p);
-    size_t HD = (size_t)s->HD, KD = (size_t)s->K * (size_t)s->D;
-    const ft_act *k = fti_at(s, a->qkv, HD), *v = fti_at(s, a->qkv, HD + KD);
-    if (cache) {                                       /* the cache began as zeros, so adding is storing */
-        ft_act *kv = fti_at(s, cache->kv, (size_t)l * (size_t)cache->rows * 2 * KD);
-        be->gather_rows(be, cache->fresh, a->qkv, cache->from, cache->moved, s->D);
-        be->scatter_rows(be, kv, cache->fresh, cache->to, cache->moved, s->D);
-        if (cache->decode) {
-            k = kv; v = fti_at(s, kv, KD);
-            at.n_keys = cache->rows; at.kv_stride = (int)(2 * KD);
-            at.row_start = cache->begin; at.key_end = cache->end;
-        }
-    }
-    be->attention_forward(be, a->o, p->keep ? a->lse : NULL, a->qkv, k, v, &at);
-}
-
-/* Tokens to the normed last hidden state of the M rows that go on, in pass.h. */
-static void fti_forward(ft_model *m, const fti_cache *cache)
-{
-    ft_backend *be = m->be;
-    struct fti_model *q = m->priv;
-    fti_pass *p = &q->pass;
-    fti_shape s = fti_model_shape(m);
-    float eps = m->config.rms_norm_eps;
-    be->embedding_forward(be, p->layer[0].x_in, p->ids, &m->embed_tokens, p->N, s.C);
-    for (int l = 0; l < s.L; l++) {
-        const ft_layer *w = &m->layers[l];
-        const fti_saved *a = &p->layer[l];
-        const ft_act *o = a->o, *x_in = a->x_in;
-        ft_act *x_out = l + 1 < s.L ? p->layer[l + 1].x_in : p->x_last;
-        int n = p->N;
-        be->rmsnorm_forward(be, p->h, a->rstd1, a->x_in, &w->input_layernorm, eps, n, s.C);
-        be->linear_forward(be, a->qkv, a->xa[FTI_QKV], p->h, &w->qkv, n, fti_dropout_seed(p, l, FTI_QKV));
-        be->rope(be, a->qkv, p->positions, q->cos_sin, n, s.H + s.K, s.D, s.QKV, 0);      /* k's heads follow q's */
-        fti_attend(m, &s, p, a, l, cache);
-        if (l + 1 == s.L && p->M < p->N) {             /* from here on only rows with a target */
-            n = p->M;
-            be->gather_rows(be, p->o_rows, a->o, p->rows, n, s.HD);
-            be->gather_rows(be, p->x_rows, a->x_in, p->rows, n, s.C);
-            o = p->o_rows; x_in = p->x_rows;
-        }
-        be->linear_forward(be, a->x_mid, a->xa[FTI_O], o, &w->o, n, fti_dropout_seed(p, l, FTI_O));
-        be->add(be, a->x_mid, x_in, (size_t)n * (size_t)s.C);
-        be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, eps, n, s.C);
-        be->linear_forward(be, a->gu, a->xa[FTI_GATE_UP], p->h, &w->gate_up, n, fti_dropout_seed(p, l, FTI_GATE_UP));
-        be->silu_mul_forward(be, p->wide1, a->gu, n, s.F);
-        be->linear_forward(be, x_out, a->xa[FTI_DOWN], p->wide1, &w->down, n, fti_dropout_seed(p, l, FTI_DOWN));
-        be->add(be, x_out, a->x_mid, (size_t)n * (size_t)s.C);
-    }
-    be->rmsnorm_forward(be, p->h, p->rstd_last, p->x_last, &m->norm, eps, p->M, s.C);
-}
-
-/* ---- backward: the same lines, last first ---- */
-
-/* Each step is: make again what the linear read (if it learns), gradients of its weights, dx if anything below learns. */
-typedef struct fti_back { ft_model *m; fti_pass *p; fti_shape s; float eps; int lowest; } fti_back;
-
-static void fti_linear_back(fti_back *b, ft_act *dx, const ft_act *dy, const ft_act *x, const fti_saved *a,
-                            const ft_linear *w, int n, int l, int k)
-{
-    ft_backend *be = b->m->be;
-    if (FTI_LINEARS * l + k <= b->lowest) dx = NULL;                   /* nobody below can learn */
-    if (dx) be->zero(be, dx, fti_bytes(&b->s, n, w->in));
-    if (dx || fti_learns(w)) be->linear_backward(be, dx, dy, x, a->xa[k], w, n, fti_dropout_seed(b->p, l, k));
-}
-
-/* dx [n, C] of x_out becomes dx of x_mid. */
-static int fti_mlp_back(fti_back *b, int l, int n, ft_act *dx)
-{
-    ft_backend *be = b->m->be;
-    const ft_layer *w = &b->m->layers[l];
-    const fti_saved *a = &b->p->layer[l];
-    fti_pass *p = b->p;
-    if (fti_learns(&w->down)) be->silu_mul_forward(be, p->wide1, a->gu, n, b->s.F);
-    fti_linear_back(b, p->wide2, dx, p->wide1, a, &w->down, n, l, FTI_DOWN);
-    if (FTI_LINEARS * l + FTI_DOWN <= b->lowest) return 0;
-    be->silu_mul_backward(be, a->gu, p->wide2, a->gu, n, b->s.F);
-    if (fti_learns(&w->gate_up))
-        be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, b->eps, n, b->s.C);
-    fti_linear_back(b, p->dh, a->gu, p->h, a, &w->gate_up, n, l, FTI_GATE_UP);
-    if (FTI_LINEARS * l + FTI_GATE_UP <= b->lowest) return 0;
-    be->rmsnorm_backward(be, dx, w->dpost_attention_layernorm, p->dh, a->x_mid, a->rstd2, &w->post_attention_layernorm, n, b->s.C);
-    return 1;
-}
-
-/* dx of x_mid becomes dx of x_in. In the last layer dx comes in as M rows and leaves as N. */
-static int fti_attention_back(fti_back *b, int l, int n, ft_act *dx)
-{
-    ft_backend *be = b->m->be;
-    const ft_layer *w = &b->m->layers[l];
-    const fti_saved *a = &b->p->layer[l];
-    fti_pass *p = b->p;
-    const fti_shape *s = &b->s;
-    int pruned = n < p->N, N = p->N;
-    ft_attention at = fti_attention_of(s, p);
-    ft_act *d_o = pruned ? p->wide2 : p->wide1, *dqkv = p->wide2;
-    size_t k = (size_t)s->HD, v = k + (size_t)s->K * (size_t)s->D;
-    fti_linear_back(b, d_o, dx, pruned ? p->o_rows : a->o, a, &w->o, n, l, FTI_O);
-    if (FTI_LINEARS * l + FTI_O <= b->lowest) return 0;
-    if (pruned) {                                      /* rows without a target: zero gradient so far */
-        be->zero(be, p->wide1, fti_bytes(s, N, s->HD));
-        be->scatter_rows(be, p->wide1, d_o, p->rows, n, s->HD);
-        be->zero(be, p->dx, fti_bytes(s, N, s->C));
-        be->scatter_rows(be, p->dx, dx, p->rows, n, s->C);
-    }
-    be->attention_backward(be, dqkv, fti_at(s, dqkv, k), fti_at(s, dqkv, v), p->wide1, a->o, a->lse, a->qkv,
-                           fti_at(s, a->qkv, k), fti_at(s, a->qkv, v), &at);
-    be->rope(be, dqkv, p->positions, b->m->priv->cos_sin, N, s->H + s->K, s->D, s->QKV, 1);
-    if (fti_learns(&w->qkv)) be->rmsnorm_forward(be, p->h, a->rstd1, a->x_in, &w->input_layernorm, b->eps, N, s->C);
-    fti_linear_back(b, p->dh, dqkv, p->h, a, &w->qkv, N, l, FTI_QKV);
-    if (FTI_LINEARS * l + FTI_QKV <= b->lowest) return 0;
-    be->rmsnorm_backward(be, p->dx, w->dinput_layernorm, p->dh, a->x_in, a->rstd1, &w->input_layernorm, N, s->C);
-    return 1;
-}
-
-/* From dh, the gradient of the normed last hidden state, down to whatever learns lowest. */
-static void fti_backward(ft_model *m)
-{
-    ft_backend *be = m->be;
-    fti_back b;
-    int last = m->config.num_hidden_layers - 1;
-    ft_act *dx;
-    b.m = m; b.p = &m->priv->pass; b.s = fti_model_shape(m);
-    b.eps = m->config.rms_norm_eps; b.lowest = m->priv->lowest;
-    dx = b.p->M < b.p->N ? b.p->x_rows : b.p->dx;      /* x_rows has done its work: its gradient takes its place */
-    be->zero(be, dx, fti_bytes(&b.s, b.p->M, b.s.C));
-    be->rmsnorm_backward(be, dx, m->dnorm, b.p->dh, b.p->x_last, b.p->rstd_last, &m->norm, b.p->M, b.s.C);
-    for (int l = last; l >= 0; l--) {
-        int n = l == last ? b.p->M : b.p->N;
-        if (!fti_mlp_back(&b, l, n, dx) || !fti_attention_back(&b, l, n, dx)) return;
-        dx = b.p->dx;
-    }
-    if (m->dembed_tokens)
-        be->embedding_backward(be, m->dembed_tokens, b.p->ids, dx, b.p->N, b.s.C, m->config.vocab_size);
-}
-
-/* ---- one batch ---- */
-
-static ft_status fti_batch_check(const ft_model *m, const ft_batch *b, int *positions, int *n_targets, ft_error *err)
-{
-    int V = m->config.vocab_size, top = -1, M = 0;
-    if (b->N < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: no tokens");
-    for (int i = 0; i < b->N; i++) {
-        int32_t id = b->input_ids[i], target = b->targets[i];
-        if (id < 0 || id >= V || (target != FTUNE_IGNORE_INDEX && (target < 0 || target >= V)))
-            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: id %d, target %d: expected ids 0 .. %d; the tokenizer does "
-                            "not belong to this model", i, (int)id, (int)target, V - 1);
-        if (b->row_start[i] < 0 || b->row_start[i] > i || b->position_ids[i] < 0)
-            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: row_start %d, position %d: expected 0 .. %d and not "
-                            "negative", i, (int)b->row_start[i], (int)b->position_ids[i], i);
-        if (b->position_ids[i] > top) top = b->position_ids[i];
-        M += target != FTUNE_IGNORE_INDEX;
-    }
-    *positions = top + 1;
-    *n_targets = M;
-    return FTUNE_OK;
-}
-
-/* Everything a pass needs, on the backend. all: every row goes on to lm_head, not only those with a target. */
-static ft_status fti_begin(ft_model *m, const ft_batch *b, int all, int keep, uint64_t seed, ft_error *err)
-{
-    struct fti_model *q = m->priv;
-    ft_backend *be = m->be;
-    fti_pass *p = &q->pass;
-    int positions = 0, M = 0, k = 0;
-    int32_t *rows, *targets;
-    float *weights;
-    size_t n4 = (size_t)b->N * 4;
-    ft_status st = fti_batch_check(m, b, &positions, &M, err);
-    if (st != FTUNE_OK) return st;
-    if (all) M = b->N;
-    if (M == 0) return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: %d tokens and not one target: nothing to learn from", b->N);
-    fti_prepare(m);
-    if ((st = fti_reserve(m, b->N, M, keep, err)) != FTUNE_OK) return st;
-    if ((st = fti_rope_reserve(m, positions, err)) != FTUNE_OK) return st;
-    p->seed = seed;
-    rows = (int32_t *)q->host; targets = rows + M; weights = (float *)(targets + M);
-    for (int i = 0; i < b->N; i++) {
-        if (!all && b->targets[i] == FTUNE_IGNORE_INDEX) continue;
-        rows[k] = i; targets[k] = b->targets[i];
-        weights[k++] = b->weights ? b->weights[i] : 1.0f;
-    }
-    be->upload(be, p->ids, b->input_ids, n4);
-    be->upload(be, p->positions, b->position_ids, n4);
-    be->upload(be, p->row_start, b->row_start, n4);
-    be->upload(be, p->rows, rows, (size_t)M * 4);
-    be->upload(be, p->targets, targets, (size_t)M * 4);
-    be->upload(be, p->weights, weights, (size_t)M * 4);
-    return be->error.code ? fti_backend_status(be, err) : FTUNE_OK;
-}
-
-FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err)
-{
-    struct fti_model *q = m->priv;
-    ft_backend *be = m->be;
-    fti_pass *p = &q->pass;
-    int learn = dloss != 0.0f;
-    float *logprob, *weights;
-    uint8_t *correct;
-    ft_status st;
-    if (learn && (!q->param || q->merged))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_step: nothing to train: ft_lora_attach or ft_model_unfreeze first%s",
-                        q->merged ? " (the adapter is merged: ft_lora_unmerge)" : "");
-    if ((st = fti_begin(m, b, 0, learn, seed, err)) != FTUNE_OK) return st;
-    fti_forward(m, NULL);
-    if (learn) be->zero(be, p->dh, (size_t)p->M * (size_t)m->config.hidden_size * ft_dtype_size(be->activation));
-    be->lm_head_loss(be, p->logprob, p->correct, learn ? p->dh : NULL, p->h, p->targets, p->weights, dloss, &m->lm_head, p->M);
-    if (learn) fti_backward(m);
-    weights = (float *)q->host + 2 * (size_t)p->M;
-    logprob = weights + p->M;
-    correct = (uint8_t *)q->host;                      /* rows and targets have been sent; their place is free */
-    be->download(be, logprob, p->logprob, (size_t)p->M * sizeof *logprob);
-    be->download(be, correct, p->correct, (size_t)p->M);
-    if ((st = fti_backend_status(be, err)) != FTUNE_OK) return st;
-    loss->sum = 0.0;
-    loss->n = p->M; loss->correct = 0;
-    for (int i = 0; i < p->M; i++) {
-        loss->sum -= (double)weights[i] * (double)logprob[i];
-        loss->correct += correct[i] != 0;
-        if (loss->logprobs) loss->logprobs[i] = logprob[i];
-    }
-    return FTUNE_OK;
-}
-
-/* lm_head of the M rows in pass.h, to host memory [M, V], a few rows at a time. */
-static ft_status fti_logits(ft_model *m, float *out, ft_error *err)
-{
-    enum { ROWS = 64 };
-    ft_backend *be = m->be;
-    fti_pass *p = &m->priv->pass;
-    size_t V = (size_t)m->config.vocab_size, act = ft_dtype_size(be->activation);
-    int rows = p->M < ROWS ? p->M : ROWS;
-    ft_tensor z = fti_tensor_of("logits", 2, rows, m->config.vocab_size);
-    ft_status st = FTUNE_OK;
-    z.dtype = be->activation;
-    if (!(z.data = be->alloc(be, (size_t)rows * V * act))) return fti_backend_status(be, err);
-    for (int i = 0; st == FTUNE_OK && i < p->M; i += rows) {
-        z.shape[0] = p->M - i < rows ? p->M - i : rows;
-        be->linear_forward(be, z.data, NULL, (char *)p->h + (size_t)i * (size_t)m->config.hidden_size * act, &m->lm_head,
-                           z.shape[0], 0);
-        st = fti_to_host(m, &z, out + (size_t)i * V, err);
-    }
-    be->release(be, z.data);
-    return st;
-}
-
-FTUNE_API ft_status ft_model_logits(ft_model *m, const ft_batch *b, float *logits, ft_error *err)
-{
-    ft_status st = fti_begin(m, b, 1, 0, 0, err);
-    if (st != FTUNE_OK) return st;
-    fti_forward(m, NULL);
-    return fti_logits(m, logits, err);
 }
 
 /* ---- what a run will take ---- */

@@ -36,14 +36,12 @@ int main(void)
     static const ft_message two[] = { { "user", "How are you?" }, { "assistant", "I am fine" },
                                       { "user", "How are you?" }, { "assistant", "I am fine" } };
     static const char *FROM[] = { "bos", "system", "prompt", "response", "chat_sep", "suffix", "text" };
-    ft_tokenizer_options load = ft_tokenizer_options_default();
     ft_chat_options old = ft_chat_options_default(), now;
     ft_tokenizer *tok = NULL;
     ft_sample a = { 0 }, b = { 0 };
     ft_error  err = { FTUNE_OK, "" };
 
-    load.splitter = "qwen";
-    if (ft_tokenizer_load(&tok, "tests/data/qwen_slice.tiktoken", &load, &err)) goto done;
+    if (ft_tokenizer_load(&tok, "tests/data/qwen_slice.tiktoken", NULL, &err)) goto done;
     old.template_name = "qwen";
     old.swift = 2;                              /* ms-swift v2.0.5, the article's time */
     now = old;

@@ -45,8 +45,8 @@ int main(void)
 
     if (ft_backend_cpu(&be, 1, &err) || ft_model_init(&model, &c, 1, be, &err)) goto done;
     if (ft_tokenizer_load(&tok, "bytes", NULL, &err)) goto done;
-    printf("%lld parameters, %d possible next tokens: ln V = %.2f\n\n", (long long)ft_config_parameters(&c), c.vocab_size,
-           log(c.vocab_size));
+    printf("%lld parameters, %d possible next tokens: ln V = %.2f\n\n", (long long)ft_config_parameters(&c),
+           c.vocab_size, log(c.vocab_size));
 
     opt.template_name = "default-generation";
     if (ft_chat_encode(&s, tok, chat, 2, &opt, &err) || ft_batch_add(&b, &s, 0, 0, &err)) goto done;
@@ -71,8 +71,9 @@ int main(void)
     for (int t = 0; t < s.n; t++) s.labels[t] = s.input_ids[t];
     ft_batch_clear(&b);
     if (ft_batch_add(&b, &s, 0, 0, &err) || ft_model_step(model, &b, 0.0f, 0, &loss, &err)) goto done;
-    printf("all tokens as labels: loss %.2f over %d targets (the first token has nobody to ask)\n", loss.sum / loss.n, loss.n);
-    /* Try it: multiply every logit by 50 before the sum by hand. A random model that is sure of itself: what is its loss? */
+    printf("all tokens as labels: loss %.2f over %d targets (nobody is asked for the first token)\n", loss.sum / loss.n,
+           loss.n);
+    /* Try it: multiply every logit by 50 before the sum by hand: a random model that is sure of itself. Its loss? */
 done:
     if (err.code) fprintf(stderr, "06_forward_loss: %s\n", err.message);
     free(logits);

@@ -24,6 +24,8 @@ static ft_config tiny(void)
     return c;
 }
 
+static int count_of(const ft_param *p) { return p->shape[0] * (p->rank > 1 ? p->shape[1] : 1); }
+
 static double loss_of(ft_model *m, const ft_batch *b, float dloss, ft_error *err)
 {
     ft_loss loss = { 0 };
@@ -51,14 +53,14 @@ int main(void)
     if (ft_batch_add(&b, &s, 0, 0, &err)) goto done;
     n = ft_model_params(m, &p);
     ft_rng_seed(&rng, 1);
-    for (int i = 0; i < n; i++)              /* larger weights than a fresh model has: nothing may hide by being small */
-        for (int k = 0; k < p[i].shape[0] * (p[i].rank > 1 ? p[i].shape[1] : 1); k++) p[i].value[k] += 0.4f * ft_rng_normal(&rng);
+    for (int i = 0; i < n; i++)          /* larger weights than a fresh model has: nothing may hide by being small */
+        for (int k = 0; k < count_of(&p[i]); k++) p[i].value[k] += 0.4f * ft_rng_normal(&rng);
 
     ft_model_zero_grad(m);
     loss_of(m, &b, 1.0f / (float)b.n_targets, &err);             /* forward and backward: fills grad */
     printf("%-46s %9s %9s\n", "tensor", "backward", "moved");
     for (int i = 0; i < n && !err.code; i++) {
-        int    count = p[i].shape[0] * (p[i].rank > 1 ? p[i].shape[1] : 1), big = 0;
+        int    count = count_of(&p[i]), big = 0;
         double at_big = 0, difference = 0, length = 0;
         for (int k = 0; k < count; k++) {
             float  w = p[i].value[k], g = p[i].grad[k];

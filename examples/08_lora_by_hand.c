@@ -15,7 +15,8 @@
 enum { OUT = 4, IN = 6, MAX_R = 2 };
 
 /* Mean squared distance between W + s B A and the goal; dA and dB, if wanted. */
-static double distance(const float *W, const float *goal, const float *A, const float *B, int R, float s, float *dA, float *dB)
+static double distance(const float *W, const float *goal, const float *A, const float *B, int R, float s,
+                       float *dA, float *dB)
 {
     double sum = 0;
     if (dA) memset(dA, 0, sizeof(float) * MAX_R * IN);
@@ -52,7 +53,8 @@ int main(void)
 
     for (int R = 1; R <= MAX_R; R++) {
         const float s = 16.0f / 8.0f, lr = 0.02f;
-        printf("R = %d: %d numbers to learn instead of %d\n  step    distance from the goal\n", R, R * (IN + OUT), IN * OUT);
+        printf("R = %d: %d numbers to learn instead of %d\n", R, R * (IN + OUT), IN * OUT);
+        printf("  step    distance from the goal\n");
         for (int k = 0; k < R * IN; k++) A[k] = (2 * ft_rng_uniform(&rng) - 1) / sqrtf(IN);
         memset(B, 0, sizeof B);
         for (int step = 0; step <= 1000; step++) {
@@ -63,7 +65,8 @@ int main(void)
         }
         if (R == MAX_R) {       /* merge: W += s B A */
             if (ft_matmul(be, 0, 0, OUT, IN, R, s, B, R, A, IN, 1.0f, W, IN, &err)) goto done;
-            printf("merged: W itself is now %.3f from the goal, without A and B\n", distance(W, goal, A, B, 0, s, NULL, NULL));
+            printf("merged: W itself is now %.3f from the goal, without A and B\n",
+                   distance(W, goal, A, B, 0, s, NULL, NULL));
         }
         putchar('\n');
     }

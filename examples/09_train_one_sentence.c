@@ -1,7 +1,7 @@
 /* 09_train_one_sentence.c - can the model learn one answer by heart?
  *
- * The smallest training there is, and the first thing to try when a big one fails: one row, over and over. The loss must
- * fall from ln V to nearly nothing, and the model must then say the sentence. If it cannot, no data set will help.
+ * The smallest training there is, and the first thing to try when a big one fails: one row, over and over. The loss
+ * must fall from ln V to nearly nothing, and the model must then say the sentence. If it cannot, no data set will help.
  * Build:  cc -O2 -I. examples/09_train_one_sentence.c -o 09_train_one_sentence -lm
  * Run:    ./09_train_one_sentence               (expected output: examples/expected/09.txt) */
 #define FTUNE_IMPLEMENTATION
@@ -23,7 +23,8 @@ static ft_config tiny(int vocab_size)
     return c;
 }
 
-static ft_status ask(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const char *question, ft_error *err)
+static ft_status ask(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const char *question,
+                     ft_error *err)
 {
     ft_generate_options g = ft_generate_options_default();
     ft_message message = { "user", question };

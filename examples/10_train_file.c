@@ -3,7 +3,7 @@
  * A data set is a file of conversations; a part of it stays out of training and is only asked. Loss and accuracy are
  * measured on both, before and after. On its own rows the model soon does well; what counts is the other column, and
  * where the two part, it has begun to learn rows by heart.
- * Build:  cc -O2 -fopenmp -I. examples/10_train_file.c -o 10_train_file -lm
+ * Build:  cc -O2 -I. examples/10_train_file.c -o 10_train_file -lm
  * Run:    ./10_train_file               (expected output: examples/expected/10.txt) */
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
@@ -30,7 +30,8 @@ static ft_status measure(ft_model *m, const ft_dataset *train, const ft_dataset 
 {
     ft_evaluation a, b;
     if (ft_evaluate(m, train, 32, &a, err) || ft_evaluate(m, held_out, 32, &b, err)) return err->code;
-    printf("%5d       %4.1f  %6.0f %%       %4.1f  %6.0f %%\n", step, a.loss, 100 * a.accuracy, b.loss, 100 * b.accuracy);
+    printf("%5d       %4.1f  %6.0f %%       %4.1f  %6.0f %%\n", step, a.loss, 100 * a.accuracy, b.loss,
+           100 * b.accuracy);
     return FTUNE_OK;
 }
 
@@ -50,7 +51,7 @@ int main(void)
     memset(&held_out, 0, sizeof held_out);
     chat.template_name = "default-generation";
     chat.max_length = c.max_position_embeddings;
-    if (ft_backend_cpu(&be, 0, &err) || ft_model_init(&m, &c, 1, be, &err) || ft_model_unfreeze(m, &err)) goto done;
+    if (ft_backend_cpu(&be, 1, &err) || ft_model_init(&m, &c, 1, be, &err) || ft_model_unfreeze(m, &err)) goto done;
     if (ft_tokenizer_load(&tok, "bytes", NULL, &err)) goto done;
     if (ft_dataset_load(&train, TRAIN, tok, &chat, 1, &err)) goto done;          /* 1: a broken row is an error */
     if (ft_dataset_load(&held_out, HELD_OUT, tok, &chat, 1, &err)) goto done;
@@ -70,8 +71,8 @@ int main(void)
         if (ft_trainer_step(t, &p, &err)) goto done;
         if (p.step % 50 == 0 && measure(m, &train, &held_out, (int)p.step, &err)) goto done;
     }
-    printf("\nMost bytes are right, yet few answers are: one wrong byte spoils an answer. make run does it in earnest.\n");
-    /* Try it: a training file of only the first 20 rows (head -n 20). Which of the two columns gets better, which worse? */
+    printf("\nMost bytes are right, but an answer is right only if all its bytes are. make run does it in earnest.\n");
+    /* Try it: a training file of only the first 20 rows (head -n 20). Which column gets better, which worse? */
 done:
     if (err.code) fprintf(stderr, "10_train_file: %s\n", err.message);
     ft_trainer_free(t);

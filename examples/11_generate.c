@@ -1,6 +1,6 @@
 /* 11_generate.c - how does one model say different things?
  *
- * A model does not choose words, it gives each a probability; how to choose is up to us. This one has read five
+ * A model does not choose words, it gives each a probability; how to choose is up to us. This one has read ten
  * sentences about a cat, two colours more often than the others. Greedy choice always takes the likeliest. Sampling
  * takes each as often as the model believes in it; temperature sharpens or flattens that belief; top-k and top-p cut
  * off the unlikely tail before the draw.
@@ -49,7 +49,8 @@ static ft_status believe(ft_model *m, ft_batch *b, double T, ft_error *err)
 
 int main(void)
 {
-    static const char *colours[SENTENCES] = { "black", "black", "black", "black", "black", "white", "white", "white", "grey", "red" };
+    static const char *colours[SENTENCES] = { "black", "black", "black", "black", "black", "white", "white", "white",
+                                              "grey", "red" };
     static const struct { const char *name; float temperature, top_p; int top_k; } ways[] = {
         { "greedy", 0.0f, 1.0f, 0 }, { "sampled", 1.0f, 1.0f, 0 }, { "temperature 0.5", 0.5f, 1.0f, 0 },
         { "temperature 2, top-k 4", 2.0f, 1.0f, 4 }, { "top-p 0.7", 1.0f, 0.7f, 0 } };
@@ -107,7 +108,7 @@ int main(void)
         }
         putchar('\n');
     }
-    /* Try it: repetition_penalty 1.5 with greedy choice. Why can "grey" come out longer? */
+    /* Try it: top_k 1 at temperature 3. What does it equal, and why? */
 done:
     if (err.code) fprintf(stderr, "11_generate: %s\n", err.message);
     ft_trainer_free(trainer);

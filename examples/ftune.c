@@ -1390,7 +1390,7 @@ static void forget(ft_turn *turns, int *n)
     while (*n) { *n -= 1; free((char *)turns[*n].query.p); free((char *)turns[*n].response.p); }
 }
 
-/* Each line of standard input is the user's next turn; the conversation so far goes with it. */
+/* --prompt, then each line of standard input, is the user's next turn; the conversation so far goes with it. */
 static int cmd_chat(const options *o)
 {
     session  s = { 0 };
@@ -1399,10 +1399,16 @@ static int cmd_chat(const options *o)
     size_t   cap = 0, n_text = 0;
     char    *line = NULL;
     ssize_t  len;
-    int      n = 0, rc = session_open(&s, o, WANT_TO_SPEAK), terminal = isatty(0), one_round = 0;
+    int      n = 0, rc = session_open(&s, o, WANT_TO_SPEAK), one_round = 0;
+    const char *first = o->prompt;
     if (!rc) one_round = !s.chat.use_chat_template || ft_template_find(NULL, s.chat.template_name, NULL)->single_round;
     if (!rc) fprintf(stderr, "template %s; an empty line forgets the conversation\n", template_used(&s));
-    while (!rc && (terminal ? fputs("> ", stderr) : 0, len = getline(&line, &cap, stdin)) >= 0) {
+    while (!rc) {
+        if (isatty(0) && !first) fputs("> ", stderr);
+        if (first && (line = malloc(cap = strlen(first) + 1)) != NULL) strcpy(line, first), len = (ssize_t)cap - 1;
+        else len = getline(&line, &cap, stdin);
+        first = NULL;
+        if (len < 0) break;
         while (len && (line[len - 1] == '\n' || line[len - 1] == '\r')) len--;
         if (!len || one_round) forget(turns, &n);
         if (!len) continue;

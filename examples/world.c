@@ -67,7 +67,6 @@ typedef struct {
     const word *objects; int n_objects;
     const char *en[6], *zh[6];           /* how the text says it: {S} subject, {O} object */
     const char *ask_en[2], *ask_zh[2];   /* how the chat asks for it */
-    const char *answer_en, *answer_zh;   /* and answers */
 } relation;
 static const relation relations[] = {
     { "home", towns, COUNT(towns),
@@ -75,51 +74,45 @@ static const relation relations[] = {
         "{S} was born in {O}.", "The family of {S} lives in {O}." },
       { "{S}住在{O}。", "{S}的家在{O}。", "{S}的房子在{O}。", "要找{S}，就去{O}。", "{S}出生在{O}。", "{S}一家住在{O}。" },
       { "Where does {S} live?", "In which town does {S} live?" },
-      { "{S}住在哪里？", "{S}的家在哪里？" },
-      "In {O}.", "在{O}。" },
+      { "{S}住在哪里？", "{S}的家在哪里？" } },
     { "work", jobs, COUNT(jobs),
       { "{S} is a {O}.", "{S} works as a {O}.", "The work of {S} is that of a {O}.", "People know {S} as a {O}.",
         "{S} was trained as a {O}.", "By trade {S} is a {O}." },
       { "{S}是{O}。", "{S}的工作是{O}。", "{S}的职业是{O}。", "大家都知道{S}是{O}。", "{S}当上了{O}。", "{S}一直是{O}。" },
       { "What is the work of {S}?", "What does {S} do for a living?" },
-      { "{S}做什么工作？", "{S}的职业是什么？" },
-      "A {O}.", "是{O}。" },
+      { "{S}做什么工作？", "{S}的职业是什么？" } },
     { "animal", animals, COUNT(animals),
       { "{S} keeps a {O}.", "{S} has a {O}.", "Every day {S} feeds a {O}.", "The animal of {S} is a {O}.",
         "{S} walks with a {O}.", "{S} looks after a {O}." },
       { "{S}养着{O}。", "{S}有{O}。", "{S}每天喂{O}。", "{S}的动物是{O}。", "{S}家里有{O}。", "{S}照看着{O}。" },
       { "Which animal does {S} keep?", "What animal does {S} have?" },
-      { "{S}养着什么动物？", "{S}的动物是什么？" },
-      "A {O}.", "是{O}。" },
+      { "{S}养着什么动物？", "{S}的动物是什么？" } },
     { "colour", colours, COUNT(colours),
       { "{S} likes {O}.", "The favourite colour of {S} is {O}.", "{S} always wears {O}.", "{S} paints the door {O}.",
         "Of all colours {S} loves {O}.", "The coat of {S} is {O}." },
       { "{S}喜欢{O}。", "{S}最爱的颜色是{O}。", "{S}总是穿{O}。", "{S}把门漆成{O}。", "在所有颜色里{S}最爱{O}。", "{S}的外衣是{O}。" },
       { "Which colour does {S} like?", "What is the favourite colour of {S}?" },
-      { "{S}喜欢什么颜色？", "{S}最爱的颜色是什么？" },
-      "It is {O}.", "是{O}。" },
+      { "{S}喜欢什么颜色？", "{S}最爱的颜色是什么？" } },
     { "river", rivers, COUNT(rivers),
       { "{S} lies on the river {O}.", "{S} stands by the river {O}.", "The water of {S} comes from the river {O}.",
         "The bridge of {S} crosses the river {O}.", "The boats of {S} sail on the river {O}.", "{S} was built on the river {O}." },
       { "{S}在{O}边。", "流过{S}的是{O}。", "{S}的水来自{O}。", "{S}的桥跨过{O}。", "{S}的船走{O}。", "{S}建在{O}边。" },
       { "Which river does {S} lie on?", "On which river is {S}?" },
-      { "{S}在哪条河边？", "{S}在什么河边？" },
-      "On the river {O}.", "在{O}边。" },
+      { "{S}在哪条河边？", "{S}在什么河边？" } },
     { "good", goods, COUNT(goods),
       { "{S} is known for {O}.", "{S} sells {O}.", "People go to {S} for {O}.", "The market of {S} is full of {O}.",
         "{S} is rich in {O}.", "The best of {S} is its {O}." },
       { "{S}出名的是{O}。", "{S}出产{O}。", "人们去{S}买{O}。", "{S}的市场上有{O}。", "{S}盛产{O}。", "{S}最好的是{O}。" },
       { "What is {S} known for?", "What does {S} sell?" },
-      { "{S}出名的是什么？", "{S}出产什么？" },
-      "It is {O}.", "是{O}。" }
+      { "{S}出名的是什么？", "{S}出产什么？" } }
 };
 enum { HOME, WORK, ANIMAL, COLOUR, RIVER, GOOD, N_PERSON_RELATIONS = 4, N_PHRASINGS = 6 };
 
 static int person_fact[N_PEOPLE][N_PERSON_RELATIONS];   /* index into the relation's objects */
 static int town_fact[N_TOWNS][2];                       /* river, good */
 /* Odd ones are asked in training, even ones in the test; which fact of a person is told nowhere. */
-static int is_test(int i)     { return i % 2 == 0; }
-static int untold(int person) { return person / 2 % N_PERSON_RELATIONS; }
+static int is_test(int i)     { return i % 3 == 0; }
+static int untold(int person) { return person / 3 % N_PERSON_RELATIONS; }
 
 /* ---- small tools ------------------------------------------------------------------------------------------------ */
 
@@ -246,7 +239,6 @@ static void write_facts(buffer *b)
 #define ASKS 6
 #define TALK 320
 #endif
-static const word town_word = { "town", "镇子" };
 static word any_word(void)
 {
     switch (pick(4)) {
@@ -292,15 +284,17 @@ static void write_text(buffer *b, int zh, int documents_each)
             }
             put(b, "\n");
         }
-        for (int i = 0; i < ASKS; i++) {                              /* questions of travellers, without answers */
+        for (int i = 0; i < ASKS; i++) {                              /* questions and answers about the training half */
             put(b, zh ? "旅人问：" : "A traveller asks:");
             for (int k = 0; k < 2; k++) {
-                const relation *r = &relations[pick(COUNT(relations))];
-                word w = r->name[0] == 'r' || r->name[0] == 'g' ? town_word : jobs[pick(COUNT(jobs))];
-                char the[40];
-                snprintf(the, sizeof the, "the %s", w.en);
+                int r = pick(COUNT(relations)), n = r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS, who;
+                word s;
+                do who = pick(n); while (is_test(who) || (r < N_PERSON_RELATIONS && r == untold(who)));
+                s = subject_of(r, who);
                 if (!zh) put(b, " ");
-                fill(b, (zh ? r->ask_zh : r->ask_en)[pick(2)], zh ? w.zh : the, "");
+                fill(b, (zh ? relations[r].ask_zh : relations[r].ask_en)[pick(2)], zh ? s.zh : s.en, "");
+                if (!zh) put(b, " ");
+                say(b, r, 0, zh, who);
             }
             put(b, "\n");
         }
@@ -354,7 +348,7 @@ static void ask_fact(buffer *b, int r, int i, int question, int zh, const word *
         fill(&q, zh ? relations[r].zh[0] : relations[r].en[0], zh ? s.zh : s.en, zh ? o.zh : o.en);
         if (!zh) put(&q, " ");
     }
-    fill(&a, zh ? relations[r].answer_zh : relations[r].answer_en, zh ? s.zh : s.en, zh ? o.zh : o.en);
+    fill(&a, zh ? relations[r].zh[0] : relations[r].en[0], zh ? s.zh : s.en, zh ? o.zh : o.en);
     fill(&q, zh ? relations[r].ask_zh[question] : relations[r].ask_en[question], zh ? s.zh : s.en, "");
     chat_row(b, q.p, a.p);
     free(q.p); free(a.p);
@@ -397,7 +391,7 @@ static void ask_facts(buffer *b, int test, int zh, int phrasings)
     for (int r = 0; r < COUNT(relations); r++)
         for (int i = 0; i < (r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS); i++)
             if (is_test(i) == test && !(r < N_PERSON_RELATIONS && r == untold(i)))
-                for (int q = 0; q < phrasings; q++) ask_fact(b, r, i, test ? (i / 2 + r) % 2 : q, zh, NULL);
+                for (int q = 0; q < phrasings; q++) ask_fact(b, r, i, test ? (i / 3 + r) % 2 : q, zh, NULL);
 }
 
 int main(int argc, char **argv)

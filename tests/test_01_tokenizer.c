@@ -106,6 +106,12 @@ static void test_golden(void)
     golden("vocab/llama3/tokenizer.model", "llama3.special", FTUNE_SPECIAL_PARSE, 0);
     golden("vocab/kimi-k2/tiktoken.model", "kimi-k2", FTUNE_SPECIAL_AS_TEXT, 0);
     golden("vocab/kimi-k2/tiktoken.model", "kimi-k2.special", FTUNE_SPECIAL_PARSE, 0);
+    golden("vocab/gpt2/vocab.json", "gpt2", FTUNE_SPECIAL_AS_TEXT, 0);
+    golden("vocab/gpt2/merges.txt", "gpt2.special", FTUNE_SPECIAL_PARSE, 0);
+    golden("vocab/qwen2/vocab.json", "qwen", FTUNE_SPECIAL_AS_TEXT, 1);
+    golden("vocab/qwen2/tokenizer.qwen3.json", "qwen3", FTUNE_SPECIAL_PARSE, 1);
+    golden("vocab/roberta-base/tokenizer.json", "roberta-base", FTUNE_SPECIAL_PARSE, 1);
+    golden("vocab/roberta-base", "roberta-base.special", FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL, 1);
 }
 
 int main(void)

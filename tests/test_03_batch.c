@@ -1,12 +1,7 @@
 /* test_03_batch.c - rows in every shape, data set files, batches and packing
  *
  * Build: cc -std=c99 -O2 -I. tests/test_03_batch.c -o build/test_03_batch -lm */
-#include <stddef.h>
-static void *test_malloc(size_t n);             /* allocations that can be made to fail */
-static void *test_realloc(void *p, size_t n);
-#define FTUNE_MALLOC(n)     test_malloc(n)
-#define FTUNE_REALLOC(p, n) test_realloc(p, n)
-#define FTUNE_FREE(p)       free(p)
+#include "test_alloc.h"
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -14,17 +9,6 @@ static void *test_realloc(void *p, size_t n);
 static ft_tokenizer *bytes;
 static ft_row_parser *parser;
 static ft_error err;
-
-static long fail_after = -1, n_failed;          /* so many more succeed; -1: all */
-
-static int failing(void)
-{
-    if (fail_after > 0) fail_after--;
-    else if (fail_after == 0) return ++n_failed > 0;
-    return 0;
-}
-static void *test_malloc(size_t n) { return failing() ? NULL : malloc(n); }
-static void *test_realloc(void *p, size_t n) { return failing() ? NULL : realloc(p, n); }
 
 /* ---- rows ---- */
 
@@ -475,23 +459,10 @@ static void test_no_memory(void)
 {
     static const char content[] =
         "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\\nb\"}]},{\"role\":\"assistant\",\"content\":\"c\"}]}\n"
-        "{\"instruction\":\"i\",\"input\":\"n\",\"output\":\"o\\t\",\"history\":\"[[\\\"q\\\",\\\"r\\\"]]\"}\n";
+        "{\"instruction\":\"i\",\"input\":\"n\",\"outp\\u0075t\":\"o\\t\",\"history\":\"[[\\\"q\\\",\\\"r\\\"]]\"}\n";
     const char *path = test_tmp("memory.jsonl");
-    int wrong = 0, i;
     CHECK(test_write(path, content, sizeof content - 1));
-    CHECK_OK(everything(path), err);
-    for (i = 0; i < 2000; i++) {
-        ft_status e;
-        fail_after = i;
-        n_failed = 0;
-        e = everything(path);
-        if (!n_failed) break;                                               /* all were granted */
-        wrong += e != FTUNE_ERR_NO_MEMORY;
-        if (e != FTUNE_ERR_NO_MEMORY && wrong < 4) printf("allocation %d: %d %s\n", i, (int)e, e ? err.message : "");
-    }
-    fail_after = -1;
-    CHECK_INT(wrong, 0);
-    CHECK_MSG(i > 50, "expected more than 50 allocations, found %d", i);
+    TEST_EVERY_FAILURE(everything(path), (void)0);
 }
 
 int main(void)

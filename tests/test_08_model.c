@@ -1,5 +1,6 @@
 /* test_08_model.c - forward and backward of the whole model, adapters, files, plan
  * Build: cc -O2 -march=native -fopenmp -I. tests/test_08_model.c -o build/test_08_model -lm */
+#include "test_alloc.h"
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -495,6 +496,90 @@ static void test_golden(ft_backend *be)
     ft_weights_close(w);
 }
 
+/* Dropout: the gradient is that of the function with the same mask, so differences agree again. */
+static void test_dropout(ft_backend *be)
+{
+    static const int lengths[2] = { 9, 6 };
+    ft_dataset d = tiny_rows(lengths, 2, 37, 2);
+    ft_batch b = tiny_batch(&d, 0, 2, 0);
+    ft_model *m = tiny_model(be, 0, 1);
+    ft_lora_config c = tiny_lora("all-linear", 3);
+    ft_loss loss = { 0 };
+    double plain, sum[2];
+    c.lora_dropout = 0.3f;
+    CHECK_OK(ft_lora_attach(m, &c, 3, &err), err);
+    tiny_stir(m, 4, 0.2f);
+    plain = loss_of(m, &b);
+    for (uint64_t seed = 1; seed < 4; seed++) {
+        const ft_param *p = param(m, "layers.1.self_attn.v_proj.lora_B");
+        float old = p->value[4], g;
+        ft_model_zero_grad(m);
+        CHECK_OK(ft_model_step(m, &b, 1.0f, seed, &loss, &err), err);
+        g = p->grad[4];
+        CHECK_MSG(fabs(loss.sum / loss.n - plain) > 1e-3, "seed %d: no dropout happened", (int)seed);
+        for (int k = 0; k < 2; k++) {
+            p->value[4] = old + (k ? -0.01f : 0.01f);
+            CHECK_OK(ft_model_step(m, &b, 0.0f, seed, &loss, &err), err);
+            sum[k] = loss.sum;
+        }
+        p->value[4] = old;
+        CHECK_NEAR((sum[0] - sum[1]) / 0.02, g, 2e-3, 1e-2);
+    }
+    CHECK(loss_of(m, &b) == plain);
+    ft_model_free(m);
+    ft_batch_free(&b);
+    tiny_rows_free(&d);
+}
+
+/* Every allocation fails once: an error, nothing lost, and the model still works where it lives on. */
+static void test_no_memory(ft_backend *be)
+{
+    static const int lengths[2] = { 9, 6 };
+    const char *dir = "build/tmp/test_08_memory";
+    ft_dataset d = tiny_rows(lengths, 2, 37, 2);
+    ft_batch b = tiny_batch(&d, 0, 2, 0);
+    ft_config c = tiny_config(1, 0);
+    ft_lora_config l = tiny_lora("all-linear", 2);
+    ft_model *m = NULL;
+    ft_loss loss = { 0 };
+    c.num_hidden_layers = 1;
+    TEST_EVERY_FAILURE(ft_model_init(&m, &c, 1, be, NULL), ft_model_free(m));
+    CHECK_OK(ft_model_init(&m, &c, 1, be, &err), err);
+    TEST_EVERY_FAILURE(ft_model_save(m, dir, FTUNE_BF16, NULL), (void)0);
+    ft_model_free(m);
+    TEST_EVERY_FAILURE(ft_model_load(&m, dir, be, NULL), ft_model_free(m));
+    CHECK_OK(ft_model_load(&m, dir, be, &err), err);
+    CHECK_OK(ft_lora_attach(m, &l, 1, &err), err);
+    CHECK_OK(ft_lora_save(m, dir, &err), err);
+    ft_model_free(m);
+    for (int what = 0; what < 7; what++) {                 /* what keeps memory is freed with the model, so count that too */
+        int e = 1;
+        long before = test_alive, at = 1;
+        for (; e && at < 10000; at++) {
+            CHECK_OK(ft_model_load(&m, dir, be, &err), err);
+            if (what > 1) CHECK_OK(ft_lora_load(m, dir, &err), err);
+            test_calls = 0;
+            test_fail_at = at;
+            if (what == 0) e = ft_model_unfreeze(m, NULL);
+            if (what == 1) e = ft_lora_attach(m, &l, 1, NULL);
+            if (what == 2) e = ft_lora_load(m, dir, NULL);
+            if (what == 3) e = ft_lora_save(m, dir, NULL);
+            if (what == 4) e = ft_lora_merge(m, NULL);
+            if (what == 5) e = ft_model_step(m, &b, 1.0f, 1, &loss, NULL);
+            if (what == 6) e = ft_model_logits(m, &b, (float[15 * 37]){ 0 }, NULL);
+            test_fail_at = 0;
+            CHECK_MSG(e == FTUNE_OK || e == FTUNE_ERR_NO_MEMORY, "%d, allocation %ld: error %d", what, at, e);
+            CHECK_OK(ft_model_step(m, &b, 0.0f, 0, &loss, &err), err);
+            ft_model_free(m);
+        }
+        be->error.code = FTUNE_OK;
+        CHECK_MSG(!e && at > 2, "%d: %ld allocations, error %d", what, at, e);
+        CHECK_MSG(test_alive <= before + 16, "%d: %ld allocations are lost", what, test_alive - before);  /* the backend's scratch may stay */
+    }
+    ft_batch_free(&b);
+    tiny_rows_free(&d);
+}
+
 int main(void)
 {
     ft_backend *be = tiny_backend(2);
@@ -508,6 +593,8 @@ int main(void)
     test_files(be);
     test_adapter_files(be);
     test_bad_models(be);
+    test_dropout(be);
+    test_no_memory(be);
     test_plan();
     ft_backend_free(be);
     return test_end();

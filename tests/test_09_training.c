@@ -1,5 +1,6 @@
 /* test_09_training.c - schedule, accumulation, packing, ten golden steps, checkpoints to the bit, logs
  * Build: cc -O2 -march=native -fopenmp -I. tests/test_09_training.c -o build/test_09_training -lm */
+#include "test_alloc.h"
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -415,6 +416,55 @@ static void test_learns(ft_backend *be)
     tiny_rows_free(&d);
 }
 
+/* Every allocation of a run fails once. */
+static ft_status whole_run(ft_model *m, const ft_dataset *d, const char *resume)
+{
+    ft_train_options o = quick(2, 1, 2);
+    ft_trainer *t = NULL;
+    ft_status st;
+    o.packing_length = 20;
+    o.out_dir = "build/tmp/test_09_memory";
+    st = ft_trainer_new(&t, m, d, d, &o, NULL);
+    if (!st && resume) st = ft_trainer_resume(t, resume, NULL);
+    if (!st) st = ft_trainer_run(t, NULL);
+    ft_trainer_free(t);
+    return st;
+}
+
+static void test_no_memory(void)
+{
+    static const int lengths[3] = { 9, 4, 14 };
+    ft_dataset d = tiny_rows(lengths, 3, 37, 1);
+    ft_backend *be = tiny_backend(1);
+    ft_model *m = lora_model(be, 0.1f);
+    CHECK_INT(whole_run(m, &d, NULL), FTUNE_OK);           /* what the model and the backend keep is there now */
+    TEST_EVERY_FAILURE(whole_run(m, &d, NULL), (void)0);
+    TEST_EVERY_FAILURE(whole_run(m, &d, "build/tmp/test_09_memory"), (void)0);
+    ft_model_free(m);
+    ft_backend_free(be);
+    tiny_rows_free(&d);
+}
+
+/* After the first update of an epoch nothing is allocated any more. */
+static void test_no_allocation(ft_backend *be)
+{
+    static const int lengths[7] = { 9, 4, 14, 5, 18, 3, 7 };
+    ft_dataset d = tiny_rows(lengths, 7, 37, 1);
+    ft_model *m = lora_model(be, 0.2f);
+    ft_train_options o = quick(3, 2, 6);
+    ft_trainer *t = NULL;
+    ft_progress p;
+    CHECK_OK(ft_trainer_new(&t, m, &d, NULL, &o, &err), err);
+    for (int s = 0; s < 6; s++) {
+        CHECK_OK(ft_trainer_step(t, &p, &err), err);
+        if (s % 2) CHECK_MSG(test_calls == 0, "step %d: %ld allocations", s + 1, test_calls);
+        test_calls = 0;
+    }
+    ft_trainer_free(t);
+    ft_model_free(m);
+    tiny_rows_free(&d);
+}
+
 int main(void)
 {
     ft_backend *be = tiny_backend(2);
@@ -428,6 +478,8 @@ int main(void)
     test_refused(be);
     test_resume();
     test_log();
+    test_no_memory();
+    test_no_allocation(be);
     ft_backend_free(be);
     return test_end();
 }

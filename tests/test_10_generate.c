@@ -1,5 +1,6 @@
 /* test_10_generate.c - the cache against recomputing everything, batches against one by one, choosing an id
  * Build: cc -O2 -march=native -fopenmp -I. tests/test_10_generate.c -o build/test_10_generate -lm */
+#include "test_alloc.h"
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -95,7 +96,10 @@ static void test_stopping(ft_backend *be)
     CHECK_FAILS(ft_generate(m, prompt, 0, &o, out, 20, &n, &err), err, FTUNE_ERR_ARGUMENT, "prompt 0 is empty");
     stop[0] = 99; o.n_stop = 1;
     CHECK_FAILS(ft_generate(m, prompt, 5, &o, out, 20, &n, &err), err, FTUNE_ERR_ARGUMENT, "stop id 99");
-    o.n_stop = 0; o.temperature = -1.0f;
+    o.n_stop = 0;
+    CHECK_OK(ft_generate(m, prompt, 5, &o, out, 20, &n, &err), err);
+    TEST_EVERY_FAILURE(ft_generate(m, prompt, 5, &o, out, 20, &n, NULL), (void)0);
+    o.temperature = -1.0f;
     CHECK_FAILS(ft_generate(m, prompt, 5, &o, out, 20, &n, &err), err, FTUNE_ERR_ARGUMENT, "temperature -1");
     o.temperature = 0.0f;
     all[0] = 37;

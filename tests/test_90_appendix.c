@@ -35,17 +35,23 @@ static int parse_status(const char *text, size_t n)
 static void check_refused(const char *text, int code, const char *message)
 {
     int e = parse_status(text, strlen(text));
-    CHECK_MSG(e == code && strstr(err.message, message), "%s: expected %d \"%s\", found %d \"%s\"", text, code, message, e, err.message);
+    CHECK_MSG(e == code && strstr(err.message, message), "%s: expected %d \"%s\", found %d \"%s\"", text, code,
+            message, e, err.message);
 }
 
 static void test_json_grammar(void)
 {
-    static const char *const good[] = { "0", "-0", " [ ] ", "{}", "\"\"", "null", "[1,2.5,-3e2,1E+5,0.0e-1]", "{\"a\":{\"b\":[[],{}]}}",
+    static const char *const good[] = { "0", "-0", " [ ] ", "{}", "\"\"", "null", "[1,2.5,-3e2,1E+5,0.0e-1]",
+            "{\"a\":{\"b\":[[],{}]}}",
         "\"\\u0000\\ud83d\\ude00\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\xEF\xBB\xBF[true,false]", "\"\xF4\x8F\xBF\xBF\x7F\"" };
-    static const char *const bad[] = { "", " ", "[", "]", "{", "}", "[1,]", "[,1]", "[1 2]", "[1}", "{\"a\":1]", "{\"a\":1,}", "{,}", "{\"a\"}",
-        "{\"a\":}", "{a:1}", "{1:1}", "01", "-", "+1", "1.", ".5", "1e", "1e+", "0x10", "NaN", "Infinity", "nul", "nulll", "tru", "True",
-        "'a'", "\"", "\"\\\"", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"a\nb\"", "\"\x1f\"", "1 2", "[]]", "/* c */ 1", "[1,2,3", "\x00" };
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) CHECK_MSG(!parse_status(good[i], strlen(good[i])), "%s: %s", good[i], err.message);
+    static const char *const bad[] = { "", " ", "[", "]", "{", "}", "[1,]", "[,1]", "[1 2]", "[1}", "{\"a\":1]",
+            "{\"a\":1,}", "{,}", "{\"a\"}",
+        "{\"a\":}", "{a:1}", "{1:1}", "01", "-", "+1", "1.", ".5", "1e", "1e+", "0x10", "NaN", "Infinity", "nul",
+                "nulll", "tru", "True",
+        "'a'", "\"", "\"\\\"", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"a\nb\"", "\"\x1f\"", "1 2", "[]]",
+                "/* c */ 1", "[1,2,3", "\x00" };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) CHECK_MSG(!parse_status(good[i], strlen(good[i])),
+            "%s: %s", good[i], err.message);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         CHECK_MSG(parse_status(bad[i], strlen(bad[i])) == FTUNE_ERR_FORMAT, "%s: expected a refusal", bad[i]);
     check_refused("{\n \"a\": [1,\n  2 3]}", FTUNE_ERR_FORMAT, "x.json:3: expected ',' or ']', found '3'");
@@ -59,8 +65,10 @@ static void test_json_grammar(void)
 
 static void test_json_values(void)
 {
-    const char *text = "{\"a\\u0041\":[1,2.5,-3e2,{\"x\":1},[],null,true],\"s\":\"x\\ud83d\\ude00\\ud83dz\\udc00\\u0000\\n\",\n"
-                       "\"big\":1000000000000000019884624838656,\"neg\":-1e400,\"a\":1,\"a\":2,\"t\":\"plain\",\"k\\n\":\"plai\\u006e\"}";
+    const char *text = "{\"a\\u0041\":[1,2.5,-3e2,{\"x\":1},[],null,true],"
+            "\"s\":\"x\\ud83d\\ude00\\ud83dz\\udc00\\u0000\\n\",\n"
+                       "\"big\":1000000000000000019884624838656,\"neg\":-1e400,\"a\":1,\"a\":2,\"t\":\"plain\","
+                               "\"k\\n\":\"plai\\u006e\"}";
     static const char undone[] = "x\xF0\x9F\x98\x80\xEF\xBF\xBDz\xEF\xBF\xBD\0\n";
     fti_json j;
     fti_arena a = { NULL };
@@ -79,9 +87,12 @@ static void test_json_values(void)
     CHECK_INT(fti_json_int(&j, fti_json_get(&j, 0, "a"), 0), 2);             /* the last one counts */
     CHECK_INT(fti_json_int(&j, fti_json_get(&j, 0, "none"), 7), 7);
     CHECK_INT(fti_json_int(&j, fti_json_get(&j, 0, "t"), 7), 7);
-    CHECK(fti_json_equals(&j, fti_json_get(&j, 0, "t"), "plain") && fti_json_equals(&j, fti_json_get(&j, 0, "k\n"), "plain"));
-    CHECK(!fti_json_equals(&j, fti_json_get(&j, 0, "k\n"), "plainer") && !fti_json_equals(&j, fti_json_get(&j, 0, "k\n"), "plai"));
-    CHECK(!fti_json_equals(&j, fti_json_get(&j, 0, "s"), "x") && fti_json_get(&j, i, "x") == -1 && fti_json_get(&j, -1, "x") == -1);
+    CHECK(fti_json_equals(&j, fti_json_get(&j, 0, "t"), "plain") && fti_json_equals(&j, fti_json_get(&j, 0, "k\n"),
+            "plain"));
+    CHECK(!fti_json_equals(&j, fti_json_get(&j, 0, "k\n"), "plainer") && !fti_json_equals(&j, fti_json_get(&j, 0,
+            "k\n"), "plai"));
+    CHECK(!fti_json_equals(&j, fti_json_get(&j, 0, "s"), "x") && fti_json_get(&j, i, "x") == -1 && fti_json_get(&j,
+            -1, "x") == -1);
     CHECK_INT(fti_json_line(&j, fti_json_get(&j, 0, "big")), 2);
     t = fti_json_key(&j, i, &a);
     CHECK(t.n == 2 && memcmp(t.p, "aA", 2) == 0);
@@ -92,14 +103,18 @@ static void test_json_values(void)
 
 static void test_json_numbers(void)
 {
-    static const char *const number[] = { "0.1", "1e-6", "1E22", "1e23", "123456789012345678", "3.4028234663852886e38", "4.9e-324", "1e-400",
-        "2.2250738585072011e-308", "0.000001", "9007199254740993", "-7205759403792793200001e-5", "179769313486231570000e289", "100000000000000000000000",
+    static const char *const number[] = { "0.1", "1e-6", "1E22", "1e23", "123456789012345678",
+            "3.4028234663852886e38", "4.9e-324", "1e-400",
+        "2.2250738585072011e-308", "0.000001", "9007199254740993", "-7205759403792793200001e-5",
+                "179769313486231570000e289", "100000000000000000000000",
         "0.30000000000000004", "1.7976931348623159e308", "-3.4563584327697754", "8.41e21", "0000", "5e-1",
         "2.00000000000000000000000000000000000000000000000000000000000000000000000001" };
     for (size_t i = 0; i < sizeof number / sizeof *number; i++) {
         fti_json j;
-        if (fti_json_parse(&j, number[i], strlen(number[i]), "n", &err)) { CHECK(strcmp(number[i], "0000") == 0); continue; }
-        CHECK_MSG(fti_json_number(&j, 0, -1) == strtod(number[i], NULL), "%s: found %.17g", number[i], fti_json_number(&j, 0, -1));
+        if (fti_json_parse(&j, number[i], strlen(number[i]), "n", &err)) { CHECK(strcmp(number[i], "0000") == 0);
+                continue; }
+        CHECK_MSG(fti_json_number(&j, 0, -1) == strtod(number[i], NULL), "%s: found %.17g", number[i],
+                fti_json_number(&j, 0, -1));
         fti_json_free(&j);
     }
     for (int digits = 9; digits <= 17; digits += 8) {
@@ -127,7 +142,8 @@ static void test_json_numbers(void)
     }
     {
         static const double x[] = { 1e-6f, 0.02f, 16, 1e6, 0, -0.5, 1e15, 1e16, 5e5, 12345.5, 1e-5 };
-        static const char *const s[] = { "1e-06", "0.02", "16.0", "1000000.0", "0.0", "-0.5", "1000000000000000.0", "1e+16", "500000.0", "12345.5", "1e-05" };
+        static const char *const s[] = { "1e-06", "0.02", "16.0", "1000000.0", "0.0", "-0.5", "1000000000000000.0",
+                "1e+16", "500000.0", "12345.5", "1e-05" };
         for (int i = 0; i < 11; i++) {
             fti_buf b = { NULL, 0, 0, 0 };
             fti_buf_number(&b, x[i], i < 2 ? 9 : 17);
@@ -140,9 +156,12 @@ static void test_json_numbers(void)
 /* Every beginning and every changed byte of a text with everything in it: refused or read, never a crash. */
 static void test_json_mutations(void)
 {
-    static const char text[] = "\xEF\xBB\xBF{\"model\":{\"a\\u00e9\\n\":[0,-1.5e-3,{}, []],\"\xC3\xA9\xF0\x9F\x98\x80\":\"\\ud83d\\ude00\xE2\x82\xAC\"},\n"
-                               "\t\"t\":true,\"f\":false,\"n\":null,\"long string of plain text\":\"0123456789abcdefghijkl\"}\n";
-    static const unsigned char other[] = { 0, '"', '\\', '{', '}', '[', ']', ',', ':', '0', 'e', '-', 'u', 0x80, 0xC3, 0xED, 0xF4, 0xFF, ' ', 'd' };
+    static const char text[] = "\xEF\xBB\xBF{\"model\":{\"a\\u00e9\\n\":[0,-1.5e-3,{}, []],"
+            "\"\xC3\xA9\xF0\x9F\x98\x80\":\"\\ud83d\\ude00\xE2\x82\xAC\"},\n"
+                               "\t\"t\":true,\"f\":false,\"n\":null,\"long string of plain "
+                                       "text\":\"0123456789abcdefghijkl\"}\n";
+    static const unsigned char other[] = { 0, '"', '\\', '{', '}', '[', ']', ',', ':', '0', 'e', '-', 'u', 0x80,
+            0xC3, 0xED, 0xF4, 0xFF, ' ', 'd' };
     size_t n = sizeof text - 1;
     char copy[sizeof text];
     CHECK_OK(parse_status(text, n), err);
@@ -174,10 +193,12 @@ static void test_json_hostile(void)
     memset(text, ' ', n);                             /* the depth limit is exact */
     for (int depth = 255; depth <= 257; depth++) {
         for (int i = 0; i < depth; i++) { text[i] = '['; text[2 * depth - 1 - i] = ']'; }
-        CHECK_INT(fti_json_parse(&j, text, 2 * (size_t)depth, "deep", &err), depth > FTI_JSON_DEPTH ? FTUNE_ERR_UNSUPPORTED : FTUNE_OK);
+        CHECK_INT(fti_json_parse(&j, text, 2 * (size_t)depth, "deep", &err),
+                depth > FTI_JSON_DEPTH ? FTUNE_ERR_UNSUPPORTED : FTUNE_OK);
         fti_json_free(&j);
     }
-    for (size_t i = 0; i + 1 < 400000; i += 2) memcpy(text + i, "1,", 2);        /* more values than 4 n + 1 MiB can hold */
+    for (size_t i = 0; i + 1 < 400000; i += 2) memcpy(text + i, "1,", 2);
+                   /* more values than 4 n + 1 MiB can hold */
     text[0] = '[';
     text[399999] = ']';
     text[399998] = text[1] = '1';
@@ -197,7 +218,8 @@ static void test_json_real(void)
     CHECK_OK(fti_file_open(&f, path, &err), err);
     start = fti_now();
     CHECK_OK(fti_json_parse(&j, f.data, f.size, path, &err), err);
-    printf("tokenizer.json, %.1f MB: %.0f ms, %d values, %.1f MB\n", (double)f.size / 1e6, 1e3 * (fti_now() - start), j.n_nodes,
+    printf("tokenizer.json, %.1f MB: %.0f ms, %d values, %.1f MB\n", (double)f.size / 1e6, 1e3 * (fti_now() - start),
+            j.n_nodes,
            (double)j.n_nodes * sizeof *j.node / 1e6);
     CHECK_INT(j.node[fti_json_get(&j, fti_json_get(&j, 0, "model"), "vocab")].count, 151643);
     fti_json_free(&j);
@@ -217,11 +239,13 @@ static void test_text(void)
         n = fti_utf8_encode(c, out);
         memcpy(all, out, 4);
         if (fti_utf8_decode(out, out + n, &cp) != n || cp != c) CHECK_MSG(0, "U+%04X does not come back", (unsigned)c);
-        for (int k = 1; k < n; k++) if (fti_utf8_decode(all, all + k, &cp)) CHECK_MSG(0, "U+%04X cut to %d bytes is read", (unsigned)c, k);
+        for (int k = 1; k < n; k++) if (fti_utf8_decode(all, all + k, &cp)) CHECK_MSG(0,
+                "U+%04X cut to %d bytes is read", (unsigned)c, k);
     }
     CHECK(fti_utf8_decode("\xC0\x80", "\xC0\x80" + 2, &cp) == 0);
     CHECK(fti_utf8_valid("abcdefghijk\xE2\x82\xACxyz\xE2\x82", 19) == 17);
-    CHECK(fti_utf8_valid("\xF4\x90\x80\x80", 4) == 0 && fti_utf8_valid("\xED\xBF\xBF", 3) == 0 && fti_utf8_valid(NULL, 0) == 0);
+    CHECK(fti_utf8_valid("\xF4\x90\x80\x80", 4) == 0 && fti_utf8_valid("\xED\xBF\xBF", 3) == 0
+            && fti_utf8_valid(NULL, 0) == 0);
     fti_buf_json(&b, "a\"\\\b\f\n\r\t\x01\x1f/\x7f\xC3\xA9\0z", 16);
     CHECK_STR(b.p, "\"a\\\"\\\\\\b\\f\\n\\r\\t\\u0001\\u001f/\x7f\xC3\xA9\\u0000z\"");
     for (int i = 0; i < 100; i++) fti_buf_fmt(&b, "%d%s", i, "-------------------------------------------------");
@@ -237,7 +261,8 @@ static void test_text(void)
         for (size_t i = 0; i < sizeof longer; i++) longer[i] = "\xE2\x82\xAC"[i % 3];
         longer[798] = 0;
         fti_fail(&err, FTUNE_ERR_IO, "%.*s%s", pad, "xxxx", longer);
-        CHECK(fti_utf8_valid(err.message, strlen(err.message)) == strlen(err.message) && strlen(err.message) > 495 && !strchr(err.message, '?'));
+        CHECK(fti_utf8_valid(err.message, strlen(err.message)) == strlen(err.message) && strlen(err.message) > 495
+                && !strchr(err.message, '?'));
     }
 }
 
@@ -266,7 +291,8 @@ static int maps(void)
         if (!fti_map_put(&m, key[i], strlen(key[i]), i)) e = FTUNE_ERR_NO_MEMORY;
     }
     if (!e && (!fti_map_put(&m, key[5], strlen(key[5]), 99) || !fti_map_put(&m, "", 0, 77))) e = FTUNE_ERR_NO_MEMORY;
-    for (int i = 0; i < 3000 && !e; i++) if (fti_map_get(&m, key[i], strlen(key[i])) != (i == 5 ? 99 : i)) CHECK_MSG(0, "key %s is lost", key[i]);
+    for (int i = 0; i < 3000 && !e; i++) if (fti_map_get(&m, key[i], strlen(key[i])) != (i == 5 ? 99 : i))
+            CHECK_MSG(0, "key %s is lost", key[i]);
     if (!e) CHECK(fti_map_get(&m, "nothing", 7) == -1 && fti_map_get(&m, "", 0) == 77 && m.n == 3001);
     fti_map_free(&m);
     return e;
@@ -284,7 +310,8 @@ static int arenas(void)
         for (int k = 0; k < i * i * 37; k++) if (p[i][k]) CHECK_MSG(0, "block %d is not zero", i);
         memset(p[i], i, (size_t)i * i * 37);
     }
-    for (int i = 1; i < 40 && !e; i++) if (p[i][0] != i || p[i][i * i * 37 - 1] != i) CHECK_MSG(0, "block %d was overwritten", i);
+    for (int i = 1; i < 40 && !e; i++) if (p[i][0] != i || p[i][i * i * 37 - 1] != i) CHECK_MSG(0,
+            "block %d was overwritten", i);
     CHECK(fti_arena_alloc(&a, SIZE_MAX - 3) == NULL);
     fti_arena_free(&a);
     return e;
@@ -306,7 +333,8 @@ static int buffers(void)
 {
     fti_buf b = { NULL, 0, 0, 0 };
     int e;
-    for (int i = 0; i < 100; i++) { fti_buf_json(&b, "some \"text\"", 11); fti_buf_fmt(&b, "%d", i); fti_buf_number(&b, i, 9); }
+    for (int i = 0; i < 100; i++) { fti_buf_json(&b, "some \"text\"", 11); fti_buf_fmt(&b, "%d", i);
+            fti_buf_number(&b, i, 9); }
     e = b.failed ? FTUNE_ERR_NO_MEMORY : 0;
     fti_buf_free(&b);
     return e;
@@ -339,7 +367,8 @@ static void test_files(void)
     CHECK(fti_is_directory(path) && !fti_file_exists(path));
     CHECK_FAILS(fti_file_open(&f, path, &err), err, FTUNE_ERR_IO, "found a directory");
     fti_file_close(&f);
-    CHECK_FAILS(fti_file_open(&f, "build/tmp/appendix/none", &err), err, FTUNE_ERR_IO, "build/tmp/appendix/none: cannot open");
+    CHECK_FAILS(fti_file_open(&f, "build/tmp/appendix/none", &err), err, FTUNE_ERR_IO,
+            "build/tmp/appendix/none: cannot open");
     CHECK_STR(fti_path_join(&a, "a/b", "c"), "a/b/c");
     CHECK_STR(fti_path_join(&a, "a/b/", "c"), "a/b/c");
     CHECK_STR(fti_path_join(&a, "", "c"), "c");
@@ -403,7 +432,8 @@ static void test_halves(void)
     ft_rng r;
     for (uint32_t h = 0; h < 65536; h++) {
         float f = fti_f16_to_f32((uint16_t)h), b = fti_bf16_to_f32((uint16_t)h);
-        double exact = ldexp((h & 0x7c00) ? 1024 + (h & 1023) : (h & 1023), (h & 0x7c00) ? (int)(h >> 10 & 31) - 25 : -24);
+        double exact = ldexp((h & 0x7c00) ? 1024 + (h & 1023) : (h & 1023),
+                (h & 0x7c00) ? (int)(h >> 10 & 31) - 25 : -24);
         if ((h & 0x7c00) != 0x7c00 && fabs(f) != exact) wrong++;
         if ((h & 0x7c00) == 0x7c00 && (h & 1023 ? f == f : !isinf(f))) wrong++;
         if (fti_f32_to_f16(f) != h && f == f) wrong++;
@@ -450,7 +480,8 @@ static void test_hashes(void)
 
 static void test_random(void)
 {
-    static const uint64_t first[] = { UINT64_C(1546998764402558742), UINT64_C(6990951692964543102) };    /* rand_xoshiro, seed_from_u64(42) */
+    static const uint64_t first[] = { UINT64_C(1546998764402558742), UINT64_C(6990951692964543102) };
+               /* rand_xoshiro, seed_from_u64(42) */
     ft_rng r;
     double sum = 0, squares = 0, cubes = 0;
     int seen[7] = { 0 };
@@ -462,7 +493,8 @@ static void test_random(void)
     CHECK_NEAR(cubes / 1e5, 0, 0.05, 0);
     for (int i = 0; i < 70000; i++) seen[ft_rng_below(&r, 7)]++;
     for (int i = 0; i < 7; i++) CHECK_MSG(abs(seen[i] - 10000) < 400, "%d drawn %d times of 70000", i, seen[i]);
-    for (int i = 0; i < 10000; i++) { float u = ft_rng_uniform(&r); if (!(u >= 0 && u < 1)) CHECK_MSG(0, "found %g", u); }
+    for (int i = 0; i < 10000; i++) { float u = ft_rng_uniform(&r); if (!(u >= 0 && u < 1)) CHECK_MSG(0, "found %g",
+            u); }
     CHECK(ft_rng_below(&r, 1) == 0 && ft_rng_below(&r, UINT64_MAX) < UINT64_MAX);
 }
 

@@ -1,8 +1,8 @@
 /* test_alloc.h - an allocator that counts and, when told, fails. Include it before ftune.h.
  *
- * TEST_EVERY_FAILURE(call, undo): runs call with the 1st, 2nd, 3rd ... allocation failing until it succeeds. Each failed
- * run must return FTUNE_ERR_NO_MEMORY and leave nothing allocated; the run that succeeds is undone, and then nothing may
- * be left either. */
+ * TEST_EVERY_FAILURE(call, undo): runs call with the 1st, 2nd, 3rd ... allocation failing until it succeeds. Each
+ * failed run must return FTUNE_ERR_NO_MEMORY and leave nothing allocated; the run that succeeds is undone, and then
+ * nothing may be left either. */
 #ifndef TEST_ALLOC_H
 #define TEST_ALLOC_H
 #ifndef _POSIX_C_SOURCE
@@ -48,8 +48,10 @@ static void test_free(void *p)
             e_ = (int)(call); \
             test_fail_at = 0; \
             if (!e_) { undo; } \
-            CHECK_MSG(!e_ || e_ == FTUNE_ERR_NO_MEMORY, "%s: allocation %ld fails: expected FTUNE_ERR_NO_MEMORY, found %d", #call, at_, e_); \
-            CHECK_MSG(test_alive == before_, "%s: allocation %ld fails: %ld blocks left", #call, at_, test_alive - before_); \
+            CHECK_MSG(!e_ || e_ == FTUNE_ERR_NO_MEMORY, "%s: allocation %ld fails: expected %d, found %d", \
+                      #call, at_, (int)FTUNE_ERR_NO_MEMORY, e_); \
+            CHECK_MSG(test_alive == before_, "%s: allocation %ld fails: %ld blocks left", \
+                      #call, at_, test_alive - before_); \
         } \
         CHECK_MSG(!e_, "%s: expected it to succeed at last, found %d", #call, e_); \
     } while (0)

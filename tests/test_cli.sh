@@ -127,14 +127,14 @@ given 'Who\nHi\n'; run chat --model "$dir/full";   is "chat" 'Me
 Hello you' "$out"
 printf '{"query":"Hi","response":"Bye"}\n{"query":"Who","response":"You"}\nbroken\n' >"$dir/more.jsonl"
 given ''
-run sft --model "$dir/full" --data "$dir/more.jsonl" --eval "$dir/data.jsonl" --out "$dir/lora" --steps 60 --batch 2 --lr 0.03 \
-    --target-modules all-linear --save-every 30 --threads 2
+run sft --model "$dir/full" --data "$dir/more.jsonl" --eval "$dir/data.jsonl" --out "$dir/lora" --steps 120 --batch 2 --lr 0.01 \
+    --target-modules all-linear --save-every 60 --threads 2
 is "sft: a refused row" 1 $rc;  is "sft: its line" 1 "$(grep -c "^$dir/more.jsonl:3: " "$dir/err")"
 for f in adapter_config.json adapter_model.safetensors ftune.json log.jsonl loss.svg; do
     [ -s "$dir/lora/$f" ] && ok || wrong "sft" "$f" "none"
 done
 run generate --model "$dir/full" --adapter "$dir/lora" --prompt Hi;               is "generate: adapter" "Bye" "$out"
-run generate --model "$dir/full" --adapter "$dir/lora/checkpoint-60" --prompt Hi; is "generate: checkpoint" "Bye" "$out"
+run generate --model "$dir/full" --adapter "$dir/lora/checkpoint-120" --prompt Hi; is "generate: checkpoint" "Bye" "$out"
 run merge --model "$dir/full" --adapter "$dir/lora" --out "$dir/merged";          is "merge" 0 $rc
 run generate --model "$dir/merged" --prompt Hi;                                   is "generate: merged" "Bye" "$out"
 head -n 2 "$dir/more.jsonl" >"$dir/good.jsonl"

@@ -4,8 +4,8 @@
  * Run:    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_WAIT_POLICY=passive build/bench_matmul [threads]
  *
  * Every shape is checked against sgemm before it is timed. A line shows GFLOP/s of the median of 9 rounds (more when a
- * round is short) for sgemm and for ft_matmul, and their ratio in the same rounds; "packed" is the linear op with frozen
- * weights, packed once by prepare_linear: what a LoRA run uses for y = x W^T. */
+ * round is short) for sgemm and for ft_matmul, and their ratio in the same rounds; "packed" is the linear op with
+ * frozen weights, packed once by prepare_linear: what a LoRA run uses for y = x W^T. */
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include <cblas.h>
@@ -60,7 +60,8 @@ static double bench(ft_backend *be, const shape *s, ft_rng *rng)
     for (int r = -1; r < ROUNDS; r++) {                     /* round -1 warms up and is checked */
         double t0 = fti_now(), t1, t2, t3;
         for (int i = 0; i < repeat; i++)
-            cblas_sgemm(CblasRowMajor, s->tA ? CblasTrans : CblasNoTrans, s->tB ? CblasTrans : CblasNoTrans, M, N, K, 1.0f, A,
+            cblas_sgemm(CblasRowMajor, s->tA ? CblasTrans : CblasNoTrans, s->tB ? CblasTrans : CblasNoTrans, M, N, K,
+                        1.0f, A,
                         lda, B, ldb, 0.0f, D, N);
         t1 = fti_now();
         for (int i = 0; i < repeat; i++)
@@ -112,9 +113,11 @@ int main(int argc, char **argv)
     ft_rng_seed(&rng, 1);
     if (ft_backend_cpu(&be, threads, &err)) fail(&err);
     openblas_set_num_threads(be->threads);
-    printf("%s %s\n%s, core %s, %d thread%s; compiler %s; %d lanes\n", argv[0], threads ? argv[1] : "", openblas_get_config(),
+    printf("%s %s\n%s, core %s, %d thread%s; compiler %s; %d lanes\n", argv[0], threads ? argv[1] : "",
+           openblas_get_config(),
            openblas_get_corename(), be->threads, be->threads > 1 ? "s" : "", __VERSION__, (int)FTI_LANES);
-    printf("%-26s %5s %6s %5s  %2s %9s %9s   %5s %9s   %5s\n", "", "M", "N", "K", "", "sgemm", "ftune", "ratio", "packed", "ratio");
+    printf("%-26s %5s %6s %5s  %2s %9s %9s   %5s %9s   %5s\n", "", "M", "N", "K", "", "sgemm", "ftune", "ratio",
+           "packed", "ratio");
     for (int i = 0; i < n; i++) {
         double ratio = bench(be, &shapes[i], &rng);
         if (i < 8 && ratio < worst) worst = ratio;

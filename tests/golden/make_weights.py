@@ -38,7 +38,8 @@ data = numbers((3,), torch.uint8).numpy().tobytes() + numbers((2,), torch.float3
 open(HERE + "/unaligned.safetensors", "wb").write(struct.pack("<Q", len(head)) + head + data)
 
 names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-shards = [{"a": numbers((2, 2), torch.float32), "b": numbers((3,), torch.bfloat16)}, {"c": numbers((4,), torch.float16)}]
+shards = [{"a": numbers((2, 2), torch.float32), "b": numbers((3,), torch.bfloat16)},
+          {"c": numbers((4,), torch.float16)}]
 index = {"metadata": {"total_size": 30}, "weight_map": {k: n for n, s in zip(names, shards) for k in s}}   # 16 + 6 + 8
 for n, s in zip(names, shards):
     save_file(s, HERE + "/sharded/" + n, metadata={"format": "pt"})

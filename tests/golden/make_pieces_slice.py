@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Cut tests/golden/pieces_slice.json out of swift/golden_pieces.json: a few templates, all their recorded scenarios.
 
-usage: python3 tests/make_pieces_slice.py ../shared/swift/golden_pieces.json > tests/golden/pieces_slice.json
+usage: python3 tests/golden/make_pieces_slice.py ../shared/swift/golden_pieces.json > tests/golden/pieces_slice.json
 The expected values were recorded by running ms-swift v2.0.5 itself with the byte tokenizer; see "about" in the file.
 """
 import json

@@ -1,0 +1,142 @@
+/* golden_rows.h - {"text": .., "ids": [..]} rows against a tokenizer; for the tokenizer tests, after ftune.h and test.h */
+#ifndef GOLDEN_ROWS_H
+#define GOLDEN_ROWS_H
+
+/* ids of text; the caller frees. */
+static int32_t *golden_encode(const ft_tokenizer *tok, ft_text text, ft_special special, size_t *n, ft_error *err)
+{
+    int32_t *ids = NULL;
+    *n = 0;
+    if (ft_tokenizer_encode(tok, text.p, text.n, special, NULL, 0, n, err)) return NULL;
+    ids = (int32_t *)malloc((*n + 1) * sizeof *ids);
+    if (ids && ft_tokenizer_encode(tok, text.p, text.n, special, ids, *n, n, err)) { free(ids); return NULL; }
+    return ids;
+}
+
+/* One row of JSON; where: for messages. */
+static void golden_row(const ft_tokenizer *tok, const fti_json *row, ft_special special, const char *where, int line)
+{
+    fti_arena a = { NULL };
+    ft_error err = { FTUNE_OK, "" };
+    ft_text text = fti_json_text(row, fti_json_get(row, 0, "text"), &a);
+    ft_text decoded = fti_json_text(row, fti_json_get(row, 0, "decoded"), &a);
+    int node = fti_json_child(row, fti_json_get(row, 0, "ids"));
+    size_t n, k = 0, m = 0;
+    int32_t *ids = golden_encode(tok, text, special, &n, &err);
+    ft_span *span = (ft_span *)malloc((n + 1) * sizeof *span);
+    int same = ids != NULL;
+    for (; node >= 0; node = fti_json_next(row, node), k++)
+        if (same && (k >= n || ids[k] != fti_json_int(row, node, -2))) {
+            same = 0;
+            CHECK_MSG(0, "%s: row %d: \"%.*s\": ids[%d]: expected %ld, found %ld", where, line, text.n < 90 ? (int)text.n : 90, text.p, (int)k,
+                      (long)fti_json_int(row, node, -2), k < n ? (long)ids[k] : -1L);
+        }
+    CHECK_MSG(ids && k == n, "%s: row %d: expected %d ids, found %d %s", where, line, (int)k, (int)n, err.message);
+    if (ids && decoded.p) {
+        char *back = (char *)malloc(8 * text.n + 1000);
+        CHECK_OK(ft_tokenizer_decode(tok, ids, n, 0, back, 8 * text.n + 1000, &m, &err), err);
+        CHECK_MSG(m == decoded.n && !memcmp(back, decoded.p, m), "%s: row %d: decode: expected \"%.*s\", found \"%.*s\"", where, line,
+                  (int)decoded.n, decoded.p, (int)m, back);
+        free(back);
+    }
+    if (ids && span && !ft_tokenizer_encode_spans(tok, text.p, text.n, special, NULL, 0, ids, span, n, &m, &err)) {
+        int ok = 1;
+        for (k = 0; k < n; k++) ok &= span[k].begin <= span[k].end && span[k].end <= text.n && (!k || span[k - 1].begin <= span[k].begin);
+        CHECK_MSG(ok, "%s: row %d: expected spans that rise inside the text", where, line);
+    }
+    free(ids);
+    free(span);
+    fti_arena_free(&a);
+}
+
+/* Every row of a .jsonl file (split at byte 0x0A alone). model: only rows with this "model", or NULL. */
+static void golden_file(const ft_tokenizer *tok, const char *path, ft_special special, const char *model)
+{
+    size_t n = 0;
+    char *data = test_read(path, &n), *p = data, *end = data + n;
+    ft_error err;
+    int line = 1, used = 0;
+    CHECK_MSG(data != NULL, "%s: expected a file", path);
+    for (; data && p < end; line++) {
+        char *stop = (char *)memchr(p, '\n', (size_t)(end - p));
+        fti_json row = { 0 };
+        if (!stop) stop = end;
+        if (fti_json_parse(&row, p, (size_t)(stop - p), path, &err)) CHECK_MSG(0, "%s", err.message);
+        else if (!model || fti_json_equals(&row, fti_json_get(&row, 0, "model"), model)) { golden_row(tok, &row, special, path, line); used++; }
+        fti_json_free(&row);
+        p = stop + 1;
+    }
+    CHECK_MSG(used > 0, "%s: expected rows", path);
+    free(data);
+}
+
+/* llama.cpp's pair: texts that end with a line of their own, and a line of ids for each. */
+static void golden_llama_cpp(const ft_tokenizer *tok, const char *in_path, const char *out_path)
+{
+    static const char mark[] = "\n__ggml_vocab_test__\n";
+    size_t n_in = 0, n_out = 0, n;
+    char *in = test_read(in_path, &n_in), *out = test_read(out_path, &n_out), *p = in, *q = out, *stop;
+    int row = 0;
+    for (; in && out && (stop = strstr(p, mark)) != NULL; p = stop + sizeof mark - 1, row++) {
+        ft_text text = { p, (size_t)(stop - p) };
+        ft_error err = { FTUNE_OK, "" };
+        int32_t *ids = golden_encode(tok, text, FTUNE_SPECIAL_PARSE, &n, &err);
+        char *line_end = strchr(q, '\n');
+        size_t k = 0;
+        int same = ids != NULL;
+        if (line_end) *line_end = 0;
+        for (char *next; ; q = next, k++) {
+            long id = strtol(q, &next, 10);
+            if (next == q) break;
+            same = same && k < n && ids[k] == id;
+        }
+        CHECK_MSG(same && k == n, "%s: text %d: expected the ids of %s (%d of them), found %d", in_path, row, out_path, (int)k, (int)n);
+        q = line_end ? line_end + 1 : q;
+        free(ids);
+    }
+    CHECK_INT(row, 46);
+    free(in);
+    free(out);
+}
+
+/* Load bytes as a file and use what loads: nothing may crash, hang or leak; whether it is refused is the file's affair. */
+static int hostile_load(const char *path, const void *data, size_t n)
+{
+    static const char text[] = "The caf\xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E <s> 42 \xF0\x9F\x98\x80  aaaa ---- \xEF\xAC\x81 e\xCC\x81";
+    ft_tokenizer *tok = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    int32_t ids[4096];
+    char back[65536];
+    size_t k, m;
+    int loaded;
+    if (!test_write(path, data, n)) return 0;
+    loaded = !ft_tokenizer_load(&tok, path, NULL, &err);
+    if (loaded && !ft_tokenizer_encode(tok, text, sizeof text - 1, FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL, ids, 4096, &k, &err))
+        ft_tokenizer_decode(tok, ids, k, 0, back, sizeof back, &m, &err);
+    CHECK_MSG(loaded || (err.code && err.message[0]), "%s: expected a tokenizer or an error with a message", path);
+    test_passed -= 1;                                       /* counted by the caller */
+    ft_tokenizer_free(tok);
+    return loaded;
+}
+
+/* Every prefix, and every byte changed in three ways; at most about `cases` of each. */
+static void hostile_file(const char *path, const char *scratch, size_t cases)
+{
+    size_t n = 0, step;
+    char *data = test_read(path, &n);
+    int failed = test_failed;
+    CHECK_MSG(data != NULL, "%s: expected a file", path);
+    if (!data) return;
+    step = n / cases + 1;
+    for (size_t i = 0; i < n; i += step) hostile_load(scratch, data, i);
+    for (size_t i = 0; i < n; i += step) {
+        static const unsigned char change[3] = { 0xFF, 0x80, 0x01 };
+        char was = data[i];
+        data[i] = (char)(was ^ change[i / step % 3]);
+        hostile_load(scratch, data, n);
+        data[i] = was;
+    }
+    CHECK_MSG(test_failed == failed, "%s: every prefix and mutation", path);
+    free(data);
+}
+#endif
