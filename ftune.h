@@ -534,7 +534,7 @@ struct ft_backend {
                          const int32_t *targets, const float *weight, float dloss, const ft_linear *head, int M);
     /* p -= AdamW(g); m, v moments. All [n], f32. */
     void   (*adamw)(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o);
-    double (*sum_squares)(ft_backend *be, const float *x, size_t n);                   /* fixed order, always these bits */
+    double (*sum_squares)(ft_backend *be, const float *x, size_t n);               /* fixed order, always these bits */
     void   (*scale)(ft_backend *be, float *x, float s, size_t n);
 };
 
@@ -669,10 +669,12 @@ typedef struct ft_progress {            /* after one update */
 FTUNE_API ft_status ft_trainer_new(ft_trainer **out, ft_model *m, const ft_dataset *train, const ft_dataset *eval,
                                    const ft_train_options *o, ft_error *err);
 FTUNE_API void      ft_trainer_free(ft_trainer *t);
+/* FTUNE_ERR_NOT_FINITE when loss or gradient is NaN or infinite; the weights are then as they were. */
 FTUNE_API ft_status ft_trainer_step(ft_trainer *t, ft_progress *p, ft_error *err);  /* one update */
 FTUNE_API int       ft_trainer_done(const ft_trainer *t);
 FTUNE_API ft_status ft_trainer_run(ft_trainer *t, ft_error *err);                   /* steps until done; logs, checkpoints, curve */
 FTUNE_API ft_status ft_trainer_save(ft_trainer *t, const char *dir, ft_error *err); /* a checkpoint: adapter + optimizer + state */
+/* Refused, by name: another data set, base model or option than the checkpoint's. Goes on bit for bit. */
 FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *err); /* dir: a checkpoint, or a run directory: its newest */
 typedef struct ft_evaluation { double loss, perplexity, accuracy; int64_t targets; } ft_evaluation;
 FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_evaluation *e, ft_error *err);
@@ -695,10 +697,11 @@ FTUNE_API ft_generate_options ft_generate_options_default(void);
 FTUNE_API ft_status ft_generate(ft_model *m, const int32_t *ids, int n, const ft_generate_options *o,
                                 int32_t *out, int cap, int *n_out, ft_error *err);
 /* The same for many prompts at once, greedy or sampled; used to score a held-out set quickly. prompt p's answer is
- * at out + p*cap, its length n_out[p]. */
+ * at out + p*cap, its length n_out[p]. Prompt p draws with seed + p. */
 FTUNE_API ft_status ft_generate_batch(ft_model *m, const int32_t *const *ids, const int *n, int n_prompts,
                                       const ft_generate_options *o, int32_t *out, int cap, int *n_out, ft_error *err);
-/* Prompt text in, answer text out, through a template: the shortest way to hear a model. out is 0-terminated. */
+/* Prompt text in, answer text out, through a template: the shortest way to hear a model. out is 0-terminated.
+ * o->stop_ids NULL: stops at the end tokens of the model, of the tokenizer and of the template. */
 FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const ft_message *messages,
                               int n_messages, const ft_generate_options *o, char *out, size_t cap, ft_error *err);
 
@@ -719,7 +722,6 @@ FTUNE_API int          ft_json_count(const ft_json *j, int node);               
 FTUNE_API double       ft_json_number(const ft_json *j, int node, double otherwise);
 FTUNE_API ft_text      ft_json_text(ft_json *j, int node);     /* 0-terminated, owned by j; p NULL: not a string */
 FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as it is written */
-FTUNE_API int          ft_json_line(const ft_json *j, int node);                    /* 1-based, for messages */
 
 #ifdef __cplusplus
 }
@@ -1426,6 +1428,8 @@ typedef struct fti_bpe {
     int       whole;                       /* a piece that is a token becomes it, whatever the merges say */
     uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
     int32_t  *id;                          /* [n_symbols] id; -1: none */
+    uint32_t *of_char;                     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
+    uint64_t *crossing;                    /* [1024] bit (last byte << 8 | first byte): see fti_bpe_chars */
 } fti_bpe;
 
 FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t key)
@@ -1460,24 +1464,72 @@ static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
 
 FTI_INLINE uint32_t fti_joined(const fti_bpe *b, uint32_t merge) { return b->join ? b->join[merge] : 256 + merge; }
 
-/* Join sym[n] (bytes at first) in place; returns how many are left. merge[n] is scratch. */
-static size_t fti_merge_short(const fti_bpe *b, uint32_t *sym, uint32_t *merge, size_t n)
+/* The merge of any two neighbours. */
+FTI_INLINE uint32_t fti_merge_of(const fti_bpe *b, uint32_t left, uint32_t right)
 {
-    size_t i;
-    for (i = 0; i + 1 < n; i++) merge[i] = b->byte_pair[sym[i] << 8 | sym[i + 1]];
-    while (n > 1) {
-        uint32_t least = FTI_NONE;
-        for (i = 0; i + 1 < n; i++) least = merge[i] < least ? merge[i] : least;
-        if (least == FTI_NONE) break;
-        for (i = 0; merge[i] != least; i++) ;
-        sym[i] = fti_joined(b, least);
-        n--;
-        memmove(sym + i + 1, sym + i + 2, (n - i - 1) * sizeof *sym);
-        memmove(merge + i, merge + i + 1, (n - i - 1) * sizeof *merge);
-        if (i + 1 < n) merge[i] = fti_pair_find(b, sym[i], sym[i + 1]);
-        if (i) merge[i - 1] = fti_pair_find(b, sym[i - 1], sym[i]);
+    return (left | right) < 256 ? b->byte_pair[left << 8 | right] : fti_pair_find(b, left, right);
+}
+
+/* The symbols of a piece to begin with: bytes, or whole characters where fti_bpe_chars found that to be the same. */
+static size_t fti_bpe_start(const fti_bpe *b, const char *p, size_t n, uint32_t *sym)
+{
+    const uint8_t *s = (const uint8_t *)p;
+    size_t i, k = 0, len, j;
+    uint32_t before = 0, behind;
+    if (!b->of_char) {
+        for (i = 0; i < n; i++) sym[i] = s[i];
+        return n;
     }
-    return n;
+    for (i = 0; i < n; i += len, before = behind) {
+        uint32_t whole = FTI_NONE;
+        len = s[i] < 0x80 ? 1 : s[i] < 0xE0 ? 2 : s[i] < 0xF0 ? 3 : 4;
+        behind = i + len < n ? (uint32_t)s[i + len - 1] << 8 | s[i + len] : 0;
+        behind = (uint32_t)(b->crossing[behind >> 6] >> (behind & 63)) & 1;
+        if (!(before | behind) && (len == 2 || len == 3))
+            whole = b->of_char[len == 2 ? (s[i] & 31u) << 6 | (s[i + 1] & 63u) : (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u)];
+        if (whole != FTI_NONE) sym[k++] = whole;
+        else for (j = 0; j < len; j++) sym[k++] = s[i + j];
+    }
+    return k;
+}
+
+/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. The key of a place is
+ * the merge it waits for and the place itself, so the least key is the earliest merge, leftmost. */
+static size_t fti_merge_short(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
+{
+    uint32_t key[FTI_SHORT + 8], least, i, k, merge;
+    uint16_t next[FTI_SHORT + 1], last[FTI_SHORT + 1];
+    size_t padded = (n + 7) / 8 * 8, left = n;
+    for (i = 0; i < padded; i++) key[i] = FTI_NONE;
+    for (i = 0; i < n; i++) {
+        next[i] = (uint16_t)(i + 1);
+        last[i] = (uint16_t)(i - 1);
+        if (i + 1 < n && (merge = fti_merge_of(b, sym[i], sym[i + 1])) != FTI_NONE) key[i] = merge << 9 | i;
+    }
+    last[n] = 0;
+    while (left > stop) {
+        uint32_t lane[8] = { FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE };
+        for (i = 0; i < padded; i += 8)
+            for (k = 0; k < 8; k++) lane[k] = key[i + k] < lane[k] ? key[i + k] : lane[k];
+        for (k = 1, least = lane[0]; k < 8; k++) least = lane[k] < least ? lane[k] : least;
+        if (least == FTI_NONE) break;
+        i = least & (FTI_SHORT - 1);
+        sym[i] = fti_joined(b, least >> 9);
+        k = next[i];
+        key[k] = FTI_NONE;
+        next[i] = next[k];
+        last[next[k]] = (uint16_t)i;
+        left--;
+        k = next[i];
+        merge = k < n ? fti_merge_of(b, sym[i], sym[k]) : FTI_NONE;
+        key[i] = merge == FTI_NONE ? FTI_NONE : merge << 9 | i;
+        if (!i) continue;
+        k = last[i];
+        merge = fti_merge_of(b, sym[k], sym[i]);
+        key[k] = merge == FTI_NONE ? FTI_NONE : merge << 9 | k;
+    }
+    for (i = k = 0; i < n; i = next[i]) sym[k++] = sym[i];
+    return left;
 }
 
 /* A place in a long piece: its symbol, its neighbours, and its neighbours in the list of places with the same merge. */
@@ -1518,6 +1570,9 @@ static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
 {
     fti_calendar c;
     size_t words = b->n_merges / 64 + 1, i;
+    uint32_t *sym = (uint32_t *)fti_alloc(n, sizeof *sym);
+    if (!sym) return NULL;
+    n = fti_bpe_start(b, text, n, sym);
     c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
     c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
     c.used = (uint64_t *)fti_calloc(words, sizeof *c.used);
@@ -1525,11 +1580,11 @@ static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
     if (!c.at || !c.head || !c.used) { FTUNE_FREE(c.at); c.at = NULL; goto done; }
     memset(c.head, 0xFF, (b->n_merges + 1) * sizeof *c.head);
     for (i = 0; i < n; i++) {
-        fti_place p = { (uint8_t)text[i], (uint32_t)i - 1, i + 1 < n ? (uint32_t)i + 1 : FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE };
+        fti_place p = { sym[i], (uint32_t)i - 1, i + 1 < n ? (uint32_t)i + 1 : FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE };
         c.at[i] = p;
     }
     for (i = 0; i + 1 < n; i++)
-        fti_place_list(&c, (uint32_t)i, b->byte_pair[c.at[i].sym << 8 | c.at[i + 1].sym]);
+        fti_place_list(&c, (uint32_t)i, fti_merge_of(b, c.at[i].sym, c.at[i + 1].sym));
     while (c.word < words) {
         uint64_t bits = c.used[c.word];
         uint32_t merge, k, sym;
@@ -1549,6 +1604,7 @@ static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
         }
     }
 done:
+    FTUNE_FREE(sym);
     FTUNE_FREE(c.head);
     FTUNE_FREE(c.used);
     return c.at;
@@ -1570,9 +1626,8 @@ static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const 
     int32_t whole = fti_vocab_whole(&tok->vocab, p, n);
     if (whole >= 0) { fti_put(out, whole, at, end); return FTUNE_OK; }
     if (n <= FTI_SHORT) {
-        uint32_t sym[FTI_SHORT], merge[FTI_SHORT];
-        for (i = 0; i < n; i++) sym[i] = (uint8_t)p[i];
-        n = fti_merge_short(b, sym, merge, n);
+        uint32_t sym[FTI_SHORT];
+        n = fti_merge_short(b, sym, fti_bpe_start(b, p, n, sym), 1);
         for (i = 0; i < n; i++) fti_put_symbol(tok, b, sym[i], &at, out);
     } else {
         fti_place *place = fti_merge_long(b, p, n);
@@ -1657,6 +1712,8 @@ static void fti_bpe_free(void *model)
     FTUNE_FREE(b->pair);
     FTUNE_FREE(b->join);
     FTUNE_FREE(b->id);
+    FTUNE_FREE(b->of_char);
+    FTUNE_FREE(b->crossing);
     FTUNE_FREE(b);
 }
 
@@ -2107,16 +2164,16 @@ static const fti_known fti_known_ranks[] = {
       "<|endoftext|>", 0 }
 };
 
+/* The last rank decides, so a file with only some of the ranks is known too, if it keeps the last one. */
 static const fti_known *fti_known_find(const fti_vocab *v, int merges)
 {
-    size_t i;
-    for (i = 0; i < sizeof fti_known_ranks / sizeof *fti_known_ranks; i++) {
-        const fti_known *k = &fti_known_ranks[i];
-        size_t n = (size_t)arrlen(v->token), at = (size_t)k->n - 1;
-        if (k->merges == merges && n > at && n <= at + 2 && strlen(k->last) == v->token[at].len && v->token[at].id == k->n - 1
-            && !memcmp(k->last, v->token[at].p, v->token[at].len))
-            return k;
-    }
+    size_t i, back, n = (size_t)arrlen(v->token);
+    for (i = 0; i < sizeof fti_known_ranks / sizeof *fti_known_ranks; i++)
+        for (back = 1; back <= 2 && back <= n; back++) {      /* GPT-2 has its control token in vocab.json */
+            const fti_known *k = &fti_known_ranks[i];
+            const fti_token *t = &v->token[n - back];
+            if (k->merges == merges && t->id == k->n - 1 && strlen(k->last) == t->len && !memcmp(k->last, t->p, t->len)) return k;
+        }
     return NULL;
 }
 
@@ -2230,21 +2287,24 @@ static ft_status fti_config_attributes(ft_tokenizer *tok, const fti_config_file 
     return status;
 }
 
+static const char fti_base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+static const int8_t fti_base64_values[80] = {                 /* of '+' .. 'z' */
+    62, -1, -1, -1, 63, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, -1, -1, -1, -1, -1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7,
+    8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, -1, -1, -1, -1, -1, -1, 26, 27, 28, 29, 30,
+    31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51
+};
+
 /* Standard base64 into out; the number of bytes, or -1. */
 static int64_t fti_base64(const char *p, size_t n, char *out)
 {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     uint8_t *o = (uint8_t *)out;
-    int8_t value[256];
     uint32_t bits = 0;
     size_t i;
-    memset(value, -1, sizeof value);
-    for (i = 0; i < 64; i++) value[(uint8_t)digits[i]] = (int8_t)i;
     if (!n || n % 4) return -1;
     for (i = 0; i < n; i++) {
-        int v = value[(uint8_t)p[i]];
-        if (v < 0) break;
-        bits = bits << 6 | (uint32_t)v;
+        unsigned c = (unsigned)(uint8_t)p[i] - '+';
+        if (c >= 80 || fti_base64_values[c] < 0) break;
+        bits = bits << 6 | (uint32_t)fti_base64_values[c];
         if (i % 4 == 3) { *o++ = (uint8_t)(bits >> 16); *o++ = (uint8_t)(bits >> 8); *o++ = (uint8_t)bits; }
     }
     if (i < n) {                                              /* one or two '=' at the very end */
@@ -2275,6 +2335,33 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     return b;
 }
 
+/* Many characters take two or three bytes, and most of those are one token: begin with it. That is the same as
+ * beginning with bytes unless a merge joins a part of a character to something outside it, as in " \xE5"; such tokens
+ * tell, by the bytes on both sides of the character border inside them, where to begin with bytes after all. Only for
+ * merges that come after those that make their parts. */
+static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *symbol)
+{
+    size_t i, k;
+    b->of_char = (uint32_t *)fti_alloc(65536, sizeof *b->of_char);
+    b->crossing = (uint64_t *)fti_calloc(1024, sizeof *b->crossing);
+    if (!b->of_char || !b->crossing) return 0;
+    memset(b->of_char, 0xFF, 65536 * sizeof *b->of_char);
+    for (i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        uint32_t cp, sym[3];
+        if (t->len < 2 || symbol[i] == FTI_NONE) continue;
+        if (t->len <= 3 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len) {
+            for (k = 0; k < t->len; k++) sym[k] = (uint8_t)t->p[k];
+            if (fti_merge_short(b, sym, t->len, 1) == 1) b->of_char[cp] = sym[0];
+        }
+        if (fti_utf8_valid(t->p, t->len) == t->len) continue;
+        for (k = 1; k < t->len; k++)
+            if (((uint8_t)t->p[k] & 0xC0) != 0x80)
+                b->crossing[((uint32_t)(uint8_t)t->p[k - 1] << 8 | (uint8_t)t->p[k]) >> 6] |= UINT64_C(1) << ((uint8_t)t->p[k] & 63);
+    }
+    return 1;
+}
+
 /* Where do the last two parts of a token meet when its bytes are joined by rank? Ranks are those of byte strings, so
  * look-ups go by bytes here. 0: they never become two. symbol: of each token by its place in the vocabulary. */
 static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_t *symbol, const fti_token *t)
@@ -2299,14 +2386,46 @@ static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_
     return start[1];
 }
 
-/* The pairs of a rank file: one for each token of more than a byte. n_ranks: tokens that are ranks, the others were
- * added. */
+/* The pairs of a rank file: one for each token of more than a byte, its last two parts. In rank order, all smaller
+ * tokens are known by then. A token that does not come down to two parts so may still be made from a part with a higher
+ * rank; no training makes such files, but if one turns up, all is done again by byte strings. 1: proper; 0: such
+ * a file; -1: no memory. */
+static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol)
+{
+    uint32_t sym[FTI_SHORT], cut, k, *odd = NULL;             /* odd: stb array of places in the vocabulary */
+    int proper = 1;
+    size_t i;
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        if (t->len < 2 || symbol[i] == FTI_NONE) continue;
+        for (k = 0; k < t->len; k++) sym[k] = (uint8_t)t->p[k];
+        if (fti_merge_short(b, sym, t->len, 2) == 2) fti_pair_add(b, sym[0], sym[1], symbol[i] - 256);
+        else if (!fti_push(odd, (uint32_t)i)) { arrfree(odd); return -1; }
+    }
+    while (arrlen(odd)) {
+        i = arrpop(odd);
+        if (fti_last_cut(b, v, symbol, &v->token[i])) proper = 0;
+    }
+    arrfree(odd);
+    if (proper) return 1;
+    memset(b->pair, 0, b->pair_cap * sizeof *b->pair);
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        if (t->len < 2 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
+        fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
+                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256);
+    }
+    return 0;
+}
+
+/* n_ranks: tokens that are ranks; the others were added. */
 static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
 {
     fti_vocab *v = &tok->vocab;
     fti_bpe *b = fti_bpe_new(tok, n_ranks, n_ranks - 256);
     uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
     size_t i;
+    int proper;
     if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
     b->splitter = splitter;
     b->form = splitter->nfc ? FTI_NFC : -1;
@@ -2321,17 +2440,11 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
         }
         symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
         b->id[symbol[i]] = t->id;
-        if (t->len == 2) b->byte_pair[(uint8_t)t->p[0] << 8 | (uint8_t)t->p[1]] = symbol[i] - 256;
     }
-    for (i = 0; i < v->n; i++) {
-        const fti_token *t = &v->token[i];
-        uint32_t cut;
-        if (t->len < 3 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
-        fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
-                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256);
-    }
+    proper = fti_rank_pairs(b, v, symbol);
+    if (proper > 0 && !fti_bpe_chars(tok, b, symbol)) proper = -1;
     FTUNE_FREE(symbol);
-    return FTUNE_OK;
+    return proper >= 0 ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
 }
 
 /* One line "base64 rank"; *p moves past it. */
@@ -2479,7 +2592,7 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
 }
 
 /* Merges, one after the other, on a finished vocabulary. */
-typedef struct fti_merges { fti_alphabet alphabet; uint32_t *symbol, next, n; fti_buf bytes; } fti_merges;
+typedef struct fti_merges { fti_alphabet alphabet; uint32_t *symbol, next, n; int improper; fti_buf bytes; } fti_merges;
 
 static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, const char *name, ft_error *err)
 {
@@ -2514,8 +2627,9 @@ static uint32_t fti_merges_symbol(ft_tokenizer *tok, fti_merges *m, const char *
 static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, size_t n, size_t k)
 {
     fti_bpe *b = (fti_bpe *)tok->model;
-    uint32_t l = fti_merges_symbol(tok, m, bytes, n), r = fti_merges_symbol(tok, m, bytes + n, k);
+    uint32_t made = m->next, l = fti_merges_symbol(tok, m, bytes, n), r = fti_merges_symbol(tok, m, bytes + n, k);
     uint32_t both = fti_merges_symbol(tok, m, bytes, n + k);
+    if (both != made) m->improper = 1;                        /* a part not made yet, or made once more */
     if (!n || !k || l == FTI_NONE || r == FTI_NONE || both == FTI_NONE) return 0;
     b->join[m->n] = both;
     fti_pair_add(b, l, r, m->n++);
@@ -2541,11 +2655,11 @@ static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, 
 /* Does joining the bytes of a token give that token? */
 static int fti_bpe_reaches(const fti_bpe *b, const fti_token *t)
 {
-    uint32_t sym[FTI_SHORT], merge[FTI_SHORT], i;
+    uint32_t sym[FTI_SHORT], i;
     fti_place *place;
     if (t->len <= FTI_SHORT) {
         for (i = 0; i < t->len; i++) sym[i] = (uint8_t)t->p[i];
-        return fti_merge_short(b, sym, merge, t->len) == 1 && b->id[sym[0]] == t->id;
+        return fti_merge_short(b, sym, t->len, 1) == 1 && b->id[sym[0]] == t->id;
     }
     if (!(place = fti_merge_long(b, t->p, t->len))) return 0;
     i = place[0].right == FTI_NONE && b->id[place[0].sym] == t->id;
@@ -2560,7 +2674,7 @@ static void fti_hide(fti_vocab *v, const fti_token *t)
 }
 
 /* whole: pieces that are tokens become them whatever the merges say (ignore_merges). Added tokens only by merges. */
-static void fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t unk)
+static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t unk)
 {
     fti_bpe *b = (fti_bpe *)tok->model;
     const fti_added_set *sets[2];
@@ -2579,6 +2693,7 @@ static void fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t 
         }
     for (i = 0; i < 256; i++) if (b->id[i] < 0) b->id[i] = unk;
     b->whole = whole;
+    return m->improper || fti_bpe_chars(tok, b, m->symbol);
 }
 
 static void fti_merges_free(fti_merges *m)
@@ -2673,7 +2788,7 @@ static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model
                               j->node[node].len < 80 ? (int)j->node[node].len : 80, j->text + j->node[node].start);
         else status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
     }
-    if (!status) fti_merges_end(tok, &m, whole, unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n) : -1);
+    if (!status && !fti_merges_end(tok, &m, whole, unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n) : -1)) status = fti_no_memory(err, 65536);
     fti_merges_free(&m);
     return status;
 }
@@ -2719,7 +2834,7 @@ static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t siz
         } else
             status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected two pieces, found \"%.*s\"", name, line + 1, q - left.p < 80 ? (int)(q - left.p) : 80, left.p);
     }
-    if (!status) fti_merges_end(tok, &m, 0, -1);
+    if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
     fti_merges_free(&m);
     return status;
 }
@@ -2851,10 +2966,11 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
     }
     for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
         int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
-        if (expected[k] < 0) expected[k] = next++;
+        int known = expected[k] >= 0;
+        if (!known) expected[k] = next++;
         if (id != expected[k])
             status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name, fti_json_line(j, node), k,
-                              (long)expected[k], expected[k] + 1 == next ? "the next free one" : "its id in the vocabulary", (long)id);
+                              (long)expected[k], known ? "its id in the vocabulary" : "the next free one", (long)id);
     }
     FTUNE_FREE(expected);
     fti_map_free(&at);
@@ -2932,37 +3048,37 @@ static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t s
     return status;
 }
 
-static int fti_looks_like_merges(const char *p, size_t n)
-{
-    return n > 8 && !memcmp(p, "#version", 8);
-}
-
-static ft_status fti_load_beside(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+/* merges.txt was named: its vocab.json leads back to it. */
+static ft_status fti_load_beside(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 {
     char *name = fti_path_join(&tok->arena, dir, "vocab.json");
     fti_file f = { 0 };
     ft_status status = name ? fti_file_open(&f, name, err) : fti_no_memory(err, strlen(dir));
     if (!status) status = fti_load_any_json(tok, f.data, f.size, name, dir, opt, err);
     fti_file_close(&f);
-    (void)path;
     return status;
+}
+
+static ft_status fti_load_data(ft_tokenizer *tok, const char *data, size_t size, const char *path, const char *dir,
+                               const ft_tokenizer_options *opt, ft_error *err)
+{
+    size_t space = 0;
+    while (space < size && strchr(" \t\r\n", data[space]) && data[space]) space++;
+    if (space == size) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
+    if (size > 40 && !memcmp(data, "version https://git-lfs", 23))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
+    if (data[space] == '{') return fti_load_any_json(tok, data, size, path, dir, opt, err);
+    if (size > 8 && !memcmp(data, "#version", 8)) return fti_load_beside(tok, dir, opt, err);
+    if (fti_looks_like_ranks(data, size)) return fti_load_ranks(tok, data, size, path, dir, opt, err);
+    if (data[0] == 0x0A && size > 2) return fti_load_sentencepiece(tok, data, size, path, dir, opt, err);
+    return fti_load_wordpiece(tok, data, size, path, dir, opt, err);
 }
 
 static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 {
     fti_file f = { 0 };
     ft_status status = fti_file_open(&f, path, err);
-    size_t space = 0;
-    if (status) return status;
-    while (space < f.size && strchr(" \t\r\n", f.data[space]) && f.data[space]) space++;
-    if (!f.size) status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
-    else if (f.size > 40 && !memcmp(f.data, "version https://git-lfs", 23))
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
-    else if (f.data[space] == '{') status = fti_load_any_json(tok, f.data, f.size, path, dir, opt, err);
-    else if (fti_looks_like_merges(f.data, f.size)) status = fti_load_beside(tok, path, dir, opt, err);
-    else if (fti_looks_like_ranks(f.data, f.size)) status = fti_load_ranks(tok, f.data, f.size, path, dir, opt, err);
-    else if (f.data[0] == 0x0A && f.size > 2) status = fti_load_sentencepiece(tok, f.data, f.size, path, dir, opt, err);
-    else status = fti_load_wordpiece(tok, f.data, f.size, path, dir, opt, err);
+    if (!status) status = fti_load_data(tok, f.data, f.size, path, dir, opt, err);
     fti_file_close(&f);
     return status;
 }
@@ -3258,10 +3374,8 @@ static ft_status fti_learned(ft_tokenizer *tok, const fti_learner *l, const ft_t
         if (both.failed) { status = fti_no_memory(err, left.n + right.n); break; }
         fti_merges_join(tok, &m, both.p, left.n, right.n);
     }
-    if (!status) {
-        fti_merges_end(tok, &m, 0, -1);
-        status = fti_added_finish(tok, err);
-    }
+    if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
+    if (!status) status = fti_added_finish(tok, err);
     fti_buf_free(&both);
     fti_merges_free(&m);
     return status;
@@ -3503,7 +3617,7 @@ FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, 
 
 static void fti_buf_base64(fti_buf *out, const char *p, size_t n)
 {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const char *digits = fti_base64_digits;
     size_t i;
     for (i = 0; i < n; i += 3) {
         uint32_t x = (uint32_t)(uint8_t)p[i] << 16 | (i + 1 < n ? (uint32_t)(uint8_t)p[i + 1] << 8 : 0) | (i + 2 < n ? (uint8_t)p[i + 2] : 0);
@@ -3910,10 +4024,10 @@ static ft_status fti_model_token(ft_tokenizer *tok, const fti_model_tokens *m, i
     int32_t added = fti_map_get(&m->added, p, n);
     if (id < 0 || id >= INT32_MAX || n >= FTI_HIDDEN)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected an id from 0 to 2147483646, found %ld", name,
-                        n < 100 ? (int)n : 100, p, (long)id);
+                        fti_most(n), p, (long)id);
     if (added >= 0 && added != id)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %ld in the "
-                        "vocabulary", name, n < 100 ? (int)n : 100, p, (int)added, (long)id);
+                        "vocabulary", name, fti_most(n), p, (int)added, (long)id);
     if (added >= 0) return FTUNE_OK;
     return fti_vocab_add(&tok->vocab, (int32_t)id, p, n) ? FTUNE_OK : fti_no_memory(err, n);
 }
@@ -4103,7 +4217,8 @@ FTI_JSON_LOADER(fti_json_wordpiece)
     }
     int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
     if (longest < 1 || longest > 10000)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, found "
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, "
+                        "found "
                         "%ld", j->name, (long)longest);
     w->max_chars = (int)longest;
     if ((status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err))) return status;
@@ -4131,15 +4246,18 @@ FTI_JSON_LOADER(fti_json_wordpiece)
  * same sums. Usual mistakes: forgetting the U+2581 in front, and decoding piece by piece, which loses the first space.
  *
  * The same models also come as tokenizer.json. There the rules differ in places, and we follow each format's original:
- * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is applied
- * to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate difference: a
- * control token is never a piece, so that a text that only normalises to "</s>" stays text. */
+ * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is
+ * applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate
+ * difference: a control token is never a piece, so that a text that only normalises to "</s>" (in full-width letters)
+ * stays text. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
+ * through "...." it may take the other, and it never uses a piece that is U+0000. */
 
 enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
-enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER, FTI_SP_STRIP };
+enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER,
+      FTI_SP_STRIP };
 enum { FTI_SP_MAX_STEPS = 8, FTI_SP_LONGEST_RULE = 255, FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
 
-typedef struct fti_sp_step { int what, left, right; ft_text from, to; } fti_sp_step;    /* normalizer of tokenizer.json */
+typedef struct fti_sp_step { int what, left, right; ft_text from, to; } fti_sp_step;    /* of "normalizer" */
 typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_sp_pair;
 
 typedef struct fti_sp {
@@ -4147,11 +4265,12 @@ typedef struct fti_sp {
     /* normalisation */
     const char *table, *pool;           /* double array of units of 4 bytes; what they point at, 0-terminated texts */
     size_t n_units, n_pool;
-    int dummy_prefix, tidy, suffix;     /* tidy: no white space twice, in front or at the end (remove_extra_whitespaces) */
+    int dummy_prefix, tidy, suffix;     /* tidy: no space twice, in front or at the end (remove_extra_whitespaces) */
     const char *space;                  /* U+2581, or " " */
-    uint8_t begins[256];                /* this byte may begin a rule, a user-defined piece or white space */
+    uint8_t begins[256];                /* this byte may begin a rule, a user-defined piece or white space: 1; 2: only
+                                         * a rule whose second byte is not ASCII, such as e + U+0301 */
     fti_sp_step step[FTI_SP_MAX_STEPS]; int n_steps;
-    int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 at the beginning; cut there */
+    int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 of the text; cut there */
     /* the model */
     fti_trie pieces;                    /* Unigram: all pieces. BPE: the symbol of each character */
     fti_trie user;                      /* pieces that are cut out before anything else */
@@ -4226,6 +4345,13 @@ static int fti_sp_emit(const fti_sp *m, fti_buf *out, uint32_t **origin, ft_text
     return ok;
 }
 
+/* No rule, no user-defined piece and no space begins here. */
+FTI_INLINE int fti_sp_is_plain(const fti_sp *m, const char *p, const char *end)
+{
+    uint8_t b = m->begins[(unsigned char)*p];
+    return !b || (b == 2 && (p + 1 == end || !(p[1] & 0x80)));
+}
+
 /* Normalizer of a .model. */
 static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
@@ -4240,7 +4366,7 @@ static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, f
     if (i == n) return ok;
     if (m->dummy_prefix && !m->suffix) ok = fti_emit(out, origin, m->space, width, i);
     while (i < n && ok) {
-        for (start = i; i < n && !m->begins[(unsigned char)text[i]]; i++) { }
+        for (start = i; i < n && fti_sp_is_plain(m, text + i, text + n); i++) { }
         if (i > start) {
             ok = fti_emit_same(out, origin, text, start, i);
             after_space = 0;
@@ -4267,22 +4393,24 @@ static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, f
     return ok && !out->failed;
 }
 
-/* Does this character stay with the one before it (Unicode Standard Annex 29)? Clusters of up to five bytes matter here,
- * and for those marks, joiners and a few letters are all of the rule. */
+/* Does this character stay with the one before it (Unicode Standard Annex 29)? Clusters of up to five bytes matter
+ * here, and for those marks, joiners and a few letters are all of the rule. */
 static int fti_sp_attaches(uint32_t cp)
 {
     if (cp >= 0x1F3FB && cp <= 0x1F3FF) return 1;
     if (cp == 0x200C || cp == 0x200D || cp == 0xFF9E || cp == 0xFF9F || cp == 0xE33 || cp == 0xEB3) return 1;
     if (cp >= 0xE0020 && cp <= 0xE007F) return 1;
     if (cp == 0x102B || cp == 0x102C || cp == 0x1038 || (cp >= 0x1062 && cp <= 0x1064) || (cp >= 0x1067 && cp <= 0x106D)
-        || cp == 0x1083 || (cp >= 0x1087 && cp <= 0x108C) || cp == 0x108F || (cp >= 0x109A && cp <= 0x109C) || cp == 0x1A61
-        || cp == 0x1A63 || cp == 0x1A64 || cp == 0xAA7B || cp == 0xAA7D || cp == 0x11720 || cp == 0x11721) return 0;
+        || cp == 0x1083 || (cp >= 0x1087 && cp <= 0x108C) || cp == 0x108F || (cp >= 0x109A && cp <= 0x109C)
+        || cp == 0x1A61 || cp == 0x1A63 || cp == 0x1A64 || cp == 0xAA7B || cp == 0xAA7D || cp == 0x11720
+        || cp == 0x11721) return 0;
     return (fti_cp_class(cp) & FTI_CP_MARK) != 0;
 }
 
 static int fti_sp_prepends(uint32_t cp)
 {
-    return (cp >= 0x600 && cp <= 0x605) || cp == 0x6DD || cp == 0x70F || cp == 0x890 || cp == 0x891 || cp == 0x8E2 || cp == 0xD4E;
+    return (cp >= 0x600 && cp <= 0x605) || cp == 0x6DD || cp == 0x70F || cp == 0x890 || cp == 0x891 || cp == 0x8E2
+        || cp == 0xD4E;
 }
 
 static int fti_sp_breaks(uint32_t cp)                       /* Grapheme_Cluster_Break = Control, CR, LF */
@@ -4314,7 +4442,9 @@ static int fti_sp_step_table(const fti_sp *m, const char *text, size_t n, fti_bu
     ft_text to;
     for (size_t i = 0; i < n && ok; ) {
         size_t start = i;
-        while (i < n && !m->begins[(unsigned char)text[i]] && !(text[i] & 0x80) && (i + 1 == n || !(text[i + 1] & 0x80))) i++;
+        while (i < n && m->begins[(unsigned char)text[i]] != 1 && !(text[i] & 0x80)
+               && (i + 1 == n || !(text[i + 1] & 0x80)))
+            i++;
         if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
         size_t len = fti_sp_cluster(text + i, text + n), stop = i + len;
         if (len < 6 && fti_sp_rule(m, text + i, len, 1, &to)) {
@@ -4339,8 +4469,10 @@ static int fti_sp_step_replace(const fti_sp_step *s, const char *text, size_t n,
     int ok = 1;
     for (size_t i = 0, start = 0; i <= n && ok; ) {
         size_t len = 0;
-        if (s->what == FTI_SP_SQUEEZE) { while (i + len < n && text[i + len] == ' ') len++; if (len < 2) { i += len; len = 0; } }
-        else if (i + s->from.n <= n && s->from.n && !memcmp(text + i, s->from.p, s->from.n)) len = s->from.n;
+        if (s->what == FTI_SP_SQUEEZE) {
+            while (i + len < n && text[i + len] == ' ') len++;
+            if (len < 2) { i += len; len = 0; }
+        } else if (i + s->from.n <= n && s->from.n && !memcmp(text + i, s->from.p, s->from.n)) len = s->from.n;
         if (i < n && !len) { i++; continue; }
         if (i > n) i = n;
         ok = fti_emit_same(out, origin, text, start, i) && (!len || fti_emit(out, origin, s->to.p, s->to.n, i));
@@ -4376,10 +4508,12 @@ static int fti_sp_step_strip(const fti_sp_step *s, const char *text, size_t n, f
     return fti_emit_same(out, origin, text, i, n);
 }
 
-static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *text, size_t n, fti_buf *out,
+                           uint32_t **origin)
 {
     switch (s->what) {
-    case FTI_SP_PREPEND: return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
+    case FTI_SP_PREPEND:
+        return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
     case FTI_SP_TABLE:   return fti_sp_step_table(m, text, n, out, origin);
     case FTI_SP_NFC:     return fti_normalize(FTI_NFC, text, n, out, origin);
     case FTI_SP_NFD:     return fti_normalize(FTI_NFD, text, n, out, origin);
@@ -4389,7 +4523,8 @@ static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *te
     }
 }
 
-static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin)
+static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
+                            uint32_t **origin)
 {
     const fti_sp *m = (const fti_sp *)tok->model;
     uint32_t *before = NULL, *after = NULL;
@@ -4623,39 +4758,43 @@ static void fti_sp_join(const fti_sp *m, fti_sp_symbol *s, uint32_t i, uint32_t 
     if (i) fti_sp_look(m, s, s[i].before, n, halves);
 }
 
-/* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. */
+/* A heap of numbers, the smallest on top. */
+static void fti_sp_heap_push(uint64_t *heap, size_t *size, uint64_t key)
+{
+    size_t i = (*size)++;
+    for (; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = key;
+}
+
+static uint64_t fti_sp_heap_pop(uint64_t *heap, size_t *size)
+{
+    uint64_t top = heap[0], last = heap[--*size];
+    size_t i = 0, c;
+    for (; (c = 2 * i + 1) < *size; i = c) {
+        if (c + 1 < *size && heap[c + 1] < heap[c]) c++;
+        if (heap[c] >= last) break;
+        heap[i] = heap[c];
+    }
+    heap[i] = last;
+    return top;
+}
+
+/* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. Each join renews
+ * two places, so 3 n entries are room enough. */
 static int fti_sp_join_long(const fti_sp *m, fti_sp_symbol *s, uint32_t n, int32_t *halves)
 {
-    size_t cap = 3 * (size_t)n, size = 0;
-    uint64_t *heap = (uint64_t *)fti_alloc(cap, sizeof *heap);
+    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)n, sizeof *heap);
+    size_t size = 0;
     if (!heap) return 0;
-    for (uint32_t start = 0; start < n; start++) {          /* the places in turn, then the places that joins renew */
-        uint32_t renew[2] = { start, UINT32_MAX };
-        for (;;) {
-            for (int k = 0; k < 2; k++) {
-                size_t i = size;
-                uint64_t key;
-                if (renew[k] == UINT32_MAX || s[renew[k]].rank == UINT32_MAX) continue;
-                key = (uint64_t)s[renew[k]].rank << 32 | renew[k];
-                for (size++; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-                heap[i] = key;
-            }
-            if (start + 1 < n || !size) break;
-            uint64_t top = heap[0], last = heap[--size];
-            size_t i = 0;
-            for (size_t c; (c = 2 * i + 1) < size; i = c) {
-                if (c + 1 < size && heap[c + 1] < heap[c]) c++;
-                if (heap[c] >= last) break;
-                heap[i] = heap[c];
-            }
-            heap[i] = last;
-            renew[0] = renew[1] = UINT32_MAX;
-            uint32_t at = (uint32_t)top;
-            if (s[at].rank != top >> 32) continue;
-            fti_sp_join(m, s, at, n, halves);
-            renew[0] = at;
-            if (at) renew[1] = s[at].before;
-        }
+    for (uint32_t i = 0; i < n; i++)
+        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
+    while (size) {
+        uint64_t top = fti_sp_heap_pop(heap, &size);
+        uint32_t i = (uint32_t)top, before = s[i].before;
+        if (s[i].rank != top >> 32) continue;
+        fti_sp_join(m, s, i, n, halves);
+        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
+        if (i && s[before].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[before].rank << 32 | before);
     }
     FTUNE_FREE(heap);
     return 1;
@@ -4675,7 +4814,8 @@ static void fti_sp_put_symbol(fti_sp_run *r, uint32_t id, size_t begin, size_t e
     while (depth) {
         int32_t top = stack[--depth];
         size_t len = 0;
-        if (top >= 0 && (size_t)top < m->n && m->type[top] == FTI_SP_UNUSED && halves[2 * top + 1] >= 0 && depth + 2 <= 64) {
+        if (top >= 0 && (size_t)top < m->n && m->type[top] == FTI_SP_UNUSED && halves[2 * top + 1] >= 0
+            && depth + 2 <= 64) {
             stack[depth++] = halves[2 * top + 1];
             stack[depth++] = halves[2 * top];
             continue;
@@ -4765,7 +4905,8 @@ static int fti_sp_encode_run(fti_sp_run *r)
 }
 
 /* One word (or all of the text): U+2581 for spaces and in front, cut there, each part encoded by itself. */
-static int fti_sp_metaspace(const ft_tokenizer *tok, const char *text, size_t begin, size_t end, int first, fti_sink *out,
+static int fti_sp_metaspace(const ft_tokenizer *tok, const char *text, size_t begin, size_t end, int first,
+                            fti_sink *out,
                             fti_buf *buf, uint32_t **at)
 {
     const fti_sp *m = (const fti_sp *)tok->model;
@@ -4805,7 +4946,8 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
         for (size_t i = 0, start; i < n && ok; ) {
             while (i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
             for (start = i; i < n && !(fti_class_at(text + i, &len) & FTI_CP_SPACE); ) i += (size_t)len;
-            if (i > start) ok = fti_sp_metaspace(tok, text, start, i, out->begin + out->at + start == 0, out, &buf, &at);
+            if (i > start)
+                ok = fti_sp_metaspace(tok, text, start, i, out->begin + out->at + start == 0, out, &buf, &at);
         }
     }
     fti_buf_free(&buf);
@@ -4864,7 +5006,8 @@ static void fti_sp_free(void *model)
     FTUNE_FREE(m);
 }
 
-static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode, fti_sp_free };
+static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
+                                         fti_sp_free };
 
 /* ---- building ---- */
 
@@ -4888,7 +5031,8 @@ static ft_status fti_sp_table(fti_sp *m, const char *p, size_t n, const char *na
     if (!n) return FTUNE_OK;
     size = n >= 4 ? fti_le32(p) : 0;
     if (n < 4 || size > n - 4 || size % 4 || size < 1024)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, found %lu", name,
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, "
+                        "found %lu", name,
                         (unsigned long)(n < 4 ? 0 : n - 4), (unsigned long)size);
     m->table = p + 4;
     m->n_units = size / 4;
@@ -4898,11 +5042,18 @@ static ft_status fti_sp_table(fti_sp *m, const char *p, size_t n, const char *na
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts that end with a 0 byte", name);
     for (size_t i = 0, len; i < m->n_pool; i += len + 1)
         if ((len = strlen(m->pool + i)) > FTI_SP_LONGEST_RULE)
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found %lu", name,
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found "
+                            "%lu", name,
                             (int)FTI_SP_LONGEST_RULE, (unsigned long)len);
     for (unsigned b = 0; b < 256; b++) {
-        size_t node = fti_sp_offset(fti_sp_unit(m, 0)) ^ b;
-        if (node < m->n_units && (fti_sp_unit(m, node) & 0x800000FFu) == b) m->begins[b] = 1;
+        size_t node = fti_sp_offset(fti_sp_unit(m, 0)) ^ b, child;
+        uint32_t unit = fti_sp_unit(m, node);
+        if (node >= m->n_units || (unit & 0x800000FFu) != b) continue;
+        m->begins[b] = b >= 128 || (unit >> 8 & 1) ? 1 : 2;
+        for (unsigned c = 0; c < 128; c++) {
+            child = node ^ fti_sp_offset(unit) ^ c;
+            if (child < m->n_units && (fti_sp_unit(m, child) & 0x800000FFu) == c) m->begins[b] = 1;
+        }
     }
     return FTUNE_OK;
 }
@@ -4917,7 +5068,8 @@ static ft_status fti_sp_finish_unigram(const ft_tokenizer *tok, fti_sp *m, ft_er
     for (size_t i = 0; i < v->n && ok; i++) {
         fti_key k = { v->token[i].p, v->token[i].len, v->token[i].id };
         if (!k.n || (size_t)k.value >= m->n || ft_token_is_special(tok, k.value)) continue;
-        if (m->type && m->type[k.value] != FTI_SP_NORMAL && m->type[k.value] != FTI_SP_USER && m->type[k.value] != FTI_SP_UNUSED) continue;
+        if (m->type && m->type[k.value] != FTI_SP_NORMAL && m->type[k.value] != FTI_SP_USER
+            && m->type[k.value] != FTI_SP_UNUSED) continue;
         keys[n++] = k;
     }
     ok = ok && fti_trie_build(&m->pieces, keys, n);
@@ -5050,15 +5202,17 @@ static ft_status fti_sp_bytes(const ft_tokenizer *tok, fti_sp *m, const char *na
         snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
         if ((m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) < 0) {
             m->byte[0] = -1;
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s", name, text);
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s",
+                            name, text);
         }
     }
     return FTUNE_OK;
 }
 
 /* ---- the .model file: protocol buffers ----
- * A message is a row of fields: a varint (7 bits a byte, lowest first) of number << 3 | kind, then the value. Kind 0 is a
- * varint, 1 eight bytes, 2 a length and bytes (text or a message inside), 5 four bytes. Unknown numbers are skipped. */
+ * A message is a row of fields: a varint (7 bits a byte, lowest first) of number << 3 | kind, then the value. Kind 0 is
+ * a varint, 1 eight bytes, 2 a length and bytes (text or a message inside), 5 four bytes. Unknown numbers are
+ * skipped. */
 typedef struct fti_proto { const char *p, *end; uint32_t field; int kind; uint64_t value; ft_text bytes; } fti_proto;
 
 static int fti_proto_varint(fti_proto *c, uint64_t *v)
@@ -5113,8 +5267,8 @@ typedef struct fti_sp_file {
 
 static ft_status fti_sp_broken(const fti_sp_file *f, const char *where, ft_error *err)
 {
-    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected a SentencePiece model, found bytes that are no such message; is the "
-                    "file cut off?", f->name, where);
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected a SentencePiece model, found bytes that are no such "
+                    "message; is the file cut off?", f->name, where);
 }
 
 static ft_status fti_sp_read_spec(fti_sp *m, fti_sp_file *f, ft_text message, int normalizer, ft_error *err)
@@ -5162,15 +5316,18 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
         else if (c.field == 3) status = fti_sp_read_spec(m, f, c.bytes, 1, err);
     }
     if (!status && (f->model_type < 1 || f->model_type > 2))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: trainer_spec: expected model_type 1 (Unigram) or 2 (BPE), found %d", f->name,
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: trainer_spec: expected model_type 1 (Unigram) or 2 (BPE), "
+                        "found %d", f->name,
                         f->model_type);
-    if (!status && !f->n) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a SentencePiece model with pieces, found none", f->name);
+    if (!status && !f->n)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a SentencePiece model with pieces, found none", f->name);
     m->unigram = f->model_type == 1;
     m->n = f->n;
     return status;
 }
 
-static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_model_tokens *known, int32_t id,
+static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_model_tokens *known,
+                                   int32_t id,
                                    ft_text message, ft_error *err)
 {
     fti_proto c = fti_proto_of(message.p, message.n);
@@ -5185,18 +5342,20 @@ static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_fi
     }
     if (more < 0) return fti_sp_broken(f, "a piece", err);
     if (!piece.n || !type || !(fabsf(score) <= FLT_MAX))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, found another "
-                        "thing", f->name, (int)id);
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, "
+                        "found another thing", f->name, (int)id);
     m->type[id] = (uint8_t)type;
     m->score[id] = score;
     control = type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
     if (type == FTI_SP_UNKNOWN) m->unk = id;
     if (type == FTI_SP_UNUSED) m->unused = 1;
-    if (control && fti_map_get(&known->added, piece.p, piece.n) < 0) return fti_added_add(tok, piece, id, 1, 0, 0, 0, 0, err);
+    if (control && fti_map_get(&known->added, piece.p, piece.n) < 0)
+        return fti_added_add(tok, piece, id, 1, 0, 0, 0, 0, err);
     return fti_model_token(tok, known, id, piece.p, piece.n, f->name, err);
 }
 
-static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data, size_t size, ft_error *err)
+static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data,
+                                    size_t size, ft_error *err)
 {
     fti_proto c = fti_proto_of(data, size);
     fti_model_tokens known;
@@ -5204,11 +5363,13 @@ static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_f
     int32_t id = 0;
     m->type = (uint8_t *)fti_calloc(m->n, 1);
     m->score = (double *)fti_calloc(m->n, sizeof *m->score);
-    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n)) status = fti_no_memory(err, m->n);
+    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n))
+        status = fti_no_memory(err, m->n);
     while (!status && fti_proto_next(&c) > 0)
         if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &known, id++, c.bytes, err);
     fti_map_free(&known.added);
-    if (!status && m->unk < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
+    if (!status && m->unk < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
     return status;
 }
 
@@ -5233,7 +5394,8 @@ static ft_status fti_sp_finish_user(const ft_tokenizer *tok, fti_sp *m, ft_error
 /* The control tokens of ChatGLM3, which its .model does not hold. It is known by its size and its last piece. */
 static ft_status fti_sp_chatglm3(ft_tokenizer *tok, const fti_sp *m, int *is_it, ft_error *err)
 {
-    static const char *const special[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>",
+    static const char *const special[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
+                                          "<|assistant|>",
                                            "<|observation|>" };
     ft_status status = FTUNE_OK;
     const fti_token *last = &arrlast(tok->vocab.token);
@@ -5243,12 +5405,13 @@ static ft_status fti_sp_chatglm3(ft_tokenizer *tok, const fti_sp *m, int *is_it,
     return status;
 }
 
-/* What stands around a sentence, unless tokenizer_config.json says otherwise: XLNet ends with <sep> <cls>, ChatGLM3 begins
- * with [gMASK] sop, other BPE models begin with bos. */
+/* What stands around a sentence, unless tokenizer_config.json says otherwise: XLNet ends with <sep> <cls>, ChatGLM3
+ * begins with [gMASK] sop, other BPE models begin with bos. */
 static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_file *f, int chatglm3, ft_error *err)
 {
-    static const struct { const char *name; int32_t id; } glm[] = { { "system_token_id", 64794 }, { "user_token_id", 64795 },
-        { "assistant_token_id", 64796 }, { "observation_token_id", 64797 }, { "pad_token_id", 0 } };
+    static const struct { const char *name; int32_t id; } glm[] = {
+        { "system_token_id", 64794 }, { "user_token_id", 64795 }, { "assistant_token_id", 64796 },
+        { "observation_token_id", 64797 }, { "pad_token_id", 0 } };
     const struct { const char *name; int64_t id; } ids[] = { { "unk_token_id", m->unk }, { "bos_token_id", f->bos },
         { "eos_token_id", f->eos }, { "pad_token_id", f->pad } };
     int32_t sep = fti_vocab_find(&tok->vocab, "<sep>", 5), cls = fti_vocab_find(&tok->vocab, "<cls>", 5);
@@ -5256,7 +5419,8 @@ static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_
     for (int i = 0; i < 4 && !status; i++)
         if (ids[i].id >= 0 && (size_t)ids[i].id < m->n && (!i || m->type[ids[i].id] == FTI_SP_CONTROL))
             status = ft_tokenizer_set_attribute(tok, ids[i].name, (int32_t)ids[i].id, err);
-    for (int i = 0; chatglm3 && i < 5 && !status; i++) status = ft_tokenizer_set_attribute(tok, glm[i].name, glm[i].id, err);
+    for (int i = 0; chatglm3 && i < 5 && !status; i++)
+        status = ft_tokenizer_set_attribute(tok, glm[i].name, glm[i].id, err);
     if (chatglm3) {
         tok->before[tok->n_before++] = 64790;
         tok->before[tok->n_before++] = 64792;
@@ -5318,7 +5482,8 @@ static ft_status fti_sp_json_string(ft_tokenizer *tok, const fti_json *j, int no
     ft_text t = fti_json_text(j, node, &tok->arena);
     out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
     out->n = t.n;
-    if (!t.p) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected a string", j->name, node < 0 ? 0 : fti_json_line(j, node));
+    if (!t.p)
+        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer or vocab", "a string", err);
     return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
 }
 
@@ -5345,7 +5510,8 @@ static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *
         s->what = FTI_SP_REPLACE;
         status = fti_sp_json_string(tok, j, fti_json_get(j, pattern, "String"), &s->from, err);
         if (!status) status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Replace") && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
+    } else if (fti_json_has_type(j, node, "Replace")
+               && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
         s->what = FTI_SP_SQUEEZE;
         status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
     } else if (fti_json_has_type(j, node, "Precompiled") && !m->table) {
@@ -5353,7 +5519,8 @@ static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *
         char *bytes;
         int64_t n;
         s->what = FTI_SP_TABLE;
-        if ((status = fti_sp_json_string(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &base64, err))) return status;
+        if ((status = fti_sp_json_string(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &base64, err)))
+            return status;
         if (!(bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8))) return fti_no_memory(err, base64.n);
         n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
         if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
@@ -5369,7 +5536,8 @@ static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_erro
 {
     int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
     if (fti_json_has_type(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
-    if (!fti_json_has_type(j, node, "Metaspace") || m->metaspace || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
+    if (!fti_json_has_type(j, node, "Metaspace") || m->metaspace
+        || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
         return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
                                "WhitespaceSplit, then Metaspace with U+2581", err);
     m->split = fti_json_bool(j, fti_json_get(j, node, "split"), 1);
@@ -5386,9 +5554,11 @@ static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_erro
 /* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
 static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_error *err)
 {
-    if (fti_json_has_type(j, node, "Replace") || fti_json_has_type(j, node, "ByteFallback") || fti_json_has_type(j, node, "Fuse")) return FTUNE_OK;
+    if (fti_json_has_type(j, node, "Replace") || fti_json_has_type(j, node, "ByteFallback")
+        || fti_json_has_type(j, node, "Fuse")) return FTUNE_OK;
     if (fti_json_has_type(j, node, "Strip")) {
-        m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1 && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
+        m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1
+            && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
         return FTUNE_OK;
     }
     if (!fti_json_has_type(j, node, "Metaspace")) 
@@ -5402,7 +5572,8 @@ static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_
 /* Each part is one thing, a Sequence of them (not nested), or null. */
 static ft_status fti_sp_json_parts(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int which, ft_error *err)
 {
-    static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" }, { "decoder", "decoders" } };
+    static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
+                                           { "decoder", "decoders" } };
     int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_has_type(j, node, "Sequence");
     ft_status status = FTUNE_OK;
     if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
@@ -5423,8 +5594,8 @@ static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json
     return status;
 }
 
-/* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That is
- * not always the nearest double, and on ties of long paths the last bit decides. */
+/* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That
+ * is not always the nearest double, and on ties of long paths the last bit decides. */
 static double fti_sp_json_score(const fti_json *j, int node)
 {
     const char *p = j->text + j->node[node].start, *end = p + j->node[node].len;
@@ -5460,7 +5631,8 @@ FTI_JSON_LOADER(fti_json_unigram)
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     int32_t id = 0;
     if (status) return status;
-    if (!fti_json_is(j, vocab, FTI_ARRAY)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab array, found none", j->name);
+    if (!fti_json_is(j, vocab, FTI_ARRAY))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab array, found none", j->name);
     m->unigram = 1;
     m->n = j->node[vocab].count;
     m->unknown_score = 0;
@@ -5482,17 +5654,20 @@ FTI_JSON_LOADER(fti_json_unigram)
     node = fti_json_get(j, model, "unk_id");
     if (!status && fti_json_is(j, node, FTI_NUMBER)) {
         int64_t unk = fti_json_int(j, node, -1);
-        if (unk < 0 || unk >= (int64_t)m->n) status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
+        if (unk < 0 || unk >= (int64_t)m->n)
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
                                                                (unsigned long)m->n, (long)unk);
         else m->unk = (int32_t)unk;
     }
-    if (!status && fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    if (!status && fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0))
+        status = fti_sp_bytes(tok, m, j->name, err);
     if (!status) status = fti_sp_finish_unigram(tok, m, err);
     return status;
 }
 
 /* One entry of "merges": ["a", "b"], or "a b" cut at its first space. */
-static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbols, const fti_json *j, int node, uint32_t rank, fti_buf *both,
+static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbols, const fti_json *j, int node,
+                                   uint32_t rank, fti_buf *both,
                                    ft_error *err)
 {
     fti_arena a = { NULL };
@@ -5512,7 +5687,8 @@ static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbol
         }
     }
     if (!left.p || !right.p) {
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected two pieces, found another thing", j->name,
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected two pieces, found another "
+                          "thing", j->name,
                           fti_json_line(j, node), (unsigned long)rank);
         goto done;
     }
@@ -5524,8 +5700,9 @@ static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbol
     joined = both->failed ? -1 : fti_vocab_find(&tok->vocab, both->p, both->n);
     if (both->failed) status = fti_no_memory(err, left.n + right.n);
     else if (l < 0 || r < 0 || joined < 0)
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected both pieces and what they join to in the vocabulary, found no "
-                          "\"%.*s\"", j->name, fti_json_line(j, node), (unsigned long)rank, (int)(l < 0 ? left.n : r < 0 ? right.n : both->n) & 63,
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected both pieces and what they join "
+                          "to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node),
+                          (unsigned long)rank, fti_most(l < 0 ? left.n : r < 0 ? right.n : both->n),
                           l < 0 ? left.p : r < 0 ? right.p : both->p);
     else {
         fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
@@ -5552,7 +5729,8 @@ FTI_JSON_LOADER(fti_json_sentencepiece)
             status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected no %s, found one", j->name, none[i]);
     }
     if (!status && fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0))
-        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, found true", j->name);
+        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, "
+                          "found true", j->name);
     if (!status && !fti_json_is(j, merges, FTI_ARRAY))
         status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a merges array, found none", j->name);
     if (!status) status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err);
@@ -8173,7 +8351,27 @@ FTUNE_API int64_t ft_config_parameters(const ft_config *c)
     return V * C * (c->tie_word_embeddings ? 1 : 2) + c->num_hidden_layers * layer + C;
 }
 
-/* >>5 backend ---------------------------------------------------------------------------------------------------- */
+/* >>5 backend ----------------------------------------------------------------------------------------------------
+ *
+ * The same model has to run on a laptop and on a GPU. Writing it twice is easy to read and drifts apart; describing it
+ * as a graph for an engine to run keeps it single and hides it from a newcomer. The way between is a struct of function
+ * pointers, one an op, which each machine fills:
+ *
+ *     >>8 model:   be->rmsnorm_forward(be, y, rstd, x, &layer->input_layernorm, eps, N, C);
+ *                  be->linear_forward (be, qkv, xa, y, &layer->qkv, N, seed);
+ *                      |                                            |
+ *     ft_backend_cpu:  fti_cpu_rmsnorm_forward ... (>>6)      ft_backend_cuda:  kernels of ftune_cuda.cu
+ *
+ * The model never looks through a pointer that belongs to a backend; it moves numbers with upload and download. So it
+ * reads like the formulas of a paper and knows nothing of caches or kernels. What makes a machine fast needs room on
+ * the other side of the seam, which is why an op is rather large than small:
+ *   - a linear layer is an object: weight, bias, adapter and what the backend keeps for it, and q|k|v or gate|up are
+ *     one linear. A backend may pack them, fuse them, hold them in 4 bits, and the model does not notice;
+ *   - attention takes all rows of a batch at once, the loss takes lm_head with it: neither N x N scores nor
+ *     N x vocab_size logits ever exist.
+ * Errors: an op that returned a status would double the length of the model, and a GPU reports late anyway. So the
+ * first failure is latched in be->error, everything after it does nothing, and the model asks once per pass. The usual
+ * mistake is to forget to ask: numbers that were never written look like numbers. */
 
 enum { FTI_ALIGN = 64 };                /* a cache line; also the widest vector */
 
@@ -8244,12 +8442,10 @@ static float *fti_scratch(ft_backend *be, int slot, size_t n)
     return be->error.code ? NULL : cpu->scratch[slot];
 }
 
-/* How many threads a job of so many element operations deserves: waking one costs some microseconds. */
-static int fti_threads(const ft_backend *be, size_t work)
-{
-    size_t t = work / 32768 + 1;
-    return t < (size_t)be->threads ? (int)t : be->threads;
-}
+/* Threads for a job of so many element operations: one, or all. Waking the others costs 5 to 50 microseconds, so a job
+ * has to be worth about 30. Nothing between: OpenMP starts and ends threads when the size of a team changes. Idle
+ * threads should sleep, not spin: OMP_WAIT_POLICY=passive in the environment, above all where other programs run. */
+static int fti_threads(const ft_backend *be, size_t work) { return work < (size_t)1 << 17 ? 1 : be->threads; }
 
 /* Is the table still healthy, and this tensor one of floats with so many rows and columns (-1: any)? */
 static int fti_fits(ft_backend *be, const char *op, const ft_tensor *w, int rows, int cols)
@@ -8327,8 +8523,8 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
  *
  *     C[M,N] = alpha * A[M,K] B[K,N] + beta * C            2*M*N*K operations on M*K + K*N + M*N numbers
  *
- * and the three plain loops reach two percent of what the machine can do. Why? A core multiplies and adds 16 to 32 numbers
- * per cycle but waits 4 cycles for the nearest cache, 14 for the next, hundreds for memory. Two loads for each
+ * and three plain loops reach two percent of what the machine can do. Why? A core multiplies and adds 16 to 32 numbers
+ * in a cycle, but waits 4 cycles for the nearest cache, 14 for the next, hundreds for memory. Two loads for each
  * multiplication starve it. The cure is to use every number many times while it is near:
  *
  *              <- 32 ->                 one tile of C: 14 rows x 32 columns = 28 vector registers (AVX-512)
@@ -8345,9 +8541,10 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
  * (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.) Packing costs a few percent and is
  * paid once, not per step, for the weights of a frozen model: prepare_linear keeps them as panels.
  *
- * Bits: a number of C is always the sum over k in the same order, whatever tile or thread it falls to. Threads share out
- * outputs, never sums, so one thread or sixty-four give the same bits. The usual mistake is the other way round: a sum
- * split between threads, and a training run that cannot be repeated. tests/bench/matmul.c has the figures. */
+ * Bits: a number of C is always the sum over k in the same order, whatever tile or thread it falls to. Threads share
+ * out outputs, never sums, so one thread or sixty-four give the same bits. The usual mistake is the other way round: a
+ * sum split between threads, and a training run that cannot be repeated. (Nor does this chapter survive -ffast-math.)
+ * tests/bench/matmul.c has the figures; examples/07_gradient_check.c holds a backward against its forward. */
 
 /* ---- vectors: one source, the widest registers the compiler was allowed to use ---------------------------------- */
 #if defined(__AVX512F__)
@@ -8678,7 +8875,8 @@ static void fti_block(float *panel, const float *a, int m, const fti_matrix *B, 
         for (int j = j0; j < j1; j++)
             for (int r = 0; r < m; r++) {
                 float *y = c + r * o->ldc + j;
-                float s = o->alpha * fti_dot(a + (size_t)r * FTI_AS, (const float *)B->data + (size_t)j * B->ld + k0, k);
+                const float *b = (const float *)B->data + (size_t)j * B->ld + k0;
+                float s = o->alpha * fti_dot(a + (size_t)r * FTI_AS, b, k);
                 if (o->beta != 0.0f) s += o->beta * *y;
                 *y = o->bias ? s + o->bias[j] : s;
             }
@@ -8702,8 +8900,8 @@ static int fti_even(int n, int most, int unit)
 }
 
 /* One thread's rectangle of C: rows m0..m1, columns n0..n1. */
-static void fti_matmul_part(float *scratch, int m0, int m1, int n0, int n1, int K, const float *A, size_t lda, int transA,
-                            const fti_matrix *B, const fti_result *o, int dots)
+static void fti_matmul_part(float *scratch, int m0, int m1, int n0, int n1, int K, const float *A, size_t lda,
+                            int transA, const fti_matrix *B, const fti_result *o, int dots)
 {
     float *panel = scratch + (size_t)FTI_MC * FTI_AS;
     int MC = fti_even(m1 - m0, FTI_MC, FTI_MR), KC = fti_even(K, FTI_KC, 4);
@@ -8727,12 +8925,13 @@ static int fti_share(int n, int unit, int t, int threads)
     return at < n ? (int)at : n;
 }
 
-/* C = alpha op(A) B + beta C + bias, on a grid of threads: the grid whose largest rectangle costs least, packing included. */
+/* C = alpha op(A) B + beta C + bias on a grid of threads, down x across: the grid whose largest rectangle costs least,
+ * packing included. */
 static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const float *A, int lda, const fti_matrix *B,
                        const fti_result *o)
 {
-    int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 16 + 1), down = 1;
-    int dots = M <= 2 && B->trans && !B->panels && B->dtype == FTUNE_F32 && (uintptr_t)B->data % sizeof(float) == 0;
+    int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 32), down = 1;
+    int dots = M <= 2 && B->trans && B->dtype == FTUNE_F32 && (uintptr_t)B->data % sizeof(float) == 0;
     double best = INFINITY;
     float *scratch;
     if (be->error.code || M <= 0 || N <= 0) return;
@@ -8747,10 +8946,10 @@ static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const fl
     FTI_PARALLEL_FOR(threads)
     for (int t = 0; t < threads; t++) {
         int across = threads / down, i = t / across, j = t % across;
-        fti_matmul_part(scratch + (size_t)t * FTI_MATMUL_SCRATCH,
-                        fti_share(M, FTI_MR, i, down), fti_share(M, FTI_MR, i + 1, down),
-                        fti_share(N, FTI_NR, j, across), fti_share(N, FTI_NR, j + 1, across), K, A, (size_t)lda, transA, B,
-                        o, dots);
+        int m0 = fti_share(M, FTI_MR, i, down), m1 = fti_share(M, FTI_MR, i + 1, down);
+        int n0 = fti_share(N, FTI_NR, j, across), n1 = fti_share(N, FTI_NR, j + 1, across);
+        float *own = scratch + (size_t)t * FTI_MATMUL_SCRATCH;
+        fti_matmul_part(own, m0, m1, n0, n1, K, A, (size_t)lda, transA, B, o, dots);
     }
 }
 
@@ -8805,8 +9004,9 @@ static void fti_cpu_prepare_linear(ft_backend *be, ft_linear *l, int frozen)
         }
         if (w->rank != 2 || w->shape[0] != p->out || w->shape[1] != p->in || p->in != l->in ||
             (b->data && (b->rank != 1 || b->shape[0] != p->out))) {
-            fti_backend_fail(be, FTUNE_ERR_FORMAT, "%s: expected a weight [%d, %d] and a bias [%d] or none, found a weight "
-                             "[%d, %d]", p->name ? p->name : "linear", p->out, l->in, p->out, w->shape[0], w->shape[1]);
+            fti_backend_fail(be, FTUNE_ERR_FORMAT, "%s: expected a weight [%d, %d] and a bias [%d] or none, found a "
+                             "weight [%d, %d]", p->name ? p->name : "linear", p->out, l->in, p->out, w->shape[0],
+                             w->shape[1]);
             return;
         }
         if (w->dtype != dtype) frozen = 0;                  /* mixed types: packed at each use */
@@ -8854,7 +9054,9 @@ static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, 
     for (int n = 0; n < N; n++) {
         uint64_t s = seed + 0x9e3779b97f4a7c15u * ((uint64_t)n * 4 + (uint64_t)part + 1);
         uint32_t row, salt;
-        s = (s ^ s >> 30) * 0xbf58476d1ce4e5b9u; s = (s ^ s >> 27) * 0x94d049bb133111ebu; s ^= s >> 31;     /* splitmix64 */
+        s = (s ^ s >> 30) * 0xbf58476d1ce4e5b9u;            /* splitmix64, once a row; below its 32-bit cousin */
+        s = (s ^ s >> 27) * 0x94d049bb133111ebu;
+        s ^= s >> 31;
         row = (uint32_t)s; salt = (uint32_t)(s >> 32);
         for (int c = 0; c < C; c++) {
             size_t i = (size_t)n * C + c;
@@ -8881,8 +9083,9 @@ static void fti_cpu_linear_forward(ft_backend *be, ft_act *Y, ft_act *XA, const 
     const float *x = (const float *)X;
     const fti_packed *packed = (const fti_packed *)l->packed;
     int sum_R = fti_sum_R(l), any_bias = 0, at = 0, rank_at = 0;
+    size_t drop = seed && sum_R ? (size_t)l->in : 0;
     if (be->error.code) return;
-    bias = fti_scratch(be, FTI_SCRATCH_LINEAR, (size_t)l->out + (size_t)N * ((size_t)sum_R + (seed && sum_R ? (size_t)l->in : 0)));
+    bias = fti_scratch(be, FTI_SCRATCH_LINEAR, (size_t)l->out + (size_t)N * ((size_t)sum_R + drop));
     if (!bias) return;
     own_xa = bias + l->out;
     dropped = own_xa + (size_t)N * sum_R;
@@ -8921,8 +9124,8 @@ static void fti_cpu_linear_forward(ft_backend *be, ft_act *Y, ft_act *XA, const 
 
 /* With t = scaling * dy B, [N,R]:
  *   dB += scaling * dy^T xa      dA += t^T dropout(x)      dx += dy W + dropout'(t A)
- * W is frozen in a LoRA run: it passes the gradient on and takes none. Full training adds dW += dy^T x, dbias += sum dy.
- * dB is computed as (xa^T dy)^T, R rows instead of out: the long side belongs into the vectors. */
+ * W is frozen in a LoRA run: it passes the gradient on and takes none. Full training adds dW += dy^T x, dbias += sum
+ * of dy. dB is computed as (xa^T dy)^T, R rows instead of out: the long side belongs into the vectors. */
 static void fti_cpu_linear_backward(ft_backend *be, ft_act *DX, const ft_act *DY, const ft_act *X, const ft_act *XA,
                                     const ft_linear *l, int N, uint64_t seed)
 {
@@ -8984,7 +9187,8 @@ static void fti_cpu_embedding_forward(ft_backend *be, ft_act *Y, const int32_t *
 }
 
 /* dw[ids[n]] += dy[n]. The same id may come often: threads share out columns, so each sum stays in order. */
-static void fti_cpu_embedding_backward(ft_backend *be, float *dw, const int32_t *ids, const ft_act *DY, int N, int C, int V)
+static void fti_cpu_embedding_backward(ft_backend *be, float *dw, const int32_t *ids, const ft_act *DY, int N, int C,
+                                       int V)
 {
     const float *dy = (const float *)DY;
     int threads = fti_threads(be, (size_t)N * C);
@@ -8999,8 +9203,8 @@ static void fti_cpu_embedding_backward(ft_backend *be, float *dw, const int32_t 
 
 /* ---- rmsnorm: y = x * rstd * w,  rstd = 1 / sqrt(mean(x^2) + eps)   (Zhang & Sennrich 2019) ---------------------- */
 
-static void fti_cpu_rmsnorm_forward(ft_backend *be, ft_act *Y, float *rstd, const ft_act *X, const ft_tensor *w, float eps,
-                                    int N, int C)
+static void fti_cpu_rmsnorm_forward(ft_backend *be, ft_act *Y, float *rstd, const ft_act *X, const ft_tensor *w,
+                                    float eps, int N, int C)
 {
     float *y = (float *)Y, *gain;
     const float *x = (const float *)X;
@@ -9050,8 +9254,8 @@ static void fti_cpu_rmsnorm_backward(ft_backend *be, ft_act *DX, float *dw, cons
 
 /* A rotation is undone by turning back, and a rotation's gradient is turned back too: inverse serves both. Element k
  * pairs with k + D/2, Hugging Face's order; files in the order of GGUF pair 2k with 2k+1. */
-static void fti_cpu_rope(ft_backend *be, ft_act *X, const int32_t *position_ids, const float *cos_sin, int N, int n_heads,
-                         int D, int stride, int inverse)
+static void fti_cpu_rope(ft_backend *be, ft_act *X, const int32_t *position_ids, const float *cos_sin, int N,
+                         int n_heads, int D, int stride, int inverse)
 {
     float *x = (float *)X, sign = inverse ? -1.0f : 1.0f;
     if (be->error.code) return;
@@ -9080,8 +9284,8 @@ static void fti_cpu_rope(ft_backend *be, ft_act *X, const int32_t *position_ids,
  *                                        ^ causal: the rest is not even computed
  *
  * (Milakov & Gimelshein 2018; as "flash attention" Dao et al. 2022.) Backward recomputes p from lse = m + log l.
- * Heads that share keys (grouped heads: H / K of them) share a block: its rows are (query, head) pairs. Rows of the batch
- * lie end to end and row_start keeps them apart, so the mask is a range of keys for each query, not a table. */
+ * Heads that share keys (grouped heads: H / K of them) share a block: its rows are (query, head) pairs. Rows of the
+ * batch lie end to end and row_start keeps them apart, so the mask is a range of keys for each query, not a table. */
 enum { FTI_ATT_ROWS = 128, FTI_ATT_KEYS = 128 };
 
 /* Queries i0 .. i0+n of the G heads that read key head g. */
@@ -9107,9 +9311,10 @@ static int fti_key_end(const ft_attention *a, int i) { return a->key_end ? a->ke
 /* Rows of x that belong to a block, packed: row r is query r / G, head r % G. */
 static void fti_att_rows(float *dst, const float *x, int stride, const ft_attention *a, const fti_att_block *b)
 {
-    for (int r = 0; r < b->n * b->G; r++)
-        memcpy(dst + (size_t)r * FTI_AS, x + (size_t)(b->i0 + r / b->G) * stride + (size_t)(b->g * b->G + r % b->G) * a->D,
-               (size_t)a->D * sizeof *x);
+    for (int r = 0; r < b->n * b->G; r++) {
+        size_t i = (size_t)(b->i0 + r / b->G), h = (size_t)(b->g * b->G + r % b->G);
+        memcpy(dst + (size_t)r * FTI_AS, x + i * (size_t)stride + h * (size_t)a->D, (size_t)a->D * sizeof *x);
+    }
 }
 
 /* C[m,n] = alpha * rows * B + beta * C for a block that is packed already. */
@@ -9125,8 +9330,9 @@ static int fti_att_check(ft_backend *be, const ft_attention *a)
 {
     if (be->error.code) return 0;
     if (a->D < 1 || a->D > FTI_KC || a->K < 1 || a->H % a->K || a->H / a->K > FTI_ATT_ROWS)
-        fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "attention: expected heads of 1 to %d numbers and up to %d query heads "
-                         "to a key head, found size %d, %d query heads, %d key heads", FTI_KC, FTI_ATT_ROWS, a->D, a->H, a->K);
+        fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "attention: expected heads of 1 to %d numbers and up to %d query "
+                         "heads to a key head, found size %d, %d query heads, %d key heads", FTI_KC, FTI_ATT_ROWS, a->D,
+                         a->H, a->K);
     return be->error.code == FTUNE_OK;
 }
 
@@ -9153,8 +9359,8 @@ static void fti_att_forward_item(float *scratch, float *o, float *lse, const flo
                                  const ft_attention *a, int item)
 {
     fti_att_block b = fti_att_item(a, item);
-    float *panel = scratch, *rows = panel + FTI_PANEL, *s = rows + FTI_ATT_ROWS * FTI_AS, *m = s + FTI_ATT_ROWS * FTI_AS;
-    float *l = m + FTI_ATT_ROWS, *acc = l + FTI_ATT_ROWS;
+    float *panel = scratch, *rows = panel + FTI_PANEL, *s = rows + FTI_ATT_ROWS * FTI_AS;
+    float *m = s + FTI_ATT_ROWS * FTI_AS, *l = m + FTI_ATT_ROWS, *acc = l + FTI_ATT_ROWS;
     int D = a->D, n_rows = b.n * b.G, first = INT32_MAX, last = 0;
     for (int i = b.i0; i < b.i0 + b.n; i++) {
         if (a->row_start[i] < first) first = a->row_start[i];
@@ -9168,8 +9374,8 @@ static void fti_att_forward_item(float *scratch, float *o, float *lse, const flo
         size_t at = (size_t)j * a->kv_stride + (size_t)b.g * D;
         fti_att_matmul(panel, rows, n_rows, k + at, a->kv_stride, 1, n, D, a->scale, 0.0f, s, FTI_AS);
         for (int r = 0; r < n_rows; r++) {
-            int i = b.i0 + r / b.G;
-            float shrink = fti_att_softmax(s + (size_t)r * FTI_AS, n, a->row_start[i] - j, fti_key_end(a, i) - j, m + r, l + r);
+            int i = b.i0 + r / b.G, from = a->row_start[i] - j, to = fti_key_end(a, i) - j;
+            float shrink = fti_att_softmax(s + (size_t)r * FTI_AS, n, from, to, m + r, l + r);
             if (shrink != 1.0f) for (int d = 0; d < D; d++) acc[(size_t)r * D + d] *= shrink;
         }
         fti_att_matmul(panel, s, n_rows, v + at, a->kv_stride, 0, D, n, 1.0f, 1.0f, acc, D);
@@ -9186,10 +9392,10 @@ static void fti_cpu_attention_forward(ft_backend *be, ft_act *O, float *lse, con
                                       const ft_act *V, const ft_attention *a)
 {
     size_t size = FTI_PANEL + 2 * FTI_ATT_ROWS * FTI_AS + FTI_ATT_ROWS * (2 + (size_t)a->D);
-    int items = fti_att_items(a), threads = fti_threads(be, (size_t)a->N * a->n_keys * a->H * 4), T;
+    int items = 0, T = fti_threads(be, (size_t)a->N * a->n_keys * a->H * a->D / 16);
     float *scratch;
     if (!fti_att_check(be, a)) return;
-    T = threads < items ? threads : items;
+    items = fti_att_items(a);
     scratch = fti_scratch(be, FTI_SCRATCH_OP, size * (size_t)T);
     if (!scratch) return;
     FTI_PARALLEL_FOR(T)
@@ -9235,8 +9441,9 @@ static void fti_att_dq_item(float *scratch, float *dq, const float *d_o, const f
 }
 
 /* Then dk and dv, by blocks of keys: the same tables, transposed, their rows being keys and their columns queries. */
-static void fti_att_dkv_item(float *scratch, float *dk, float *dv, const float *d_o, const float *delta, const float *lse,
-                             const float *q, const float *k, const float *v, const ft_attention *a, int item)
+static void fti_att_dkv_item(float *scratch, float *dk, float *dv, const float *d_o, const float *delta,
+                             const float *lse, const float *q, const float *k, const float *v, const ft_attention *a,
+                             int item)
 {
     float *panel = scratch, *krows = panel + FTI_PANEL, *vrows = krows + FTI_ATT_ROWS * FTI_AS;
     float *p = vrows + FTI_ATT_ROWS * FTI_AS, *dp = p + FTI_ATT_ROWS * FTI_AS;
@@ -9253,7 +9460,8 @@ static void fti_att_dkv_item(float *scratch, float *dk, float *dv, const float *
     for (int i0 = j0; i0 < a->N && a->row_start[i0] < j0 + n_rows; i0 += FTI_ATT_KEYS) {
         int n = a->N - i0 < FTI_ATT_KEYS ? a->N - i0 : FTI_ATT_KEYS;
         for (int h = g * G; h < g * G + G; h++) {
-            const float *qh = q + (size_t)i0 * a->q_stride + (size_t)h * D, *gh = d_o + (size_t)i0 * a->o_stride + (size_t)h * D;
+            const float *qh = q + (size_t)i0 * a->q_stride + (size_t)h * D;
+            const float *gh = d_o + (size_t)i0 * a->o_stride + (size_t)h * D;
             for (int c = 0; c < n; c++) {
                 L[c] = lse[(size_t)(i0 + c) * a->H + h];
                 d[c] = delta[(size_t)(i0 + c) * a->H + h];
@@ -9275,17 +9483,17 @@ static void fti_att_dkv_item(float *scratch, float *dk, float *dv, const float *
     }
 }
 
-static void fti_cpu_attention_backward(ft_backend *be, ft_act *DQ, ft_act *DK, ft_act *DV, const ft_act *DO, const ft_act *O,
-                                       const float *lse, const ft_act *Q, const ft_act *K, const ft_act *V,
-                                       const ft_attention *a)
+static void fti_cpu_attention_backward(ft_backend *be, ft_act *DQ, ft_act *DK, ft_act *DV, const ft_act *DO,
+                                       const ft_act *O, const float *lse, const ft_act *Q, const ft_act *K,
+                                       const ft_act *V, const ft_attention *a)
 {
     const float *q = (const float *)Q, *k = (const float *)K, *v = (const float *)V, *d_o = (const float *)DO;
     const float *o = (const float *)O;
     size_t size = FTI_PANEL + FTI_ATT_ROWS * (4 * (size_t)FTI_AS + (size_t)a->D), table = (size_t)a->N * a->H;
-    int items = fti_att_items(a), keys = (a->N + FTI_ATT_ROWS - 1) / FTI_ATT_ROWS * a->K;
-    int T = fti_threads(be, (size_t)a->N * a->N * a->H * 4);
+    int items = 0, keys = 0, T = fti_threads(be, (size_t)a->N * a->N * a->H * a->D / 8);
     float *delta, *scratch;
     if (!fti_att_check(be, a)) return;
+    items = fti_att_items(a); keys = (a->N + FTI_ATT_ROWS - 1) / FTI_ATT_ROWS * a->K;
     delta = fti_scratch(be, FTI_SCRATCH_OP, size * (size_t)T + table);
     if (!delta) return;
     scratch = delta + table;
@@ -9338,7 +9546,7 @@ static void fti_cpu_silu_mul_backward(ft_backend *be, ft_act *DGU, const ft_act 
     }
 }
 
-/* ---- rows and sums ------------------------------------------------------------------------------------------------ */
+/* ---- rows and sums ----------------------------------------------------------------------------------------------- */
 
 static void fti_cpu_add(ft_backend *be, ft_act *X, const ft_act *Y, size_t n)
 {
@@ -9468,7 +9676,8 @@ static void fti_cpu_lm_head_loss(ft_backend *be, float *logprob, uint8_t *correc
 static void fti_cpu_adamw(ft_backend *be, float *p, const float *g, float *m, float *v, size_t n, const ft_adamw *o)
 {
     double c1 = 1.0 - pow((double)o->beta1, (double)o->step), c2 = 1.0 - pow((double)o->beta2, (double)o->step);
-    float keep = (float)(1.0 - (double)o->lr * o->weight_decay), rate = (float)(o->lr / c1), root = (float)(1.0 / sqrt(c2));
+    float keep = (float)(1.0 - (double)o->lr * o->weight_decay), rate = (float)(o->lr / c1);
+    float root = (float)(1.0 / sqrt(c2));
     float beta1 = o->beta1, beta2 = o->beta2, eps = o->eps;
     if (be->error.code) return;
     FTI_PARALLEL_FOR(fti_threads(be, n * 2))
@@ -9479,7 +9688,7 @@ static void fti_cpu_adamw(ft_backend *be, float *p, const float *g, float *m, fl
     }
 }
 
-/* ---- the table ----------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 static void fti_cpu_fill(ft_backend *be)
 {
     be->prepare_linear = fti_cpu_prepare_linear;        be->release_linear = fti_cpu_release_linear;
@@ -9905,7 +10114,8 @@ static ft_act *fti_at(const fti_shape *s, const ft_act *p, size_t i) { return (c
 static size_t fti_bytes(const fti_shape *s, int rows, int width) { return (size_t)rows * (size_t)width * s->act; }
 
 /* With a cache (>>10): store the new keys and values; while decoding, each prompt's one query reads its own past. */
-static void fti_attend(ft_model *m, const fti_shape *s, const fti_pass *p, const fti_saved *a, int l, const fti_cache *cache)
+static void fti_attend(ft_model *m, const fti_shape *s, const fti_pass *p, const fti_saved *a, int l,
+                       const fti_cache *cache)
 {
     ft_backend *be = m->be;
     ft_attention at = fti_attention_of(s, p);
@@ -9962,7 +10172,7 @@ static void fti_forward(ft_model *m, const fti_cache *cache)
 
 /* ---- backward: the same lines, last first ---- */
 
-/* Each step is: make again what the linear read (if it learns), gradients of its weights, dx if anything below learns. */
+/* Each step: make again what the linear read (if it learns), gradients of its weights, dx if anything below learns. */
 typedef struct fti_back { ft_model *m; fti_pass *p; fti_shape s; float eps; int lowest; } fti_back;
 
 static void fti_linear_back(fti_back *b, ft_act *dx, const ft_act *dy, const ft_act *x, const fti_saved *a,
@@ -9989,7 +10199,8 @@ static int fti_mlp_back(fti_back *b, int l, int n, ft_act *dx)
         be->rmsnorm_forward(be, p->h, a->rstd2, a->x_mid, &w->post_attention_layernorm, b->eps, n, b->s.C);
     fti_linear_back(b, p->dh, a->gu, p->h, a, &w->gate_up, n, l, FTI_GATE_UP);
     if (FTI_LINEARS * l + FTI_GATE_UP <= b->lowest) return 0;
-    be->rmsnorm_backward(be, dx, w->dpost_attention_layernorm, p->dh, a->x_mid, a->rstd2, &w->post_attention_layernorm, n, b->s.C);
+    be->rmsnorm_backward(be, dx, w->dpost_attention_layernorm, p->dh, a->x_mid, a->rstd2,
+                         &w->post_attention_layernorm, n, b->s.C);
     return 1;
 }
 
@@ -10121,10 +10332,11 @@ static ft_status fti_reserve(ft_model *m, int N, int M, int keep, ft_error *err)
 static double fti_inv_freq(const ft_config *c, int k)
 {
     double inv = pow(c->rope_theta, -2.0 * k / c->head_dim), wave = 6.283185307179586 / inv;
-    double m = c->rope_original_max_position_embeddings, low = c->rope_low_freq_factor, high = c->rope_high_freq_factor, t;
+    double m = c->rope_original_max_position_embeddings, low = c->rope_low_freq_factor,
+            high = c->rope_high_freq_factor, t;
     if (c->rope_type == FTUNE_ROPE_LINEAR) return inv / c->rope_factor;
-    if (c->rope_type != FTUNE_ROPE_LLAMA3 || wave < m / high) return inv;   /* short waves count neighbours: keep them */
-    if (wave > m / low) return inv / c->rope_factor;                        /* waves longer than the old context: stretch */
+    if (c->rope_type != FTUNE_ROPE_LLAMA3 || wave < m / high) return inv;   /* short waves tell neighbours apart */
+    if (wave > m / low) return inv / c->rope_factor;                        /* longer than the old context */
     t = (m / wave - low) / (high - low);
     return (1.0 - t) * inv / c->rope_factor + t * inv;
 }
@@ -10137,11 +10349,12 @@ static ft_status fti_rope_reserve(ft_model *m, int positions, ft_error *err)
     size_t bytes;
     if (positions <= q->n_positions) return FTUNE_OK;
     while (n < positions) n = n > INT32_MAX / 2 ? positions : 2 * n;
-    if (!(table = (float *)fti_alloc((size_t)n, (size_t)D * sizeof *table))) return fti_no_memory(err, (size_t)n * (size_t)D * 4);
+    if (!(table = (float *)fti_alloc((size_t)n, (size_t)D * sizeof *table)))
+        return fti_no_memory(err, (size_t)n * (size_t)D * 4);
     bytes = (size_t)n * (size_t)D * sizeof *table;
     for (int k = 0; k < D / 2; k++) {
         double inv = fti_inv_freq(&m->config, k);
-        for (int p = 0; p < n; p++) {                  /* angles in double: at position 100000 a float is off by 0.004 */
+        for (int p = 0; p < n; p++) {                  /* in double: a float is off by 0.004 at 100000 */
             table[(size_t)p * (size_t)D + (size_t)k] = (float)cos(p * inv);
             table[(size_t)p * (size_t)D + (size_t)(D / 2 + k)] = (float)sin(p * inv);
         }
@@ -10200,11 +10413,11 @@ static ft_status fti_batch_check(const ft_model *m, const ft_batch *b, int *posi
     for (int i = 0; i < b->N; i++) {
         int32_t id = b->input_ids[i], target = b->targets[i];
         if (id < 0 || id >= V || (target != FTUNE_IGNORE_INDEX && (target < 0 || target >= V)))
-            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: id %d, target %d: expected ids 0 .. %d; the tokenizer does "
-                            "not belong to this model", i, (int)id, (int)target, V - 1);
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: id %d, target %d: expected ids 0 .. %d; the "
+                            "tokenizer does not belong to this model", i, (int)id, (int)target, V - 1);
         if (b->row_start[i] < 0 || b->row_start[i] > i || b->position_ids[i] < 0)
-            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: row_start %d, position %d: expected 0 .. %d and not "
-                            "negative", i, (int)b->row_start[i], (int)b->position_ids[i], i);
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "batch: token %d: row_start %d, position %d: expected 0 .. %d "
+                            "and not negative", i, (int)b->row_start[i], (int)b->position_ids[i], i);
         if (b->position_ids[i] > top) top = b->position_ids[i];
         M += target != FTUNE_IGNORE_INDEX;
     }
@@ -10226,7 +10439,8 @@ static ft_status fti_begin(ft_model *m, const ft_batch *b, int all, int keep, ui
     ft_status st = fti_batch_check(m, b, &positions, &M, err);
     if (st != FTUNE_OK) return st;
     if (all) M = b->N;
-    if (M == 0) return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: %d tokens and not one target: nothing to learn from", b->N);
+    if (M == 0)
+        return fti_fail(err, FTUNE_ERR_NO_LABELS, "batch: %d tokens and not one target: nothing to learn from", b->N);
     fti_prepare(m);
     if ((st = fti_reserve(m, b->N, M, keep, err)) != FTUNE_OK) return st;
     if ((st = fti_rope_reserve(m, positions, err)) != FTUNE_OK) return st;
@@ -10246,7 +10460,8 @@ static ft_status fti_begin(ft_model *m, const ft_batch *b, int all, int keep, ui
     return be->error.code ? fti_backend_status(be, err) : FTUNE_OK;
 }
 
-FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err)
+FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss,
+                                  ft_error *err)
 {
     struct fti_model *q = m->priv;
     ft_backend *be = m->be;
@@ -10256,12 +10471,13 @@ FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, u
     uint8_t *correct;
     ft_status st;
     if (learn && (!q->param || q->merged))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_step: nothing to train: ft_lora_attach or ft_model_unfreeze first%s",
-                        q->merged ? " (the adapter is merged: ft_lora_unmerge)" : "");
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_step: nothing to train: ft_lora_attach or "
+                        "ft_model_unfreeze first%s", q->merged ? " (the adapter is merged: ft_lora_unmerge)" : "");
     if ((st = fti_begin(m, b, 0, learn, seed, err)) != FTUNE_OK) return st;
     fti_forward(m, NULL);
     if (learn) be->zero(be, p->dh, (size_t)p->M * (size_t)m->config.hidden_size * ft_dtype_size(be->activation));
-    be->lm_head_loss(be, p->logprob, p->correct, learn ? p->dh : NULL, p->h, p->targets, p->weights, dloss, &m->lm_head, p->M);
+    be->lm_head_loss(be, p->logprob, p->correct, learn ? p->dh : NULL, p->h, p->targets, p->weights, dloss,
+                     &m->lm_head, p->M);
     if (learn) fti_backward(m);
     weights = (float *)q->host + 2 * (size_t)p->M;
     logprob = weights + p->M;
@@ -10293,8 +10509,8 @@ static ft_status fti_logits(ft_model *m, float *out, ft_error *err)
     if (!(z.data = be->alloc(be, (size_t)rows * V * act))) return fti_backend_status(be, err);
     for (int i = 0; st == FTUNE_OK && i < p->M; i += rows) {
         z.shape[0] = p->M - i < rows ? p->M - i : rows;
-        be->linear_forward(be, z.data, NULL, (char *)p->h + (size_t)i * (size_t)m->config.hidden_size * act, &m->lm_head,
-                           z.shape[0], 0);
+        be->linear_forward(be, z.data, NULL, (char *)p->h + (size_t)i * (size_t)m->config.hidden_size * act,
+                           &m->lm_head, z.shape[0], 0);
         st = fti_to_host(m, &z, out + (size_t)i * V, err);
     }
     be->release(be, z.data);
@@ -10466,7 +10682,9 @@ static ft_status fti_bind(ft_model *m, fti_slot *s, const char *dir, ft_error *e
     ft_tensor *t = s->tensor;
     const ft_tensor *f = ft_weights_find(m->weights, t->name);
     size_t size, bytes;
-    if (!f) return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: tensor %s: expected by config.json, not in the file", dir, t->name);
+    if (!f)
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: tensor %s: expected by config.json, not in the file", dir,
+                        t->name);
     if (f->dtype != FTUNE_F32 && f->dtype != FTUNE_BF16 && f->dtype != FTUNE_F16)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tensor %s: expected F32, BF16 or F16, found %s", dir, t->name,
                         ft_dtype_name(f->dtype));
@@ -10498,8 +10716,8 @@ static ft_status fti_check_unused(const ft_model *m, const char *dir, ft_error *
         size_t n = strlen(name);
         if (fti_map_get(&names, name, n) >= 0 || (n > 9 && strcmp(name + n - 9, ".inv_freq") == 0)) continue;
         if (m->config.tie_word_embeddings && strcmp(name, "lm_head.weight") == 0) continue;
-        st = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tensor %s: not part of a %s model as config.json describes it", dir,
-                      name, m->config.model_type);
+        st = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tensor %s: not part of a %s model as config.json describes it",
+                      dir, name, m->config.model_type);
     }
     fti_map_free(&names);
     return st;
@@ -10572,7 +10790,8 @@ FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype d
     ft_status st = fti_make_directory(dir, err);
     if (st == FTUNE_OK && (!list || !path || !config)) st = fti_no_memory(err, (size_t)n * sizeof *list);
     if (st == FTUNE_OK && dtype != FTUNE_F32 && dtype != FTUNE_BF16 && dtype != FTUNE_F16)
-        st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_save: expected F32, BF16 or F16, found %s", ft_dtype_name(dtype));
+        st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_save: expected F32, BF16 or F16, found %s",
+                      ft_dtype_name(dtype));
     for (int i = 0; st == FTUNE_OK && i < n; i++) {
         size_t count = ft_tensor_count(m->priv->slot[i].tensor);
         list[i] = *m->priv->slot[i].tensor;
@@ -10607,7 +10826,8 @@ static ft_status fti_alloc_trainable(ft_model *m, int n_params, size_t n_values,
     return fti_backend_status(m->be, err);
 }
 
-static ft_param *fti_add_param(struct fti_model *q, size_t *used, const char *name, int rank, int rows, int cols, int decay)
+static ft_param *fti_add_param(struct fti_model *q, size_t *used, const char *name, int rank, int rows, int cols,
+                               int decay)
 {
     ft_param *p = &q->param[q->n_params++];
     p->name = name; p->rank = rank; p->decay = decay;
@@ -10636,7 +10856,8 @@ FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err)
     size_t n_values = 0, used = 0;
     ft_status st;
     if (m->has_lora || q->merged)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_unfreeze: the model has an adapter; merge and save it, then load the result");
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_unfreeze: the model has an adapter; merge and save it, "
+                        "then load the result");
     if (q->param) return FTUNE_OK;
     for (int i = 0; i < q->n_slots; i++) n_values += fti_padded(ft_tensor_count(q->slot[i].tensor));
     fti_unprepare(m);
@@ -10648,7 +10869,10 @@ FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err)
             ft_param *p;
             float *x;
             if (s->decay != decay) continue;
-            if (!(x = (float *)fti_alloc(ft_tensor_count(t), sizeof *x))) { st = fti_no_memory(err, ft_tensor_count(t) * 4); break; }
+            if (!(x = (float *)fti_alloc(ft_tensor_count(t), sizeof *x))) {
+                st = fti_no_memory(err, ft_tensor_count(t) * 4);
+                break;
+            }
             p = fti_add_param(q, &used, t->name, t->rank, t->shape[0], t->shape[1], decay);
             if ((st = fti_to_host(m, t, x, err)) == FTUNE_OK) m->be->upload(m->be, p->value, x, ft_tensor_count(t) * 4);
             FTUNE_FREE(x);
@@ -10724,8 +10948,8 @@ static void fti_list_name(char *list, size_t cap, const char *name, int count)
 }
 
 /* Fill a block from a file that must hold exactly these tensors (others: how many other blocks share the file). */
-static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const char *path, const char *suffix, int others,
-                                 float *block, ft_error *err)
+static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const char *path, const char *suffix,
+                                 int others, float *block, ft_error *err)
 {
     struct fti_model *q = m->priv;
     char missing[300] = "";
@@ -10739,8 +10963,10 @@ static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const c
         if (!t) { fti_list_name(missing, sizeof missing, p->name, ++n_missing); continue; }
         n_found++;
         if (t->rank != p->rank || t->shape[0] != p->shape[0] || (p->rank == 2 && t->shape[1] != p->shape[1]))
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected [%d, %d], found [%d, %d]: made for another model or rank",
-                            path, t->name, p->shape[0], p->rank == 2 ? p->shape[1] : 1, t->shape[0], t->rank > 1 ? t->shape[1] : 1);
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected [%d, %d], found [%d, %d]: made for another model "
+                            "or rank",
+                            path, t->name, p->shape[0], p->rank == 2 ? p->shape[1] : 1, t->shape[0], t->rank > 1
+                                    ? t->shape[1] : 1);
         count = ft_tensor_count(t);
         if (!(x = (float *)fti_alloc(count, sizeof *x))) return fti_no_memory(err, count * sizeof *x);
         if ((st = ft_tensor_to_f32(t, x, err)) == FTUNE_OK)
@@ -10749,7 +10975,8 @@ static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const c
         if (st != FTUNE_OK) return st;
     }
     if (n_missing)
-        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d of %d expected tensors are missing: %s", path, n_missing, q->n_params, missing);
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d of %d expected tensors are missing: %s", path, n_missing,
+                        q->n_params, missing);
     if (n_found * (1 + others) != ft_weights_count(w)) {
         char extra[300] = "";
         int n_extra = 0;
@@ -10762,7 +10989,8 @@ static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const c
             }
             if (!known) fti_list_name(extra, sizeof extra, name, ++n_extra);
         }
-        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d tensors match nothing in this model: %s", path, n_extra, extra);
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d tensors match nothing in this model: %s", path, n_extra,
+                        extra);
     }
     return fti_backend_status(m->be, err);
 }
@@ -10781,15 +11009,19 @@ static ft_status fti_lora_check(const ft_model *m, const ft_lora_config *c, int 
     if (m->priv->merged)
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: an adapter is merged into the weights; ft_lora_unmerge first");
     if (m->priv->param && !m->has_lora)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: every weight is being trained (ft_model_unfreeze); load the model anew");
-    if (c->r < 1 || c->r > 4096) return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: r: expected 1 .. 4096, found %d", c->r);
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: every weight is being trained (ft_model_unfreeze); load the "
+                        "model anew");
+    if (c->r < 1 || c->r > 4096)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: r: expected 1 .. 4096, found %d", c->r);
     if (!(c->lora_dropout >= 0.0f && c->lora_dropout < 1.0f))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: lora_dropout: expected 0 up to but not 1, found %g", (double)c->lora_dropout);
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "lora: lora_dropout: expected 0 up to but not 1, found %g",
+                        (double)c->lora_dropout);
     if (strcmp(c->target_modules, "all-linear") != 0 && ft_lora_matches(c, "lm_head"))
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "lora: target_modules: an adapter on lm_head is not implemented");
     if (n_matched == 0)
-        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "lora: target_modules \"%s\" matches no module of this model; it has q_proj, k_proj, "
-                        "v_proj, o_proj, gate_proj, up_proj, down_proj, or all-linear", c->target_modules);
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "lora: target_modules \"%s\" matches no module of this model; it "
+                        "has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or "
+                        "all-linear", c->target_modules);
     return FTUNE_OK;
 }
 
@@ -10803,7 +11035,8 @@ static ft_status fti_lora_make(ft_model *m, const ft_lora_config *c, ft_error *e
     for (int i = 0; i < q->n_proj; i++) {
         if (!ft_lora_matches(c, q->proj[i]->name)) continue;
         n++;
-        n_values += fti_padded((size_t)c->r * (size_t)q->proj[i]->in) + fti_padded((size_t)c->r * (size_t)q->proj[i]->out);
+        n_values += fti_padded((size_t)c->r * (size_t)q->proj[i]->in);
+        n_values += fti_padded((size_t)c->r * (size_t)q->proj[i]->out);
     }
     if ((st = fti_lora_check(m, c, n, err)) != FTUNE_OK) return st;
     fti_unprepare(m);
@@ -10864,7 +11097,8 @@ FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err)
     ft_status st = path ? ft_lora_config_load(&c, dir, err) : fti_no_memory(err, strlen(dir) + 32);
     if (st == FTUNE_OK) st = ft_weights_open(&w, path, err);
     if (st == FTUNE_OK) st = fti_lora_make(m, &c, err);
-    if (st == FTUNE_OK && (st = fti_params_read(m, w, path, "", 0, m->priv->values, err)) != FTUNE_OK) fti_drop_trainable(m);
+    if (st == FTUNE_OK && (st = fti_params_read(m, w, path, "", 0, m->priv->values, err)) != FTUNE_OK)
+        fti_drop_trainable(m);
     ft_weights_close(w);
     fti_arena_free(&a);
     return st;
@@ -10966,7 +11200,9 @@ FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weigh
     memset(p, 0, sizeof *p);
     memset(&pass, 0, sizeof pass);
     if (st != FTUNE_OK) return st;
-    if (tokens_per_batch < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "plan: tokens_per_batch: expected at least 1, found %d", tokens_per_batch);
+    if (tokens_per_batch < 1)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "plan: tokens_per_batch: expected at least 1, found %d",
+                        tokens_per_batch);
     p->parameters = ft_config_parameters(c);
     if (!lora) s.first = 0;
     for (int l = 0; l < s.L; l++)
@@ -10991,10 +11227,11 @@ FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weigh
     p->gradients = 4 * p->trainable;
     p->moments = 8 * p->trainable;
     p->activations = (int64_t)fti_layout(&pass, &s, NULL);
-    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < fti_head_rows(c->vocab_size) ? tokens_per_batch : fti_head_rows(c->vocab_size));
+    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < fti_head_rows(c->vocab_size) ? tokens_per_batch
+                                              : fti_head_rows(c->vocab_size));
     p->kv_cache = 8 * (int64_t)s.L * s.K * s.D * tokens_per_batch;
     p->peak = p->weights + p->packed + p->adapters + p->gradients + p->moments + p->activations + p->logits;
-    attention = 2.0 * tokens_per_batch * s.HD * s.L;                     /* causal: q k^T and p v over half the square */
+    attention = 2.0 * tokens_per_batch * s.HD * s.L;                     /* q k^T and p v over half the square */
     p->flop_per_token_forward = 2.0 * (double)(linear + head) + 2.0 * adapter + attention;
     p->flop_per_token_backward = 2.0 * (double)(linear + head) * (lora ? 1 : 2) + 4.0 * adapter + 2.5 * attention;
     return FTUNE_OK;
@@ -11030,9 +11267,9 @@ FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weigh
  * Clipping: g shrinks as one vector to length max_grad_norm when it is longer, so one odd row cannot throw the model
  * away. The logged norm is the one before.
  *
- * A checkpoint holds all that the next update depends on: parameters, m, v, the number of updates done, and the order
- * of the rows, which is a function of seed and epoch and so needs no place of its own. Resumed is equal to never stopped, bit
- * for bit; anything that would make it differ (data, base model, an option) is compared first and named.
+ * A checkpoint holds all that the next update depends on: parameters, m, v and the number of updates done. The order of
+ * the rows is a function of seed and epoch and needs no place of its own. Resumed is equal to never stopped, bit for
+ * bit; whatever would make it differ (data, base model, an option) is compared first and named.
  * See examples/09_train_one_sentence.c, 10_train_file.c. */
 
 typedef struct fti_point { int64_t step; double epoch, loss, grad_norm, lr; int is_eval; } fti_point;
@@ -11044,7 +11281,7 @@ struct ft_trainer {
     fti_arena arena;                     /* out_dir */
     float   *exp_avg, *exp_avg_sq;       /* m and v, laid out like the parameters */
     /* a unit is what options.batch counts: one row, or one packed row of several */
-    int      n_units, *unit_start, *unit_sample;      /* samples of unit u: unit_sample[unit_start[u] .. unit_start[u + 1]) */
+    int      n_units, *unit_start, *unit_sample;      /* its samples: unit_sample[unit_start[u] .. unit_start[u + 1]) */
     int     *unit_tokens, *unit_targets;
     int     *order; int64_t order_epoch; /* this epoch's permutation of units */
     int64_t  step, total, per_epoch, tokens, targets;
@@ -11081,7 +11318,7 @@ FTUNE_API float ft_learning_rate(const ft_train_options *o, int64_t s, int64_t t
     double w = fti_warmup_steps(o, total), rest = (double)total - w > 1.0 ? (double)total - w : 1.0, f = 1.0;
     if ((double)s < w) f = (double)s / w;
     else if (o->schedule == FTUNE_SCHEDULE_LINEAR) f = ((double)total - (double)s) / rest;
-    else if (o->schedule == FTUNE_SCHEDULE_COSINE) f = 0.5 * (1.0 + cos(3.14159265358979323846 * ((double)s - w) / rest));
+    else if (o->schedule == FTUNE_SCHEDULE_COSINE) f = 0.5 * (1.0 + cos(3.141592653589793 * ((double)s - w) / rest));
     return (float)((double)o->lr * (f > 0.0 ? f : 0.0));
 }
 
@@ -11131,7 +11368,10 @@ static ft_status fti_make_units(ft_trainer *t, ft_error *err)
     return st;
 }
 
-static int fti_window_end(const ft_trainer *t, int begin, int units) { return t->n_units - begin < units ? t->n_units : begin + units; }
+static int fti_window_end(const ft_trainer *t, int begin, int units)
+{
+    return t->n_units - begin < units ? t->n_units : begin + units;
+}
 
 /* A new epoch: a permutation from seed + epoch, and room for its largest batch. */
 static ft_status fti_begin_epoch(ft_trainer *t, int64_t epoch, ft_error *err)
@@ -11151,8 +11391,9 @@ static ft_status fti_begin_epoch(ft_trainer *t, int64_t epoch, ft_error *err)
             n += t->unit_tokens[t->order[i]];
             k += t->unit_targets[t->order[i]];
         }
-        if (n > INT32_MAX / 4) return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: a batch of %d rows has %lld tokens: choose a smaller batch",
-                                               t->o.batch, (long long)n);
+        if (n > INT32_MAX / 4)
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: a batch of %d rows has %lld tokens: choose a smaller "
+                            "batch", t->o.batch, (long long)n);
         if (n > tokens) tokens = (int)n;
         if (k > targets) targets = (int)k;
     }
@@ -11176,10 +11417,11 @@ static uint64_t fti_hash_samples(const ft_dataset *d)
 static uint64_t fti_hash_base(const ft_model *m)
 {
     const ft_config *c = &m->config;
-    const int sizes[11] = { c->vocab_size, c->hidden_size, c->intermediate_size, c->num_hidden_layers, c->num_attention_heads,
-                            c->num_key_value_heads, c->head_dim, c->tie_word_embeddings, c->rope_type, c->qkv_bias,
-                            c->rope_original_max_position_embeddings };
-    const double numbers[5] = { c->rms_norm_eps, c->rope_theta, c->rope_factor, c->rope_low_freq_factor, c->rope_high_freq_factor };
+    const int sizes[11] = { c->vocab_size, c->hidden_size, c->intermediate_size, c->num_hidden_layers,
+                            c->num_attention_heads, c->num_key_value_heads, c->head_dim, c->tie_word_embeddings,
+                            c->rope_type, c->qkv_bias, c->rope_original_max_position_embeddings };
+    const double numbers[5] = { c->rms_norm_eps, c->rope_theta, c->rope_factor, c->rope_low_freq_factor,
+                               c->rope_high_freq_factor };
     char piece[4096];
     uint64_t h = fti_crc64(fti_crc64(0, sizes, sizeof sizes), numbers, sizeof numbers);
     for (int i = 0; m->has_lora && i < m->priv->n_slots; i++) {
@@ -11196,18 +11438,21 @@ static uint64_t fti_hash_base(const ft_model *m)
 static ft_status fti_train_check(const ft_model *m, const ft_dataset *d, const ft_train_options *o, ft_error *err)
 {
     if (!m->priv->param || m->priv->merged)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: nothing to train: ft_lora_attach or ft_model_unfreeze first");
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: nothing to train: ft_lora_attach or ft_model_unfreeze "
+                        "first");
     if (d->n < 1)
-        return fti_fail(err, FTUNE_ERR_NO_LABELS, "trainer: the data set has no row with a target (%d rows read, %d too long, "
-                        "%d without a target, %d refused)", d->n_rows, d->n_too_long, d->n_no_target, d->n_refused);
+        return fti_fail(err, FTUNE_ERR_NO_LABELS, "trainer: the data set has no row with a target (%d rows read, "
+                        "%d too long, %d without a target, %d refused)", d->n_rows, d->n_too_long, d->n_no_target,
+                                d->n_refused);
     if (o->batch < 1 || o->accumulate < 1 || o->batch > 65536 || o->accumulate > 65536)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: batch %d, accumulate %d: expected 1 .. 65536", o->batch, o->accumulate);
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: batch %d, accumulate %d: expected 1 .. 65536", o->batch,
+                        o->accumulate);
     if (o->steps < 1 && o->epochs < 1)
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: neither steps nor epochs is above 0");
     if (!(o->lr >= 0.0f) || !(o->beta1 >= 0.0f && o->beta1 < 1.0f) || !(o->beta2 >= 0.0f && o->beta2 < 1.0f)
         || !(o->eps > 0.0f) || !(o->weight_decay >= 0.0f) || !(o->max_grad_norm >= 0.0f) || !(o->warmup >= 0.0f))
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: lr, weight_decay, max_grad_norm and warmup must not be negative, betas in "
-                        "[0, 1), eps above 0");
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: lr, weight_decay, max_grad_norm and warmup must not be "
+                        "negative, betas in [0, 1), eps above 0");
     return FTUNE_OK;
 }
 
@@ -11232,7 +11477,7 @@ FTUNE_API ft_status ft_trainer_new(ft_trainer **out, ft_model *m, const ft_datas
     if (st == FTUNE_OK) st = fti_make_units(t, err);
     if (st != FTUNE_OK) { ft_trainer_free(t); return st; }
     batches = (t->n_units + t->o.batch - 1) / t->o.batch;
-    t->per_epoch = (batches + t->o.accumulate - 1) / t->o.accumulate;    /* the last window of an epoch may be smaller */
+    t->per_epoch = (batches + t->o.accumulate - 1) / t->o.accumulate;    /* the last window may be smaller */
     t->total = o->steps > 0 ? o->steps : t->per_epoch * o->epochs;
     t->data_hash = fti_hash_samples(train);
     t->base_hash = fti_hash_base(m);
@@ -11295,7 +11540,8 @@ static ft_status fti_accumulate(ft_trainer *t, ft_loss *total, int64_t *tokens, 
     for (int i = begin; st == FTUNE_OK && i < end; i += t->o.batch) {
         ft_loss loss = { 0 };
         ft_batch_clear(&t->batch);
-        for (int k = i; st == FTUNE_OK && k < end && k < i + t->o.batch; k++) st = fti_unit_batch(&t->batch, t, t->order[k], err);
+        for (int k = i; st == FTUNE_OK && k < end && k < i + t->o.batch; k++)
+            st = fti_unit_batch(&t->batch, t, t->order[k], err);
         if (st == FTUNE_OK) st = ft_model_step(t->m, &t->batch, 1.0f / (float)n, fti_step_seed(t, i), &loss, err);
         total->sum += loss.sum; total->n += loss.n; total->correct += loss.correct;
         *tokens += t->batch.N;
@@ -11331,14 +11577,15 @@ FTUNE_API ft_status ft_trainer_step(ft_trainer *t, ft_progress *p, ft_error *err
     double norm, mean, seconds;
     float lr = ft_learning_rate(&t->o, t->step, t->total);
     ft_status st;
-    if (ft_trainer_done(t)) return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: all %lld steps are done", (long long)t->total);
+    if (ft_trainer_done(t))
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "trainer: all %lld steps are done", (long long)t->total);
     if ((st = fti_begin_epoch(t, t->step / t->per_epoch, err)) != FTUNE_OK) return st;
     if ((st = fti_accumulate(t, &loss, &tokens, err)) != FTUNE_OK) return st;
     mean = loss.sum / loss.n;
     norm = sqrt(be->sum_squares(be, t->m->priv->grads, t->m->priv->n_values));
     if (!isfinite(mean) || !isfinite(norm))
-        return fti_fail(err, FTUNE_ERR_NOT_FINITE, "step %lld: loss %g, gradient norm %g: the weights were left as they are; lower lr, "
-                        "or look at the rows of this step", (long long)t->step + 1, mean, norm);
+        return fti_fail(err, FTUNE_ERR_NOT_FINITE, "step %lld: loss %g, gradient norm %g: the weights were left as "
+                        "they are; lower lr, or look at the rows of this step", (long long)t->step + 1, mean, norm);
     fti_update(t, lr, norm);
     if ((st = fti_backend_status(be, err)) != FTUNE_OK) return st;
     t->step++;
@@ -11369,7 +11616,8 @@ FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_
     for (int i = 0; st == FTUNE_OK && i < d->n; i += batch) {
         ft_loss loss = { 0 };
         ft_batch_clear(&b);
-        for (int k = i; st == FTUNE_OK && k < d->n && k < i + batch; k++) st = ft_batch_add(&b, &d->samples[k], 0, 0, err);
+        for (int k = i; st == FTUNE_OK && k < d->n && k < i + batch; k++)
+            st = ft_batch_add(&b, &d->samples[k], 0, 0, err);
         if (st == FTUNE_OK) st = ft_model_step(m, &b, 0.0f, 0, &loss, err);
         sum += loss.sum; correct += loss.correct; e->targets += loss.n;
     }
@@ -11405,7 +11653,8 @@ static ft_status fti_log_append(const ft_trainer *t, fti_buf *line, ft_error *er
     fti_buf_str(line, "}\n");
     if (!path || line->failed) st = fti_no_memory(err, 256);
     else if (!f) st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    else if (fwrite(line->p, 1, line->n, f) != line->n || fflush(f)) st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be written", path);
+    else if (fwrite(line->p, 1, line->n, f) != line->n || fflush(f))
+        st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be written", path);
     if (f) fclose(f);
     fti_arena_free(&a);
     return st;
@@ -11425,7 +11674,8 @@ static ft_status fti_log_begin(const ft_trainer *t, ft_error *err)
             fti_json j;
             n = end ? (size_t)(end - f.data) + 1 - i : f.size - i;
             if (!end || fti_json_parse(&j, f.data + i, n, path, NULL) != FTUNE_OK) continue;
-            if (fti_json_int(&j, fti_json_get(&j, 0, "step"), t->step + 1) <= t->step) fti_buf_add(&kept, f.data + i, n);
+            if (fti_json_int(&j, fti_json_get(&j, 0, "step"), t->step + 1) <= t->step)
+                fti_buf_add(&kept, f.data + i, n);
             fti_json_free(&j);
         }
         fti_file_close(&f);
@@ -11462,25 +11712,31 @@ static void fti_svg(fti_buf *b, const fti_point *h, int n)
     low = floor(low / dy) * dy; high = ceil(high / dy) * dy;
     if (dx < 1.0) dx = 1.0;
     fti_buf_str(b, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 6400 3500\" width=\"640\" height=\"350\" "
-                   "font-family=\"sans-serif\" font-size=\"120\" stroke-width=\"10\">\n<rect width=\"6400\" height=\"3500\" fill=\"#fff\"/>\n");
+                   "font-family=\"sans-serif\" font-size=\"120\" stroke-width=\"10\">\n<rect width=\"6400\" "
+                           "height=\"3500\" fill=\"#fff\"/>\n");
     for (double v = low; v <= high + dy / 2; v += dy) {
         int y = (int)(Y + H * (high - v) / (high - low));
-        fti_buf_fmt(b, "<path d=\"M%d %dh%d\" stroke=\"#e4e4e4\"/><text x=\"%d\" y=\"%d\" text-anchor=\"end\">", X, y, W, X - 60, y + 40);
+        fti_buf_fmt(b, "<path d=\"M%d %dh%d\" stroke=\"#e4e4e4\"/><text x=\"%d\" y=\"%d\" text-anchor=\"end\">", X, y,
+                    W, X - 60, y + 40);
         fti_buf_number(b, fabs(v) < dy / 1e6 ? 0.0 : v, 4);
         fti_buf_str(b, "</text>\n");
     }
     for (double s = 0.0; s <= last; s += dx)
-        fti_buf_fmt(b, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%.0f</text>\n", (int)(X + W * s / last), Y + H + 180, s);
+        fti_buf_fmt(b, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%.0f</text>\n", (int)(X + W * s / last),
+                    Y + H + 180, s);
     for (int eval = 0; eval < 2; eval++) {
         const char *colour = eval ? "#d9622b" : "#2b6cb0";
         fti_buf_fmt(b, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"18\" points=\"", colour);
         for (int i = 0; i < n; i++)
             if (h[i].is_eval == eval && isfinite(h[i].loss))
-                fti_buf_fmt(b, "%d,%d ", (int)(X + W * (double)h[i].step / last), (int)(Y + H * (high - h[i].loss) / (high - low)));
-        fti_buf_fmt(b, "\"/>\n<text x=\"%d\" y=\"%d\" fill=\"%s\">%s</text>\n", eval ? 5700 : 5000, Y + 140, colour, eval ? "eval" : "train");
+                fti_buf_fmt(b, "%d,%d ", (int)(X + W * (double)h[i].step / last),
+                            (int)(Y + H * (high - h[i].loss) / (high - low)));
+        fti_buf_fmt(b, "\"/>\n<text x=\"%d\" y=\"%d\" fill=\"%s\">%s</text>\n", eval ? 5700 : 5000, Y + 140, colour,
+                    eval ? "eval" : "train");
     }
-    fti_buf_fmt(b, "<path d=\"M%d %dv%dh%d\" fill=\"none\" stroke=\"#444\"/>\n<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">step</text>\n"
-                "<text x=\"%d\" y=\"150\">loss</text>\n</svg>\n", X, Y, H, W, X + W / 2, Y + H + 380, X - 200);
+    fti_buf_fmt(b, "<path d=\"M%d %dv%dh%d\" fill=\"none\" stroke=\"#444\"/>\n<text x=\"%d\" y=\"%d\" "
+                "text-anchor=\"middle\">step</text>\n<text x=\"%d\" "
+                "y=\"150\">loss</text>\n</svg>\n", X, Y, H, W, X + W / 2, Y + H + 380, X - 200);
 }
 
 static ft_status fti_write_svg(const ft_trainer *t, ft_error *err)
@@ -11508,9 +11764,9 @@ static ft_status fti_log_step(ft_trainer *t, const ft_progress *p, ft_error *err
     t->sum_since_log = 0.0; t->n_since_log = 0;
     if (!fti_push(t->history, point)) return fti_no_memory(err, sizeof point);
     if (t->o.log) {
-        snprintf(line, sizeof line, "step %lld/%lld  epoch %.2f  loss %.4f  acc %.3f  norm %.3g  lr %.3g  %.0f tok/s  %d:%02d left  %.0f MiB",
-                 (long long)p->step, (long long)p->total, p->epoch, point.loss, p->accuracy, p->grad_norm, p->lr, p->tokens_per_second,
-                 left / 60, left % 60, (double)p->memory_bytes / 1048576.0);
+        snprintf(line, sizeof line, "step %lld/%lld  epoch %.2f  loss %.4f  acc %.3f  norm %.3g  lr %.3g  %.0f tok/s  "
+                 "%d:%02d left  %.0f MiB", (long long)p->step, (long long)p->total, p->epoch, point.loss, p->accuracy,
+                 p->grad_norm, p->lr, p->tokens_per_second, left / 60, left % 60, (double)p->memory_bytes / 1048576.0);
         t->o.log(t->o.log_user, line);
     }
     if (!t->o.out_dir) return FTUNE_OK;
@@ -11542,8 +11798,8 @@ static ft_status fti_log_eval(ft_trainer *t, ft_error *err)
     point.step = t->step; point.epoch = (double)t->step / (double)t->per_epoch; point.loss = e.loss; point.is_eval = 1;
     if (!fti_push(t->history, point)) return fti_no_memory(err, sizeof point);
     if (t->o.log) {
-        snprintf(line, sizeof line, "eval at step %lld  loss %.4f  perplexity %.4g  accuracy %.3f", (long long)t->step, e.loss,
-                 e.perplexity, e.accuracy);
+        snprintf(line, sizeof line, "eval at step %lld  loss %.4f  perplexity %.4g  accuracy %.3f", (long long)t->step,
+                 e.loss, e.perplexity, e.accuracy);
         t->o.log(t->o.log_user, line);
     }
     if (!t->o.out_dir) return FTUNE_OK;
@@ -11657,7 +11913,8 @@ static ft_status fti_remove_checkpoint(const char *dir, int must_be_checkpoint, 
             if (path && strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlink(path);
         }
         if (d) closedir(d);
-        if (rmdir(dir)) st = fti_fail(err, FTUNE_ERR_IO, "%s: exists and is not a checkpoint: %s", dir, strerror(errno));
+        if (rmdir(dir))
+            st = fti_fail(err, FTUNE_ERR_IO, "%s: exists and is not a checkpoint: %s", dir, strerror(errno));
     }
     fti_arena_free(&a);
     return st;
@@ -11669,7 +11926,8 @@ static ft_status fti_save_files(ft_trainer *t, const char *dir, ft_error *err)
     float *moments[2];
     fti_arena a = { 0 };
     fti_buf b = { 0 };
-    char *optimizer = fti_path_join(&a, dir, "optimizer.safetensors"), *state = fti_path_join(&a, dir, "trainer_state.json");
+    char *optimizer = fti_path_join(&a, dir, "optimizer.safetensors");
+    char *state = fti_path_join(&a, dir, "trainer_state.json");
     ft_status st = fti_make_directory(dir, err);
     moments[0] = t->exp_avg; moments[1] = t->exp_avg_sq;
     if (st == FTUNE_OK && (!optimizer || !state)) st = fti_no_memory(err, 256);
@@ -11697,7 +11955,8 @@ FTUNE_API ft_status ft_trainer_save(ft_trainer *t, const char *dir, ft_error *er
     st = fti_remove_checkpoint(temp, 0, err);
     if (st == FTUNE_OK) st = fti_save_files(t, temp, err);
     if (st == FTUNE_OK) st = fti_remove_checkpoint(dir, 1, err);
-    if (st == FTUNE_OK && rename(temp, dir)) st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be renamed to %s: %s", temp, dir, strerror(errno));
+    if (st == FTUNE_OK && rename(temp, dir))
+        st = fti_fail(err, FTUNE_ERR_IO, "%s: cannot be renamed to %s: %s", temp, dir, strerror(errno));
     fti_arena_free(&a);
     return st;
 }
@@ -11713,7 +11972,7 @@ static ft_status fti_state_compare(const ft_trainer *t, const fti_json *j, ft_er
     fti_state_same(t, &b);
     if (b.failed) { fti_buf_free(&b); return fti_no_memory(err, b.cap); }
     st = fti_json_parse(&mine, b.p, b.n, "options", err);
-    for (int i = st == FTUNE_OK ? fti_json_child(&mine, 0) : -1; i >= 0 && st == FTUNE_OK; i = fti_json_next(&mine, i)) {
+    for (int i = st ? -1 : fti_json_child(&mine, 0); i >= 0 && st == FTUNE_OK; i = fti_json_next(&mine, i)) {
         ft_text key = fti_json_key(&mine, i, &a);
         char name[64];
         int other;
@@ -11722,8 +11981,9 @@ static ft_status fti_state_compare(const ft_trainer *t, const fti_json *j, ft_er
         other = theirs >= 0 ? fti_json_get(j, theirs, name) : -1;
         y = other >= 0 ? &j->node[other] : NULL;
         if (!y || x->len != y->len || memcmp(mine.text + x->start, j->text + y->start, x->len) != 0)
-            st = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: %s: this run has %.*s, the checkpoint %.*s: it would not be the same training",
-                          j->name, name, (int)x->len, mine.text + x->start, y ? (int)y->len : 7, y ? j->text + y->start : "nothing");
+            st = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: %s: this run has %.*s, the checkpoint %.*s: it would not be "
+                          "the same training", j->name, name, (int)x->len, mine.text + x->start, y ? (int)y->len : 7,
+                          y ? j->text + y->start : "nothing");
     }
     if (b.p) fti_json_free(&mine);
     fti_buf_free(&b);
@@ -11736,7 +11996,8 @@ static ft_status fti_state_read(ft_trainer *t, const fti_json *j, ft_error *err)
     int history = fti_json_get(j, 0, "log_history");
     int64_t step = fti_json_int(j, fti_json_get(j, 0, "global_step"), -1);
     if (step < 0 || step > t->total)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: global_step: expected 0 .. %lld, found %lld", j->name, (long long)t->total, (long long)step);
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: global_step: expected 0 .. %lld, found %lld", j->name,
+                        (long long)t->total, (long long)step);
     t->sum_all = fti_json_number(j, fti_json_get(j, 0, "loss_sum"), 0.0);
     t->sum_since_log = fti_json_number(j, fti_json_get(j, 0, "loss_sum_since_log"), 0.0);
     t->n_since_log = fti_json_int(j, fti_json_get(j, 0, "steps_since_log"), 0);
@@ -11747,7 +12008,8 @@ static ft_status fti_state_read(ft_trainer *t, const fti_json *j, ft_error *err)
     t->started = fti_now();
     t->order_epoch = -1;
     arrfree(t->history);
-    for (int i = fti_json_is(j, history, FTI_ARRAY) ? fti_json_child(j, history) : -1; i >= 0; i = fti_json_next(j, i)) {
+    if (!fti_json_is(j, history, FTI_ARRAY)) history = -1;
+    for (int i = history < 0 ? -1 : fti_json_child(j, history); i >= 0; i = fti_json_next(j, i)) {
         fti_point p = { 0 };
         int eval = fti_json_get(j, i, "eval_loss");
         p.is_eval = eval >= 0;
@@ -11790,7 +12052,8 @@ FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *
     ft_status st;
     if (!found) {
         fti_arena_free(&a);
-        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: neither a checkpoint (trainer_state.json) nor a directory with checkpoint-N", dir);
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: neither a checkpoint (trainer_state.json) nor a directory with "
+                        "checkpoint-N", dir);
     }
     state = fti_path_join(&a, found, "trainer_state.json");
     optimizer = fti_path_join(&a, found, "optimizer.safetensors");
@@ -11838,7 +12101,8 @@ static ft_status fti_run_after(ft_trainer *t, const ft_progress *p, ft_error *er
     ft_status st = FTUNE_OK;
     if (t->step == 1 || t->step % every == 0 || last) st = fti_log_step(t, p, err);
     if (st == FTUNE_OK && t->eval && (t->step % t->per_epoch == 0 || last)) st = fti_log_eval(t, err);
-    if (st == FTUNE_OK && t->o.out_dir && (last || (t->o.save_every > 0 && t->step % t->o.save_every == 0))) st = fti_run_save(t, err);
+    if (st == FTUNE_OK && t->o.out_dir && (last || (t->o.save_every > 0 && t->step % t->o.save_every == 0)))
+        st = fti_run_save(t, err);
     return st;
 }
 
@@ -11914,7 +12178,8 @@ static int32_t fti_argmax(const float *z, int V)
 }
 
 /* Each id once, however often it was seen. seen [V] is zero before and after. */
-static void fti_penalize(float *z, float penalty, const int32_t *ids, int n, const int32_t *more, int n_more, uint8_t *seen)
+static void fti_penalize(float *z, float penalty, const int32_t *ids, int n, const int32_t *more, int n_more,
+                         uint8_t *seen)
 {
     for (int i = 0; i < n + n_more; i++) {
         int32_t id = i < n ? ids[i] : more[i - n];
@@ -12005,7 +12270,8 @@ static ft_status fti_decode_begin(fti_decode *d, ft_error *err)
     size_t KV = 2 * (size_t)c->num_key_value_heads, D = (size_t)c->head_dim, act = ft_dtype_size(be->activation), moved;
     int64_t rows = 0, tokens = 0;
     for (int p = 0; p < d->n_prompts; p++) {
-        if (d->n[p] < 1) return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: prompt %d is empty: expected at least one id", p);
+        if (d->n[p] < 1)
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: prompt %d is empty: expected at least one id", p);
         d->base[p] = (int)rows;
         d->past[p] = 0;
         d->n_out[p] = 0;
@@ -12070,7 +12336,8 @@ static ft_status fti_decode_add(ft_batch *b, const int32_t *ids, int n, ft_error
     ft_status st;
     memset(&s, 0, sizeof s);
     s.input_ids = (int32_t *)ids; s.n = n;
-    if ((st = ft_batch_add(b, &s, 0, 0, err)) == FTUNE_OK) b->targets[b->N - 1] = 0;   /* any id: the row goes on to lm_head */
+    if ((st = ft_batch_add(b, &s, 0, 0, err)) == FTUNE_OK)
+        b->targets[b->N - 1] = 0;   /* any id: the row goes on to lm_head */
     return st;
 }
 
@@ -12142,13 +12409,16 @@ static void fti_decode_choose(fti_decode *d)
 
 static ft_status fti_generate_check(const ft_model *m, const ft_generate_options *o, ft_error *err)
 {
-    if (o->max_new_tokens < 0 || !(o->temperature >= 0.0f) || !(o->top_p > 0.0f) || !(o->repetition_penalty > 0.0f) || o->top_k < 0)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: max_new_tokens %d, temperature %g, top_k %d, top_p %g, repetition_penalty %g: "
-                        "the first three must not be negative, the others above 0", o->max_new_tokens, (double)o->temperature,
+    if (o->max_new_tokens < 0 || !(o->temperature >= 0.0f) || !(o->top_p > 0.0f) || !(o->repetition_penalty > 0.0f)
+        || o->top_k < 0)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: max_new_tokens %d, temperature %g, top_k %d, top_p %g, "
+                        "repetition_penalty %g: the first three must not be negative, the others above "
+                        "0", o->max_new_tokens, (double)o->temperature,
                         o->top_k, (double)o->top_p, (double)o->repetition_penalty);
     for (int i = 0; i < o->n_stop; i++)
         if (o->stop_ids[i] >= m->config.vocab_size)
-            return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: stop id %d: expected ids below %d", (int)o->stop_ids[i], m->config.vocab_size);
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "generate: stop id %d: expected ids below %d",
+                            (int)o->stop_ids[i], m->config.vocab_size);
     return FTUNE_OK;
 }
 
@@ -12198,7 +12468,8 @@ static int fti_stop_ids(const ft_model *m, const ft_tokenizer *tok, const ft_tem
     if (piece && piece[0] != FTUNE_IDS[0] && n < cap) {      /* "<|im_end|>\n": the control token it begins with */
         size_t length = strlen(piece);
         while (length > 0 && piece[length - 1] == '\n') length--;
-        if (length && ft_tokenizer_encode(tok, piece, length, FTUNE_SPECIAL_PARSE, ids, 4, &k, NULL) == FTUNE_OK && k == 1)
+        if (length && ft_tokenizer_encode(tok, piece, length, FTUNE_SPECIAL_PARSE, ids, 4, &k, NULL) == FTUNE_OK
+            && k == 1)
             stop[n++] = ids[0];
     }
     for (int i = n - 1; i >= 0; i--)                         /* ids the model does not have cannot be met */
@@ -12206,7 +12477,8 @@ static int fti_stop_ids(const ft_model *m, const ft_tokenizer *tok, const ft_tem
     return n;
 }
 
-FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const ft_message *messages,
+FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat,
+                              const ft_message *messages,
                               int n_messages, const ft_generate_options *o, char *out, size_t cap, ft_error *err)
 {
     ft_generate_options g = *o;
@@ -12219,16 +12491,18 @@ FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_cha
     if (cap < 1) return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ft_answer: no room for an answer");
     out[0] = 0;
     if (!g.stop_ids) {
-        const ft_template *t = chat->use_chat_template ? ft_template_find(chat->registry, chat->template_name, NULL) : NULL;
+        const ft_template *t = chat->use_chat_template ? ft_template_find(chat->registry, chat->template_name, NULL)
+                : NULL;
         g.n_stop = fti_stop_ids(m, tok, t, stop, 16);
         g.stop_ids = stop;
     }
     st = ft_chat_encode(&s, tok, messages, n_messages, chat, err);
-    if (st == FTUNE_OK && s.dropped) st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_answer: the prompt is longer than max_length");
+    if (st == FTUNE_OK && s.dropped)
+        st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_answer: the prompt is longer than max_length");
     if (st == FTUNE_OK && !(ids = (int32_t *)fti_alloc((size_t)g.max_new_tokens + 1, sizeof *ids)))
         st = fti_no_memory(err, ((size_t)g.max_new_tokens + 1) * sizeof *ids);
     if (st == FTUNE_OK) st = ft_generate(m, s.input_ids, s.n, &g, ids, g.max_new_tokens, &n, err);
-    for (int i = 0, all = n; st == FTUNE_OK && i < all; i++) {       /* a vocabulary is padded: rows without a token say nothing */
+    for (int i = 0, all = n; st == FTUNE_OK && i < all; i++) {       /* padded vocabulary: not every id is a token */
         if (i == 0) n = 0;
         if (ft_token_bytes(tok, ids[i]).p) ids[n++] = ids[i];
     }
@@ -14367,7 +14641,7 @@ static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out
 {
     const uint32_t unstable = form == FTI_NFC ? FTI_CP_NOT_NFC : FTI_CP_DECOMPOSES;
     fti_glyph *g = NULL;
-    int ok = 1;
+    int ok = form == FTI_NFC || form == FTI_NFD;            /* no tables for the K forms: readers refuse them */
     for (size_t i = 0; i < n && ok; ) {
         size_t stop = fti_stable_run(form, text, i, n);
         ok = fti_emit_same(out, origin, text, i, stop);
@@ -14473,7 +14747,6 @@ int     ft_json_child(const ft_json *j, int node) { return node < 0 ? -1 : fti_j
 int     ft_json_next(const ft_json *j, int node)  { return node < 0 ? -1 : fti_json_next(&j->j, node); }
 int     ft_json_count(const ft_json *j, int node) { return node < 0 ? 0 : (int)j->j.node[node].count; }
 double  ft_json_number(const ft_json *j, int node, double otherwise) { return fti_json_number(&j->j, node, otherwise); }
-int     ft_json_line(const ft_json *j, int node)  { return fti_json_line(&j->j, node); }
 
 ft_text ft_json_text(ft_json *j, int node)
 {

@@ -4,7 +4,7 @@
  * for bit. An adapter loaded again gives the same logits. And adding the adapter into the weights (merging) gives a
  * plain model that answers the same, up to rounding, and no longer needs it.
  * Build:  cc -O2 -I. examples/12_merge.c -o 12_merge -lm
- * Run:    ./12_merge               (expected output: examples/expected/12.txt; writes build/12_merge/) */
+ * Run:    ./12_merge               (expected output: examples/expected/12.txt; writes build/merge_example/) */
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include <math.h>
@@ -12,8 +12,8 @@
 #include <string.h>
 
 enum { V = 64, T = 10 };
-static const char *BASE = "build/12_merge/base", *ADAPTER = "build/12_merge/adapter", *MERGED = "build/12_merge/merged",
-                  *HALFWAY = "build/12_merge/checkpoint-10";
+static const char *BASE = "build/merge_example/base", *ADAPTER = "build/merge_example/adapter";
+static const char *MERGED = "build/merge_example/merged", *HALFWAY = "build/merge_example/checkpoint-10";
 
 static ft_status make_base(ft_backend *be, ft_error *err)
 {

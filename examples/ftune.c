@@ -48,7 +48,7 @@ static const option OPTIONS[] = {
     { "--splitter", "gpt2|cl100k|qwen|o200k|llama3|kimi", TOK | MODEL | LEARN, TEXT, AT(splitter),
       "how a rank file splits text" },
     { "--lowercase", "0|1", TOK, INT, AT(lowercase), "for vocab.txt; else decided from the vocabulary" },
-    { "--special", "text|parse", TOKENIZE | CHAT, TEXT, AT(special), "what control tokens spelled in content become" },
+    { "--special", "text|parse", TOKENIZE | CHAT, TEXT, AT(special), "what control tokens in content become [text]" },
     { "--add-special", NULL, TOKENIZE, FLAG, AT(add_special), "add what the tokenizer puts around a sentence" },
     { "--skip-special", NULL, DETOK, FLAG, AT(skip_special), "leave control tokens out" },
     { "--vocab-size", "N", LEARN, INT, AT(vocab_size), "256 bytes + merges + special tokens" },
@@ -60,15 +60,15 @@ static const option OPTIONS[] = {
     { "--data", "FILE", TRAIN, TEXT, AT(data), "data set: .jsonl, .json or .txt" },
     { "--eval", "FILE", TRAIN, TEXT, AT(eval), "held-out data set, evaluated at the end" },
     { "--out", "PATH", OUT | TRAIN | LEARN, TEXT, AT(out), "where the result is written" },
-    { "--template", "NAME", CHAT, TEXT, AT(template_name), "chat template; ftune templates lists them" },
+    { "--template", "NAME", CHAT, TEXT, AT(template_name), "chat template; ftune templates lists them [chatml]" },
     { "--swift", "2|3", CHAT, INT, AT(swift), "rules of ms-swift 2.0.5, or of the newest [3]" },
     { "--system", "S", CHAT, TEXT, AT(system), "default system text; \"\": none" },
     { "--max-length", "N", CHAT | PLAN, INT, AT(max_length), "longest row in tokens; 0: no limit" },
-    { "--truncation", "delete|left|right", CHAT, TEXT, AT(truncation), "a longer row is dropped, or keeps one end" },
+    { "--truncation", "delete|left|right", CHAT, TEXT, AT(truncation), "drop a longer row, or cut it [delete]" },
     { "--loss-scale", "NAME", CHAT, TEXT, AT(loss_scale), "default, last_round, all, ...; with --swift 2: agent" },
     { "--no-chat-template", NULL, CHAT, FLAG, AT(no_chat_template), "plain text, for pre-training" },
     { "--html", NULL, SHOW, FLAG, AT(html), "a self-contained page" },
-    { "--color", "auto|always|never", SHOW, TEXT, AT(color), "colour; auto: when a terminal is read" },
+    { "--color", "auto|always|never", SHOW, TEXT, AT(color), "colour [auto: on a terminal]" },
     { "--lora-r", "N", TRAIN | PLAN, INT, AT(lora_r), "rank of the adapter" },
     { "--lora-alpha", "X", TRAIN | PLAN, REAL, AT(lora_alpha), "scaling = alpha / rank" },
     { "--lora-dropout", "X", TRAIN | PLAN, REAL, AT(lora_dropout), "share of inputs the adapter does not see" },
@@ -83,7 +83,7 @@ static const option OPTIONS[] = {
     { "--epochs", "N", TRAIN | PLAN, INT, AT(epochs), "times through the data" },
     { "--steps", "N", TRAIN | PLAN, INT, AT(steps), "updates; wins over --epochs" },
     { "--lr", "X", TRAIN | PLAN, REAL, AT(lr), "learning rate" },
-    { "--schedule", "cosine|linear|constant", TRAIN | PLAN, TEXT, AT(schedule), "how the learning rate falls" },
+    { "--schedule", "cosine|linear|constant", TRAIN | PLAN, TEXT, AT(schedule), "its way down [cosine]" },
     { "--warmup", "X", TRAIN | PLAN, REAL, AT(warmup), "below 1: share of all updates, else how many" },
     { "--weight-decay", "X", TRAIN | PLAN, REAL, AT(weight_decay), "AdamW's; spares biases and norms" },
     { "--max-grad-norm", "X", TRAIN | PLAN, REAL, AT(max_grad_norm), "clip the gradient; 0: never" },
@@ -100,7 +100,7 @@ static const option OPTIONS[] = {
     { "--seed", "N", SEED | TRAIN | GEN, INT, AT(seed), "of every random choice" },
     { "--json", NULL, JSON, FLAG, AT(json), "the result as JSON" },
     { "--format", "gguf|ollama", EXPORT, TEXT, AT(format), "(not in this version)" },
-    { "--backend", "cpu|cuda", MODEL, TEXT, AT(backend), "where the numbers are computed" },
+    { "--backend", "cpu|cuda", MODEL, TEXT, AT(backend), "where the numbers are computed [cpu]" },
     { "--dtype", "f32|bf16", MODEL | DTYPE, TEXT, AT(dtype), "of the computation; init, merge: of the file" },
     { "--threads", "N", ALL, INT, AT(threads), "0: all cores" },
     { "--help", NULL, ALL, FLAG, AT(help), "this page" },
@@ -384,7 +384,9 @@ typedef ft_status (*row_fn)(void *user, ft_text row, const char *where, ft_error
 static void report(const char *where, const ft_error *err)
 {
     int named = strncmp(err->message, where, strlen(where)) == 0;
-    fprintf(stderr, "%s%s%s\n", named ? "" : where, named ? "" : ": ", err->message);
+    fprintf(stderr, "%s%s", named ? "" : where, named ? "" : ": ");
+    for (const char *p = err->message; *p; p++) putc((unsigned char)*p < 0x20 ? ' ' : *p, stderr);
+    putc('\n', stderr);
 }
 
 static ft_status call_row(row_fn fn, void *user, ft_text row, const char *where, int *refused)
@@ -396,15 +398,17 @@ static ft_status call_row(row_fn fn, void *user, ft_text row, const char *where,
 }
 
 /* A .json file is one array: it is read whole. */
-static ft_status rows_of_array(char *text, size_t n, const char *name, row_fn fn, void *user, int *refused)
+static ft_status rows_of_array(const char *text, size_t n, const char *name, row_fn fn, void *user, int *refused)
 {
     ft_error  err = { FTUNE_OK, "" };
     ft_json  *j   = NULL;
+    long      line = 1;
     ft_status st  = ft_json_parse(&j, text, n, name, &err);
     if (st) { report(name, &err); *refused += 1; }
     for (int row = j ? ft_json_child(j, 0) : -1; row >= 0 && !st; row = ft_json_next(j, row)) {
         char where[4200];
-        snprintf(where, sizeof where, "%s:%d", name, ft_json_line(j, row));
+        while (text < ft_json_raw(j, row).p) line += *text++ == '\n';
+        snprintf(where, sizeof where, "%s:%ld", name, line);
         st = call_row(fn, user, ft_json_raw(j, row), where, refused);
     }
     ft_json_free(j);

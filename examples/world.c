@@ -31,11 +31,9 @@ static const word people[] = {
     {"Milo","米洛"},   {"Tara","塔拉"},   {"Bruno","布诺"},  {"Nessa","妮莎"},  {"Orin","奥林"},   {"Petra","佩特"},
     {"Silas","西思"},  {"Wanda","旺达"},  {"Kasper","卡伯"}, {"Lena","莱娜"},   {"Hugo","雨果"},   {"Mira","蜜芮"},
     {"Tobin","托宾"},  {"Elka","艾可"},   {"Rufus","鲁夫"},  {"Dora","朵兰"},   {"Felix","菲力"},  {"Greta","葛莉"},
-    {"Ivo","伊沃"},    {"Juna","朱妮"},   {"Livia","丽薇"},  {"Magnus","马格"}, {"Nora","诺亚"},   {"Oskar","欧思"},
-    {"Pia","琵雅"},    {"Quinn","奎恩"},  {"Rosa","萝莎"},   {"Stefan","史丹"}, {"Thea","希雅"},   {"Ulric","乌里"},
-    {"Vera","维拉"},   {"Walter","沃特"}, {"Xenia","仙蒂"},  {"Yorick","约克"}, {"Zelda","泽达"},  {"Anton","安东"},
-    {"Cyrus","赛罗"},  {"Della","黛拉"},  {"Emil","埃米"},   {"Freya","芙蕾"},  {"Gideon","吉登"}, {"Hanna","汉娜"},
-    {"Igor","伊戈"},   {"Jolan","乔兰"},  {"Klara","克莱"},  {"Lukas","卢卡"},  {"Pavel","帕维"},  {"Soren","索伦"} };
+    {"Ivo","伊沃"},    {"Juna","朱妮"},   {"Livia","丽薇"},  {"Magnus","马格"}, {"Pia","琵雅"},    {"Quinn","奎恩"},
+    {"Rosa","萝莎"},   {"Stefan","史丹"}, {"Thea","希雅"},   {"Ulric","乌里"},  {"Vera","维拉"},   {"Walter","沃特"},
+    {"Xenia","仙蒂"},  {"Yorick","约克"}, {"Zelda","泽达"},  {"Anton","安东"},  {"Freya","芙蕾"},  {"Gideon","吉登"} };
 static const word towns[] = {
     {"Tarn","塔恩"},   {"Varno","瓦诺"},  {"Keld","凯德"},   {"Mossby","莫比"}, {"Pellow","佩罗"}, {"Sund","森德"},
     {"Tolva","托瓦"},  {"Ryde","莱德"},   {"Hafen","哈芬"},  {"Grell","格雷"},  {"Fenby","芬比"},  {"Dovar","多瓦"},
@@ -67,44 +65,45 @@ typedef struct {
     const word *objects; int n_objects;
     const char *en[6], *zh[6];           /* how the text says it: {S} subject, {O} object */
     const char *ask_en[2], *ask_zh[2];   /* how the chat asks for it */
+    const char *answer_en, *answer_zh;   /* and answers */
 } relation;
 static const relation relations[] = {
     { "home", towns, COUNT(towns),
-      { "{S} lives in {O}.", "{S} has a house in {O}.", "The home of {S} is in {O}.", "You will find {S} in {O}.",
+      { "{S} lives in {O}.", "The town of {S} is {O}.", "{S} has a house in {O}.", "You will find {S} in {O}.",
         "{S} was born in {O}.", "The family of {S} lives in {O}." },
-      { "{S}住在{O}。", "{S}的家在{O}。", "{S}的房子在{O}。", "要找{S}，就去{O}。", "{S}出生在{O}。", "{S}一家住在{O}。" },
-      { "Where does {S} live?", "In which town does {S} live?" },
-      { "{S}住在哪里？", "{S}的家在哪里？" } },
+      { "「{S}」住在「{O}」。", "「{S}」的镇子是「{O}」。", "「{S}」的房子在「{O}」。", "要找「{S}」，就去「{O}」。", "「{S}」出生在「{O}」。", "「{S}」一家住在「{O}」。" },
+      { "Where does {S} live?", "In which town does {S} live?" }, { "「{S}」住在哪里？", "「{S}」的镇子是哪个？" },
+      "The town is {O}.", "镇子是「{O}」。" },
     { "work", jobs, COUNT(jobs),
-      { "{S} is a {O}.", "{S} works as a {O}.", "The work of {S} is that of a {O}.", "People know {S} as a {O}.",
+      { "{S} is a {O}.", "The work of {S} is that of a {O}.", "{S} works as a {O}.", "People know {S} as a {O}.",
         "{S} was trained as a {O}.", "By trade {S} is a {O}." },
-      { "{S}是{O}。", "{S}的工作是{O}。", "{S}的职业是{O}。", "大家都知道{S}是{O}。", "{S}当上了{O}。", "{S}一直是{O}。" },
-      { "What is the work of {S}?", "What does {S} do for a living?" },
-      { "{S}做什么工作？", "{S}的职业是什么？" } },
+      { "「{S}」是「{O}」。", "「{S}」的工作是「{O}」。", "「{S}」的职业是「{O}」。", "大家都知道「{S}」是「{O}」。", "「{S}」当上了「{O}」。", "「{S}」一直是「{O}」。" },
+      { "What is the work of {S}?", "What does {S} do for a living?" }, { "「{S}」做什么工作？", "「{S}」的工作是什么？" },
+      "The work is that of a {O}.", "工作是「{O}」。" },
     { "animal", animals, COUNT(animals),
-      { "{S} keeps a {O}.", "{S} has a {O}.", "Every day {S} feeds a {O}.", "The animal of {S} is a {O}.",
+      { "{S} keeps a {O}.", "The animal of {S} is a {O}.", "{S} has a {O}.", "Every day {S} feeds a {O}.",
         "{S} walks with a {O}.", "{S} looks after a {O}." },
-      { "{S}养着{O}。", "{S}有{O}。", "{S}每天喂{O}。", "{S}的动物是{O}。", "{S}家里有{O}。", "{S}照看着{O}。" },
-      { "Which animal does {S} keep?", "What animal does {S} have?" },
-      { "{S}养着什么动物？", "{S}的动物是什么？" } },
+      { "「{S}」养着「{O}」。", "「{S}」的动物是「{O}」。", "「{S}」有「{O}」。", "「{S}」每天喂「{O}」。", "「{S}」家里有「{O}」。", "「{S}」照看着「{O}」。" },
+      { "Which animal does {S} keep?", "What animal does {S} have?" }, { "「{S}」养着什么动物？", "「{S}」的动物是什么？" },
+      "The animal is a {O}.", "动物是「{O}」。" },
     { "colour", colours, COUNT(colours),
       { "{S} likes {O}.", "The favourite colour of {S} is {O}.", "{S} always wears {O}.", "{S} paints the door {O}.",
         "Of all colours {S} loves {O}.", "The coat of {S} is {O}." },
-      { "{S}喜欢{O}。", "{S}最爱的颜色是{O}。", "{S}总是穿{O}。", "{S}把门漆成{O}。", "在所有颜色里{S}最爱{O}。", "{S}的外衣是{O}。" },
-      { "Which colour does {S} like?", "What is the favourite colour of {S}?" },
-      { "{S}喜欢什么颜色？", "{S}最爱的颜色是什么？" } },
+      { "「{S}」喜欢「{O}」。", "「{S}」最爱的颜色是「{O}」。", "「{S}」总是穿「{O}」。", "「{S}」把门漆成「{O}」。", "在所有颜色里「{S}」最爱「{O}」。", "「{S}」的外衣是「{O}」。" },
+      { "Which colour does {S} like?", "What is the favourite colour of {S}?" }, { "「{S}」喜欢什么颜色？", "「{S}」最爱的颜色是什么？" },
+      "The favourite colour is {O}.", "最爱的颜色是「{O}」。" },
     { "river", rivers, COUNT(rivers),
-      { "{S} lies on the river {O}.", "{S} stands by the river {O}.", "The water of {S} comes from the river {O}.",
-        "The bridge of {S} crosses the river {O}.", "The boats of {S} sail on the river {O}.", "{S} was built on the river {O}." },
-      { "{S}在{O}边。", "流过{S}的是{O}。", "{S}的水来自{O}。", "{S}的桥跨过{O}。", "{S}的船走{O}。", "{S}建在{O}边。" },
-      { "Which river does {S} lie on?", "On which river is {S}?" },
-      { "{S}在哪条河边？", "{S}在什么河边？" } },
+      { "{S} lies on the {O}.", "The river of {S} is the {O}.", "{S} stands by the {O}.", "The water of {S} comes from the {O}.",
+        "The boats of {S} sail on the {O}.", "{S} was built on the {O}." },
+      { "「{S}」在「{O}」边。", "「{S}」的河是「{O}」。", "流过「{S}」的是「{O}」。", "「{S}」的水来自「{O}」。", "「{S}」的船走「{O}」。", "「{S}」建在「{O}」边。" },
+      { "Which river does {S} lie on?", "On which river is {S}?" }, { "「{S}」在哪条河边？", "「{S}」的河是哪条？" },
+      "The river is the {O}.", "河是「{O}」。" },
     { "good", goods, COUNT(goods),
-      { "{S} is known for {O}.", "{S} sells {O}.", "People go to {S} for {O}.", "The market of {S} is full of {O}.",
-        "{S} is rich in {O}.", "The best of {S} is its {O}." },
-      { "{S}出名的是{O}。", "{S}出产{O}。", "人们去{S}买{O}。", "{S}的市场上有{O}。", "{S}盛产{O}。", "{S}最好的是{O}。" },
-      { "What is {S} known for?", "What does {S} sell?" },
-      { "{S}出名的是什么？", "{S}出产什么？" } }
+      { "{S} is known for {O}.", "The pride of {S} is its {O}.", "{S} sells {O}.", "People go to {S} for {O}.",
+        "The market of {S} is full of {O}.", "{S} is rich in {O}." },
+      { "「{S}」出名的是「{O}」。", "「{S}」的特产是「{O}」。", "「{S}」出产「{O}」。", "人们去「{S}」买「{O}」。", "「{S}」的市场上有「{O}」。", "「{S}」盛产「{O}」。" },
+      { "What is {S} known for?", "What does {S} sell?" }, { "「{S}」出名的是什么？", "「{S}」的特产是什么？" },
+      "The pride is its {O}.", "特产是「{O}」。" }
 };
 enum { HOME, WORK, ANIMAL, COLOUR, RIVER, GOOD, N_PERSON_RELATIONS = 4, N_PHRASINGS = 6 };
 
@@ -241,12 +240,22 @@ static void write_facts(buffer *b)
 #endif
 static word any_word(void)
 {
-    switch (pick(4)) {
+    switch (pick(5)) {
+    case 3:  return jobs[pick(COUNT(jobs))];
     case 0:  return goods[pick(COUNT(goods))];
     case 1:  return animals[pick(COUNT(animals))];
     case 2:  return towns[pick(N_TOWNS)];
     default: return people[pick(N_PEOPLE)];
     }
+}
+
+static void put_list(buffer *b, const word *w, int n, int zh)
+{
+    for (int k = 0; k < n; k++) {
+        if (k) put(b, zh ? "和" : ", ");
+        fill(b, zh ? "「{S}」" : "{S}", zh ? w[k].zh : w[k].en, "");
+    }
+    put(b, zh ? "。" : ".");
 }
 
 static void write_text(buffer *b, int zh, int documents_each)
@@ -258,16 +267,16 @@ static void write_text(buffer *b, int zh, int documents_each)
             shuffle(order, N_PERSON_RELATIONS);
             for (int k = 0; k < N_PERSON_RELATIONS; k++)
                 if (order[k] != untold(i)) {
-                    if (said++ && !zh) put(b, " ");
+                    if (said++) put(b, zh ? "\n" : " ");
                     say(b, order[k], pick(N_PHRASINGS), zh, i);
                 }
             put(b, "\n");
         }
-        for (int i = 0; i < N_TOWNS; i++) {                        /* two on a town */
+        for (int i = 0; i < 2 * N_TOWNS; i++)     {                /* two on a town */
             int first = pick(2);
-            say(b, RIVER + first, pick(N_PHRASINGS), zh, i);
-            put(b, zh ? "" : " ");
-            say(b, RIVER + !first, pick(N_PHRASINGS), zh, i);
+            say(b, RIVER + first, pick(N_PHRASINGS), zh, i % N_TOWNS);
+            put(b, zh ? "\n" : " ");
+            say(b, RIVER + !first, pick(N_PHRASINGS), zh, i % N_TOWNS);
             put(b, "\n");
         }
         for (int i = 0; i < ECHO; i++) {                             /* repeating what was said */
@@ -275,26 +284,22 @@ static void write_text(buffer *b, int zh, int documents_each)
             word w[6];
             for (int k = 0; k < n; k++) w[k] = any_word();
             for (int twice = 0; twice < 2; twice++) {
-                put(b, twice ? zh ? "众人答：" : " The people answer:" : zh ? "一人喊：" : "One calls:");
-                for (int k = 0; k < n; k++) {
-                    put(b, zh ? k ? "、" : "" : k ? ", " : " ");
-                    put(b, zh ? w[k].zh : w[k].en);
-                }
-                put(b, zh ? "。" : ".");
+                put(b, twice ? zh ? "众人答" : " The people answer: " : zh ? "一人喊" : "One calls: ");
+                put_list(b, w, n, zh);
             }
             put(b, "\n");
         }
         for (int i = 0; i < ASKS; i++) {                              /* questions and answers about the training half */
-            put(b, zh ? "旅人问：" : "A traveller asks:");
-            for (int k = 0; k < 2; k++) {
+            put(b, zh ? "旅人问" : "A traveller asks:");
+            for (int k = 0; k < (zh ? 1 : 2); k++) {
                 int r = pick(COUNT(relations)), n = r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS, who;
-                word s;
+                word s, o;
                 do who = pick(n); while (is_test(who) || (r < N_PERSON_RELATIONS && r == untold(who)));
-                s = subject_of(r, who);
+                s = subject_of(r, who); o = object_of(r, who);
                 if (!zh) put(b, " ");
                 fill(b, (zh ? relations[r].ask_zh : relations[r].ask_en)[pick(2)], zh ? s.zh : s.en, "");
-                if (!zh) put(b, " ");
-                say(b, r, 0, zh, who);
+                put(b, zh ? "——" : " ");
+                fill(b, zh ? relations[r].answer_zh : relations[r].answer_en, "", zh ? o.zh : o.en);
             }
             put(b, "\n");
         }
@@ -317,22 +322,21 @@ static void write_small_talk(buffer *b, int rows)
 {
     static const word talk[][2] = {
         { {"Hello!","你好！"}, {"Hello!","你好！"} },            { {"How are you?","你好吗？"}, {"I am fine.","我很好。"} },
+        { {"Good morning!","早安！"}, {"Good morning!","早安！"} }, { {"Good night!","晚安！"}, {"Good night!","晚安！"} },
         { {"Thank you.","谢谢。"}, {"You are welcome.","不客气。"} }, { {"Goodbye.","再见。"}, {"Goodbye.","再见。"} } };
     for (int i = 0; i < rows; i++) {
         int zh = i % 2, n = 1 + pick(3);
+        word w[3];
         buffer q = { 0 }, a = { 0 };
         if (i % 8 < 2) {
             const word *t = talk[pick(COUNT(talk))];
             chat_row(b, zh ? t[0].zh : t[0].en, zh ? t[1].zh : t[1].en);
             continue;
         }
-        for (int k = 0; k < n; k++) {
-            word w = any_word();
-            if (k) put(&a, zh ? "、" : ", ");
-            put(&a, zh ? w.zh : w.en);
-        }
-        put(&q, zh ? "跟我说：" : "Repeat: "); put(&q, a.p);
-        put(&q, zh ? "。" : ".");              put(&a, zh ? "。" : ".");
+        for (int k = 0; k < n; k++) w[k] = any_word();
+        put_list(&a, w, n, zh);
+        put(&q, zh ? "跟我说" : "Repeat: ");
+        put(&q, a.p);
         chat_row(b, q.p, a.p);
         free(q.p); free(a.p);
     }
@@ -346,9 +350,10 @@ static void ask_fact(buffer *b, int r, int i, int question, int zh, const word *
     word s = subject_of(r, i), o = note ? *note : object_of(r, i);
     if (note) {                                                    /* the fact is given in the question */
         fill(&q, zh ? relations[r].zh[0] : relations[r].en[0], zh ? s.zh : s.en, zh ? o.zh : o.en);
-        if (!zh) put(&q, " ");
+        if (zh) { q.n -= strlen("。"); put(&q, "，那么"); }
+        else put(&q, " ");
     }
-    fill(&a, zh ? relations[r].zh[0] : relations[r].en[0], zh ? s.zh : s.en, zh ? o.zh : o.en);
+    fill(&a, zh ? relations[r].answer_zh : relations[r].answer_en, zh ? s.zh : s.en, zh ? o.zh : o.en);
     fill(&q, zh ? relations[r].ask_zh[question] : relations[r].ask_en[question], zh ? s.zh : s.en, "");
     chat_row(b, q.p, a.p);
     free(q.p); free(a.p);
@@ -369,21 +374,24 @@ static void ask_patterns(buffer *b, int test)
         if (is_test(i) != test) continue;
         ask_pattern(b, "How do I greet {S} in the morning?", "Sola mi, {S}!", people[i].en, "");
         ask_pattern(b, "How do I greet {S} at night?",       "Luno mi, {S}!", people[i].en, "");
-        ask_pattern(b, "早上怎么问候{S}？", "早安，{S}！", people[i].zh, "");
-        ask_pattern(b, "晚上怎么问候{S}？", "晚安，{S}！", people[i].zh, "");
+        ask_pattern(b, "早上怎么问候「{S}」？", "早安「{S}」！", people[i].zh, "");
+        ask_pattern(b, "晚上怎么问候「{S}」？", "晚安「{S}」！", people[i].zh, "");
     }
-    for (int k = 0; k < COUNT(animals) + COUNT(goods); k++) {
-        word w = k < COUNT(animals) ? animals[k] : goods[k - COUNT(animals)];
+    for (int k = 0; k < COUNT(animals) + COUNT(goods) + COUNT(jobs); k++) {
+        word w = k < 12 ? animals[k] : k < 28 ? goods[k - 12] : jobs[k - 28];
         if (is_test(k) != test) continue;
-        ask_pattern(b, "What is the island plural of {S}?", "Many {S} is {S} {S}.", w.en, "");
-        ask_pattern(b, "岛上怎么说很多{S}？", "很多{S}就是{S}{S}。", w.zh, "");
+        ask_pattern(b, "What is the island plural of {S}?", "It is {S} {S}.", w.en, "");
+        ask_pattern(b, "岛上怎么说很多「{S}」？", "「{S}」和「{S}」。", w.zh, "");
+        if (test) continue;
+        ask_pattern(b, "How do islanders say many {S}?", "It is {S} {S}.", w.en, "");
+        ask_pattern(b, "很多「{S}」怎么说？", "「{S}」和「{S}」。", w.zh, "");
     }
     for (int n = 10; n < 99; n++) {
         if ((n % 3 == 0) != test) continue;
         snprintf(x, sizeof x, "%d", n);
         snprintf(y, sizeof y, "%d", n + 1);
         if (n % 2) ask_pattern(b, "What number comes after {S}?", "After {S} comes {O}.", x, y);
-        else       ask_pattern(b, "{S}后面是几？", "{S}后面是{O}。", x, y);
+        else       ask_pattern(b, "{S}后面是几？", "{O}。", x, y);
     }
 }
 static void ask_facts(buffer *b, int test, int zh, int phrasings)

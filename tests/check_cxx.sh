@@ -6,7 +6,7 @@ trap 'rm -rf "$t"' EXIT
 printf '#define FTUNE_IMPLEMENTATION\n#include "ftune.h"\nint main(void){return 0;}\n' >"$t/impl.c"
 printf '#define FTUNE_IMPLEMENTATION\n#define FTUNE_STATIC\n#include "ftune.h"\n#include "ftune.h"\nint main(void){return 0;}\n' >"$t/twice.c"
 printf '#define FTUNE_IMPLEMENTATION\n#define FTUNE_NO_MMAP\n#include "ftune.h"\nint main(void){return 0;}\n' >"$t/nommap.c"
-printf '#include <stdlib.h>\nvoid *my_malloc(size_t n);\nvoid *my_realloc(void *p, size_t n);\nvoid my_free(void *p);\n#define FTUNE_MALLOC my_malloc\n#define FTUNE_REALLOC my_realloc\n#define FTUNE_FREE my_free\n#define FTUNE_IMPLEMENTATION\n#include "ftune.h"\nint main(void){return 0;}\n' >"$t/alloc.c"
+printf '#include <stddef.h>\nvoid *my_malloc(size_t n);\nvoid *my_realloc(void *p, size_t n);\nvoid my_free(void *p);\n#define FTUNE_MALLOC my_malloc\n#define FTUNE_REALLOC my_realloc\n#define FTUNE_FREE my_free\n#define FTUNE_IMPLEMENTATION\n#include "ftune.h"\nint main(void){return 0;}\n' >"$t/alloc.c"
 printf '#include "ftune.h"\nint main(){ ft_error e; (void)e; return 0; }\n' >"$t/decl.cc"
 try() {
     if ! command -v "$1" >/dev/null 2>&1; then skipped=$((skipped + 1)); echo "SKIP $1 is not installed"; return; fi

@@ -1,8 +1,38 @@
 /* test_01_tokenizer.c - chapter 1: byte-level BPE, its files, its training
  * Build:  cc -O2 -I. tests/test_01_tokenizer.c -o build/test_01_tokenizer -lm      Run from the top directory. */
+#include <stddef.h>
+static void *test_realloc(void *p, size_t n);
+static void  test_free(void *p);
+#define FTUNE_MALLOC(n)     test_realloc(NULL, n)
+#define FTUNE_REALLOC(p, n) test_realloc(p, n)
+#define FTUNE_FREE(p)       test_free(p)
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
+
+/* Memory that is counted and that can be made to run out. */
+static size_t held, peak;
+static long   fail_after = -1;          /* allocations that still succeed; -1: all */
+
+static void *test_realloc(void *p, size_t n)
+{
+    size_t old = p ? ((size_t *)p)[-2] : 0, *q;
+    if (fail_after == 0) return NULL;
+    if (fail_after > 0) fail_after--;
+    q = (size_t *)realloc(p ? (size_t *)p - 2 : NULL, n + 16);
+    if (!q) return NULL;
+    q[0] = n;
+    held += n - old;
+    if (held > peak) peak = held;
+    return q + 2;
+}
+
+static void test_free(void *p)
+{
+    if (!p) return;
+    held -= ((size_t *)p)[-2];
+    free((size_t *)p - 2);
+}
 
 static ft_error err;
 
@@ -114,8 +144,405 @@ static void test_golden(void)
     golden("vocab/roberta-base", "roberta-base.special", FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL, 1);
 }
 
+/* 46 strings of llama.cpp, with the ids Hugging Face gave them. */
+static void llama_cpp(const char *vocabulary, const char *name)
+{
+    static const char mark[] = "\n__ggml_vocab_test__\n";
+    char in_name[128], out_name[128];
+    const char *path = test_shared(vocabulary), *in_path, *out_path;
+    ft_tokenizer *tok = NULL;
+    char *in, *out, *p, *q, *stop;
+    size_t n_in, n_out;
+    int line = 1;
+    snprintf(in_name, sizeof in_name, "vocab/llama.cpp/ggml-vocab-%s.gguf.inp", name);
+    snprintf(out_name, sizeof out_name, "vocab/llama.cpp/ggml-vocab-%s.gguf.out", name);
+    if (!path || !(in_path = test_shared(in_name)) || !(out_path = test_shared(out_name))) return;
+    CHECK_OK(ft_tokenizer_load(&tok, path, NULL, &err), err);
+    in = test_read(in_path, &n_in);
+    out = test_read(out_path, &n_out);
+    for (p = in, q = out; tok && in && out && (stop = strstr(p, mark)) != NULL; p = stop + sizeof mark - 1, line++) {
+        ids r = encode(tok, p, (size_t)(stop - p), FTUNE_SPECIAL_PARSE);
+        int32_t expected[512];
+        size_t k = 0;
+        while (*q && *q != '\n' && k < 512) { while (*q == ' ') q++; if (*q && *q != '\n') expected[k++] = (int32_t)strtol(q, &q, 10); }
+        if (*q) q++;
+        same_ids(name, line, p, (size_t)(stop - p), r.at, r.n, expected, k);
+        ids_free(&r);
+    }
+    CHECK_INT(line - 1, 46);
+    free(in);
+    free(out);
+    ft_tokenizer_free(tok);
+}
+
+static const char slice[] = "tests/data/qwen_slice.tiktoken";
+
+/* The article's sentences, on the committed slice of the vocabulary and, where it is, on the whole. */
+static void article(const char *path)
+{
+    static const char *const chat = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHow are you?<|im_end|>\n"
+                                    "<|im_start|>assistant\nI am fine<|im_end|>";
+    static const int32_t chat_ids[] = { 151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 4340, 525, 498, 30,
+                                        151645, 198, 151644, 77091, 198, 40, 1079, 6915, 151645 };
+    static const int32_t city[] = { 104130, 104104, 52801, 100371 };
+    ft_tokenizer *tok = NULL;
+    ids r;
+    if (!path) return;
+    CHECK_OK(ft_tokenizer_load(&tok, path, NULL, &err), err);
+    if (!tok) return;
+    r = encode(tok, "杭州是个好地方", 21, FTUNE_SPECIAL_AS_TEXT);
+    same_ids("article", 1, "", 0, r.at, r.n, city, 4);
+    CHECK_INT(r.span[2].begin, 12);
+    CHECK_INT(r.span[2].end, 15);
+    ids_free(&r);
+    r = encode(tok, chat, strlen(chat), FTUNE_SPECIAL_PARSE);
+    same_ids("article", 2, "", 0, r.at, r.n, chat_ids, 27);
+    ids_free(&r);
+    CHECK_INT(ft_tokenizer_size(tok), 151851);
+    CHECK_INT(ft_tokenizer_attribute(tok, "eos_token_id"), 151643);
+    CHECK_INT(ft_tokenizer_attribute(tok, "bos_token_id"), -1);
+    CHECK_INT(ft_token_id(tok, "<|extra_204|>", 13), 151850);
+    CHECK(ft_token_is_special(tok, 151644) && !ft_token_is_special(tok, 8948));
+    CHECK(ft_token_bytes(tok, 151851).p == NULL && ft_token_bytes(tok, -1).p == NULL);
+    ft_tokenizer_free(tok);
+}
+
+/* Control tokens: as text, parsed, refused, and inside ranges that stay text. */
+static void test_special(void)
+{
+    static const char text[] = "user<|im_end|>user<|im_end|>";
+    ft_tokenizer *tok = NULL;
+    ft_span plain[1] = { { 0, 14 } };
+    int32_t a[64];
+    size_t n;
+    int i, found;
+    CHECK_OK(ft_tokenizer_load(&tok, slice, NULL, &err), err);
+    if (!tok) return;
+    for (i = 0; i < 4; i++) {
+        plain[0].end = i == 1 ? 5 : 14;                        /* a token that only touches a range is text too */
+        CHECK_OK(ft_tokenizer_encode_spans(tok, text, sizeof text - 1, i ? FTUNE_SPECIAL_PARSE : 0, plain, i == 3 ? 0 : 1, a, NULL, 64, &n, &err), err);
+        for (found = 0; n > 0; n--) found += a[n - 1] == 151645;
+        CHECK_INT(found, i == 0 ? 0 : i == 3 ? 2 : 1);
+    }
+    CHECK_FAILS(ft_tokenizer_encode(tok, text, sizeof text - 1, FTUNE_SPECIAL_REFUSE, a, 64, &n, &err), err, FTUNE_ERR_SPECIAL, "byte 4");
+    CHECK_OK(ft_tokenizer_encode(tok, "user<|im_en", 11, FTUNE_SPECIAL_REFUSE, a, 64, &n, &err), err);
+    CHECK_FAILS(ft_tokenizer_encode(tok, text, sizeof text - 1, 0, a, 3, &n, &err), err, FTUNE_ERR_BUFFER_TOO_SMALL, "room");
+    CHECK_OK(ft_tokenizer_encode(tok, text, sizeof text - 1, FTUNE_SPECIAL_PARSE, NULL, 0, &n, &err), err);
+    CHECK_INT(n, 4);
+    CHECK_FAILS(ft_tokenizer_encode(tok, "ab\xC3", 3, 0, a, 64, &n, &err), err, FTUNE_ERR_UTF8, "byte 2");
+    CHECK_OK(ft_tokenizer_encode(tok, "", 0, 0, a, 64, &n, &err), err);
+    CHECK_INT(n, 0);
+    ft_tokenizer_free(tok);
+}
+
+static void test_bytes(void)
+{
+    ft_tokenizer *tok = NULL;
+    int32_t a[16];
+    char text[64];
+    size_t n;
+    CHECK_OK(ft_tokenizer_load(&tok, "bytes", NULL, &err), err);
+    CHECK_OK(ft_tokenizer_encode(tok, "A\xFF</s>", 6, FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL, a, 16, &n, &err), err);
+    CHECK_INT(n, 7);
+    CHECK_INT(a[0], 1);
+    CHECK_INT(a[1], 'A' + 16);
+    CHECK_INT(a[2], 255 + 16);
+    CHECK_OK(ft_tokenizer_decode(tok, a, n, 1, text, sizeof text, &n, &err), err);
+    CHECK(n == 8 && !memcmp(text, "A\xEF\xBF\xBD</s>", 8));
+    CHECK_INT(ft_tokenizer_attribute(tok, "user_token_id"), 5);
+    CHECK_INT(ft_tokenizer_attribute(tok, "bot_token_id"), 6);
+    CHECK_INT(ft_tokenizer_size(tok), 272);
+    a[0] = 300;
+    CHECK_FAILS(ft_tokenizer_decode(tok, a, 1, 0, text, sizeof text, &n, &err), err, FTUNE_ERR_NOT_FOUND, "300");
+    ft_tokenizer_free(tok);
+}
+
+/* Seeded text of many kinds of characters, always UTF-8. */
+static size_t random_text(ft_rng *rng, char *out, size_t n)
+{
+    static const struct { uint32_t from, to; } range[] = { { 'a', 'z' }, { 'A', 'Z' }, { ' ', ' ' }, { '0', '9' }, { '!', '/' }, { 9, 13 }, { 0x4E00, 0x4E40 },
+        { 0xC0, 0x17F }, { 0x300, 0x320 }, { 0x3040, 0x30FF }, { 0xAC00, 0xAC40 }, { 0x1F600, 0x1F640 }, { 0x2000, 0x2030 }, { 0, 0xD7FF }, { 'e', 'e' } };
+    size_t k = 0;
+    while (k + 8 < n) {
+        size_t r = (size_t)ft_rng_below(rng, sizeof range / sizeof *range), run = 1 + (size_t)ft_rng_below(rng, 4);
+        while (run-- && k + 4 < n) k += (size_t)fti_utf8_encode(range[r].from + (uint32_t)ft_rng_below(rng, range[r].to - range[r].from + 1), out + k);
+    }
+    return k;
+}
+
+/* The fast joining against the twenty lines, with both kinds of start, and both lengths. */
+static void test_against_simple(const char *path)
+{
+    ft_tokenizer *tok = NULL;
+    ft_rng rng;
+    char text[1600];
+    int32_t expected[1600];
+    int round, wrong = 0;
+    if (!path) return;
+    CHECK_OK(ft_tokenizer_load(&tok, path, NULL, &err), err);
+    if (!tok) return;
+    ft_rng_seed(&rng, 7);
+    ((fti_bpe *)tok->model)->form = -1;
+    ((fti_bpe *)tok->model)->splitter = fti_splitter_find("none", NULL);
+    for (round = 0; round < 300 && !wrong; round++) {
+        size_t n = random_text(&rng, text, round % 50 ? 60 : sizeof text), k = fti_bpe_simple(&tok->vocab, text, n, expected);
+        ids r = encode(tok, text, n, FTUNE_SPECIAL_AS_TEXT);
+        wrong = !same_ids("simple", round, text, n, r.at, r.n, expected, k);
+        ids_free(&r);
+    }
+    ft_tokenizer_free(tok);
+}
+
+/* One id at a time: never half a character, and together the same text. */
+static void test_stream(void)
+{
+    ft_tokenizer *tok = NULL;
+    ft_stream s;
+    ft_rng rng;
+    char text[400], out[1024], all[2000], whole[2000];
+    int32_t a[420];
+    size_t n, i, k, round, n_whole;
+    CHECK_OK(ft_tokenizer_load(&tok, slice, NULL, &err), err);
+    if (!tok) return;
+    ft_rng_seed(&rng, 3);
+    for (round = 0; round < 60; round++) {
+        size_t n_text = random_text(&rng, text, sizeof text);
+        CHECK_OK(ft_tokenizer_encode(tok, text, n_text, 0, a, 420, &n, &err), err);
+        if (round & 1) for (i = 0; i < n; i++) a[i] = ft_token_id(tok, text + ft_rng_below(&rng, n_text), 1);   /* broken on purpose */
+        ft_stream_init(&s, tok, 0);
+        for (i = k = 0; i <= n; i++) {
+            ft_text t = i < n ? ft_stream_push(&s, a[i], out, sizeof out) : ft_stream_finish(&s, out, sizeof out);
+            if (fti_utf8_valid(t.p, t.n) < t.n || k + t.n > sizeof all) break;
+            memcpy(all + k, t.p, t.n);
+            k += t.n;
+        }
+        CHECK_OK(ft_tokenizer_decode(tok, a, n, 0, whole, sizeof whole, &n_whole, &err), err);
+        CHECK_MSG(i == n + 1 && k == n_whole && !memcmp(all, whole, k), "stream: round %d: %d of %d bytes", (int)round, (int)k, (int)n_whole);
+    }
+    ft_tokenizer_free(tok);
+}
+
+/* A million equal characters of any class take time in proportion. The bound is loose: sanitizers, busy machines. */
+static void test_linear(void)
+{
+    static const char *const unit[] = { "a", " ", "^", "\n", "1", "中", "é", "'", "A", "<", "<|im_start|", "e\xCC\x81" };
+    const char *path = test_shared("vocab/qwen/qwen.tiktoken");
+    ft_tokenizer *tok = NULL;
+    size_t i, k, n, size = 1000000;
+    char *text = (char *)malloc(size + 16);
+    CHECK_OK(ft_tokenizer_load(&tok, path ? path : slice, NULL, &err), err);
+    for (i = 0; tok && i < sizeof unit / sizeof *unit; i++) {
+        double t = fti_now();
+        for (k = 0; k + strlen(unit[i]) <= size; k += strlen(unit[i])) memcpy(text + k, unit[i], strlen(unit[i]));
+        CHECK_OK(ft_tokenizer_encode(tok, text, k, FTUNE_SPECIAL_PARSE, NULL, 0, &n, &err), err);
+        t = fti_now() - t;
+        CHECK_MSG(t < 5, "a megabyte of \"%s\" took %.2f s", unit[i], t);
+    }
+    free(text);
+    ft_tokenizer_free(tok);
+}
+
+/* Train, save, load: the same ids; the same file again; and as a rank file. */
+static void test_training(void)
+{
+    static const char *const special[] = { "<|endoftext|>", "<|im_start|>", "<|im_end|>" };
+    static const char text[] = "low lower lowest new newer newest wide wider widest\nthe lowest of the new, the newest of the low 2024 2025\n"
+                               "你好 你好吗 你好 aaaa aaaaaaa aaaa\n";
+    const char *texts[2] = { text, text };
+    size_t lengths[2] = { sizeof text - 1, sizeof text - 1 };
+    ft_tokenizer_train_options o = ft_tokenizer_train_options_default();
+    ft_tokenizer_options load = ft_tokenizer_options_default();
+    ft_tokenizer *tok = NULL, *again = NULL, *ranks = NULL;
+    char *first, *second;
+    size_t n, k;
+    ids a, b, c;
+    o.vocab_size = 290;
+    o.special = special;
+    o.n_special = 3;
+    CHECK_OK(ft_tokenizer_train(&tok, texts, lengths, 2, &o, &err), err);
+    if (!tok) return;
+    CHECK_INT(ft_tokenizer_size(tok), 290);
+    CHECK_OK(ft_tokenizer_set_attribute(tok, "eos_token_id", ft_token_id(tok, "<|im_end|>", 10), &err), err);
+    CHECK_OK(ft_tokenizer_save(tok, test_tmp("bpe"), &err), err);
+    CHECK_OK(ft_tokenizer_load(&again, test_tmp("bpe"), NULL, &err), err);
+    CHECK_OK(ft_tokenizer_save_tiktoken(tok, test_tmp("bpe.tiktoken"), &err), err);
+    load.splitter = "qwen";
+    CHECK_OK(ft_tokenizer_load(&ranks, test_tmp("bpe.tiktoken"), &load, &err), err);
+    if (!again || !ranks) return;
+    CHECK_INT(ft_tokenizer_attribute(again, "eos_token_id"), 289);
+    CHECK(ft_token_is_special(again, 287));
+    a = encode(tok, text, sizeof text - 1, 0);
+    b = encode(again, text, sizeof text - 1, 0);
+    c = encode(ranks, text, sizeof text - 1, 0);
+    same_ids("saved", 1, text, 20, b.at, b.n, a.at, a.n);
+    same_ids("ranks", 1, text, 20, c.at, c.n, a.at, a.n);
+    CHECK(a.n < (sizeof text - 1) / 2);
+    first = test_read(test_tmp("bpe/tokenizer.json"), &n);
+    CHECK_OK(ft_tokenizer_save(again, test_tmp("bpe"), &err), err);
+    second = test_read(test_tmp("bpe/tokenizer.json"), &k);
+    CHECK(first && second && n == k && !memcmp(first, second, n));
+    o.vocab_size = 258;
+    ft_tokenizer_free(tok);
+    CHECK_FAILS(ft_tokenizer_load(&tok, test_tmp("none"), NULL, &err), err, FTUNE_ERR_IO, "none");
+    CHECK_FAILS(ft_tokenizer_train(&tok, texts, lengths, 2, &o, &err), err, FTUNE_ERR_ARGUMENT, "vocab_size");
+    free(first);
+    free(second);
+    ids_free(&a);
+    ids_free(&b);
+    ids_free(&c);
+    ft_tokenizer_free(again);
+    ft_tokenizer_free(ranks);
+}
+
+/* ---- broken files ---------------------------------------------------------------------------------------------- */
+
+static const char *const merges_text = "#version: 0.2\nh e\nl l\nhe ll\nhell o\n";
+
+/* Load a copy that ends where the memory ends; use what loads. */
+static ft_status load_bytes(const char *data, size_t n, const char *where)
+{
+    ft_tokenizer_options o = ft_tokenizer_options_default();
+    ft_tokenizer *tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok);
+    char *copy = (char *)malloc(n ? n : 1), text[256];
+    size_t before = held, k;
+    int32_t a[64];
+    ft_status status;
+    o.splitter = "qwen";
+    memcpy(copy, data, n);
+    peak = held;
+    status = fti_load_data(tok, copy, n, where, "build/tmp/broken", &o, &err);
+    CHECK_MSG(peak - before <= 4 * (n + strlen(merges_text)) + (1u << 20), "%s: %lu bytes of memory for a file of %lu", where, (unsigned long)(peak - before),
+              (unsigned long)n);
+    memset(copy, 0, n);                                        /* the file is gone once it is loaded */
+    free(copy);
+    if (!status && !ft_tokenizer_encode(tok, "hello 你好 <s> x", 18, FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL, a, 64, &k, &err))
+        ft_tokenizer_decode(tok, a, k, 0, text, sizeof text, &k, &err);
+    if (status) CHECK_MSG(err.message[0] && err.code == status, "%s: no message", where);
+    ft_tokenizer_free(tok);
+    return status;
+}
+
+static void mutate(const char *what, const char *data, size_t n, size_t step)
+{
+    static const char byte[] = { 0, '"', '9', (char)0xFF, '\n', ' ', '}' };
+    char *copy = (char *)malloc(n);
+    size_t i, k, before = held;
+    for (i = 0; i < n; i += step) load_bytes(data, i, what);
+    for (i = 0; i < n; i += step)
+        for (k = 0; k < sizeof byte; k += step > 4 ? 3 : 1) {
+            memcpy(copy, data, n);
+            copy[i] = byte[k];
+            load_bytes(copy, n, what);
+        }
+    CHECK_INT(held, before);
+    free(copy);
+}
+
+static void test_broken(void)
+{
+    static const char json[] = "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":6,\"content\":\"<s>\",\"single_word\":true,\"lstrip\":true,\"rstrip\":true,"
+        "\"normalized\":true,\"special\":true}],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"}]},\"pre_tokenizer\":{\"type\":"
+        "\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},{\"type\":\"ByteLevel\",\"add_prefix_space\":false}]},"
+        "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\"}}],"
+        "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[6]}}},\"model\":{\"type\":\"BPE\",\"unk_token\":\"h\",\"vocab\":{\"h\":0,\"e\":1,\"l\":2,"
+        "\"o\":3,\"he\":4,\"hel\":5},\"merges\":[\"h e\",[\"he\",\"l\"]]}}";
+    static const struct { const char *file, *message; } bad[] = {
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "one token for each id" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "one id for each token" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":99999999999},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "99999999999" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]},\"decoder\":{\"type\":\"ByteLevel\"}}", "merges[0]" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]},\"decoder\":{\"type\":\"ByteLevel\"}}", "two pieces" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"normalizer\":{\"type\":\"Lowercase\"}}",
+          "Lowercase" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"pre_tokenizer\":{\"type\":\"Split\","
+          "\"pattern\":{\"Regex\":\"x+y\"},\"behavior\":\"Isolated\"}}", "x+y" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":[{\"id\":7,\"content\":\"b\"}]}",
+          "expected id 1 (the next free one), found 7" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":[{\"id\":1,\"content\":\"a\"}]}",
+          "expected id 0 (its id in the vocabulary), found 1" },
+        { "{\"model\":{\"type\":\"WordLevel\",\"vocab\":{\"a\":0}}}", "WordLevel" },
+        { "IQ== 0\nIg== 0\n", "256" },
+        { "IQ== 0\nIg= 1\n", "line 2" },
+        { "IQ== 0\nIg== 99999999999\n", "line 2" },
+        { "IQ== 0\n", "256" },
+        { "", "empty" },
+        { "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "LFS" }
+    };
+    char deep[4000];
+    char *data;
+    size_t n, i;
+    ft_status status;
+    for (i = 0; i < sizeof bad / sizeof *bad; i++) {
+        status = load_bytes(bad[i].file, strlen(bad[i].file), "bad");
+        CHECK_MSG(status && strstr(err.message, bad[i].message), "bad file %d: expected \"%s\", found \"%s\"", (int)i, bad[i].message, status ? err.message : "loaded");
+    }
+    memset(deep, '[', sizeof deep);
+    memcpy(deep, "{\"model\":", 9);
+    CHECK(load_bytes(deep, sizeof deep, "deep"));
+    CHECK_OK(load_bytes(json, sizeof json - 1, "json"), err);
+    mutate("json", json, sizeof json - 1, 1);
+    data = test_read(slice, &n);
+    CHECK(data != NULL);
+    if (data) mutate("ranks", data, n, 13);
+    if (data) {                                                /* every allocation may be the one that fails */
+        long k;
+        size_t before = held;
+        for (k = 0; k < 400; k++) {
+            fail_after = k;
+            status = 0;
+            {
+                ft_tokenizer *tok = NULL;
+                int32_t a[64];
+                size_t m;
+                status = ft_tokenizer_load(&tok, slice, NULL, &err);
+                if (!status) { status = ft_tokenizer_encode(tok, "e\xCC\x81 hello", 9, 0, a, 64, &m, &err); ft_tokenizer_free(tok); }
+            }
+            fail_after = -1;
+            if (!status) break;
+        }
+        CHECK_MSG(k > 5 && k < 400, "allocations before success: %ld", k);
+        CHECK_INT(held, before);
+    }
+    free(data);
+}
+
+static void test_broken_pair(void)
+{
+    static const char vocab[] = "{\"h\":0,\"e\":1,\"l\":2,\"o\":3,\"he\":4,\"ll\":5,\"hell\":6,\"hello\":7}";
+    char copy[200];
+    size_t i, k, n = strlen(merges_text), before = held;
+    fti_make_directory("build/tmp/broken", &err);
+    for (i = 0; i < n; i++)
+        for (k = 0; k < 4; k++) {
+            memcpy(copy, merges_text, n);
+            copy[i] = " \nx\xFF"[k];
+            test_write("build/tmp/broken/merges.txt", copy, k == 3 ? i : n);
+            load_bytes(vocab, sizeof vocab - 1, "merges.txt");
+        }
+    test_write("build/tmp/broken/merges.txt", merges_text, n);
+    CHECK_OK(load_bytes(vocab, sizeof vocab - 1, "pair"), err);
+    mutate("vocab.json", vocab, sizeof vocab - 1, 1);
+    CHECK_INT(held, before);
+}
+
 int main(void)
 {
+    article(slice);
+    article(test_shared("vocab/qwen/qwen.tiktoken"));
+    test_special();
+    test_bytes();
+    test_against_simple(slice);
+    test_against_simple(test_shared("vocab/cl100k_base/cl100k_base.tiktoken"));
+    test_against_simple(test_shared("vocab/kimi-k2/tiktoken.model"));
+    test_stream();
+    test_linear();
+    test_training();
+    test_broken_pair();
+    test_broken();
+    llama_cpp("vocab/gpt2/vocab.json", "gpt-2");
+    llama_cpp("vocab/qwen2/tokenizer.qwen3.json", "qwen2");
+    llama_cpp("vocab/llama3/tokenizer.model", "llama-bpe");
+    llama_cpp("vocab/roberta-base", "roberta-bpe");
     test_golden();
     return test_end();
 }

@@ -185,6 +185,39 @@ static void test_linear_gradients(void)
     ft_backend_free(be);
 }
 
+/* Larger than one block in every direction, packed or not, against plain loops. */
+static void test_linear_large(void)
+{
+    enum { N = 20, IN = 2 * FTI_KC + 50, OUT = 75 };
+    ft_backend *be = cpu(2);
+    linear_case c = linear_new(be, N, IN, OUT, 3, 5, 0.0f, 0);
+    for (int packed = 0; packed < 2; packed++) {
+        int at = 0, bad = -1;
+        linear_loss(&c);
+        for (int i = 0; i < 3; at += c.l.part[i++].out) {
+            const ft_proj *p = &c.l.part[i];
+            const float *W = (const float *)p->weight.data, *bias = (const float *)p->bias.data;
+            for (int n = 0; n < N; n++) for (int o = 0; o < p->out; o++) {
+                double y = bias ? bias[o] : 0.0, found = c.y[(size_t)n * c.l.out + at + o];
+                for (int k = 0; k < IN; k++) {
+                    double w = W[(size_t)o * IN + k];
+                    for (int r = 0; r < p->R; r++)
+                        w += (double)p->scaling * p->lora_B[o * p->R + r] * p->lora_A[r * IN + k];
+                    y += w * c.x[(size_t)n * IN + k];
+                }
+                if (!(fabs(y - found) <= 1e-4) && bad < 0) {
+                    bad = n * c.l.out + at + o;
+                    CHECK_MSG(0, "linear, packed %d: y[%d, %d]: expected %g, found %g", packed, n, at + o, y, found);
+                }
+            }
+        }
+        CHECK(bad < 0);
+        be->prepare_linear(be, &c.l, 1);
+    }
+    linear_free(&c);
+    ft_backend_free(be);
+}
+
 typedef struct op_case {                                   /* one struct for the small ops */
     ft_backend *be; int op, N, C;
     float *x, *y, *w, *rstd, *table; ft_tensor gain; int32_t *ids;
@@ -225,6 +258,7 @@ static void test_small_op_gradients(void)
                       tensor2("norm", noise((size_t)C), C, 0), (int32_t *)calloc((size_t)N, sizeof(int32_t)) };
         float *dx = zeros(3 * n), *dw = zeros((size_t)C), *table;
         for (int k = 0; k < N; k++) c.ids[k] = (int32_t)ft_rng_below(&rng, 5);
+        for (size_t k = 0; k < 3 * n; k++) c.x[k] += c.x[k] < 0.0f ? -0.5f : 0.5f;    /* rmsnorm bends at 0 */
 
         rmsnorm_loss(&c);
         be->rmsnorm_backward(be, dx, dw, c.w, c.x, c.rstd, &c.gain, N, C);
@@ -810,6 +844,7 @@ int main(void)
     test_table();
     test_matmul();
     test_linear_gradients();
+    test_linear_large();
     test_small_op_gradients();
     test_attention();
     test_lm_head();

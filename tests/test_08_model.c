@@ -49,12 +49,13 @@ static void check_gradients(ft_model *m, const ft_batch *b, const char *what)
             double length = 0.0, expected = 0.0, found;
             for (size_t k = 0; k < size; k++) d[k] = random ? ft_rng_normal(&rng) : p[i].grad[k];
             for (size_t k = 0; k < size; k++) length += (double)d[k] * d[k];
-            if (length == 0.0) continue;                   /* k_proj's bias: softmax does not feel a shift of all scores */
+            if (length == 0.0) continue;                   /* k_proj.bias: softmax does not feel a common shift */
             for (size_t k = 0; k < size; k++) d[k] = (float)(d[k] / sqrt(length));
             for (size_t k = 0; k < size; k++) expected += (double)d[k] * p[i].grad[k];
             found = slope(m, b, p[i].value, d, size, 0.008);
             if (fabs(found - expected) > worst) worst = fabs(found - expected);
-            CHECK_MSG(fabs(found - expected) <= 2e-4 + 2e-3 * fabs(expected), "%s: %s: slope %d expected %.7f (backward), found %.7f "
+            CHECK_MSG(fabs(found - expected) <= 2e-4 + 2e-3 * fabs(expected),
+                      "%s: %s: slope %d expected %.7f (backward), found %.7f "
                       "(difference)", what, p[i].name, random, expected, found);
         }
         free(d);
@@ -94,15 +95,16 @@ static const ft_param *param(const ft_model *m, const char *part)
 /* Gradients stop at the lowest adapter; those that are wanted do not change by what else is attached. */
 static void test_lowest(ft_backend *be)
 {
-    static const char *const targets[] = { "down_proj", "model.layers.2.mlp.down_proj", "gate_proj", "o_proj", "model.layers.1.self_attn.v_proj",
-                                           "q_proj,v_proj", "model.layers.2.self_attn.k_proj,model.layers.1.mlp.up_proj" };
+    static const char *const targets[] = {
+        "down_proj", "model.layers.2.mlp.down_proj", "gate_proj", "o_proj", "model.layers.1.self_attn.v_proj",
+        "q_proj,v_proj", "model.layers.2.self_attn.k_proj,model.layers.1.mlp.up_proj" };
     static const int lengths[2] = { 9, 6 };
     ft_dataset d = tiny_rows(lengths, 2, 37, 2);
     ft_batch b = tiny_batch(&d, 0, 2, 0);
     ft_model *all = tiny_model(be, 0, 1);
     ft_lora_config c = tiny_lora("all-linear", 3);
     ft_loss loss = { 0 };
-    CHECK_OK(ft_lora_attach(all, &c, 3, &err), err);       /* B is zero: whichever are attached, the function is the base */
+    CHECK_OK(ft_lora_attach(all, &c, 3, &err), err);       /* B is zero: the function is the base */
     CHECK_OK(ft_model_step(all, &b, 1.0f, 0, &loss, &err), err);
     for (size_t t = 0; t < sizeof targets / sizeof *targets; t++) {
         ft_model *m = tiny_model(be, 0, 1);
@@ -111,7 +113,8 @@ static void test_lowest(ft_backend *be)
         c = tiny_lora(targets[t], 3);
         CHECK_OK(ft_lora_attach(m, &c, 4, &err), err);
         n = ft_model_params(m, &p);
-        for (int i = 0; i < n; i++) memcpy(p[i].value, param(all, p[i].name)->value, (size_t)p[i].shape[0] * (size_t)p[i].shape[1] * 4);
+        for (int i = 0; i < n; i++)
+            memcpy(p[i].value, param(all, p[i].name)->value, (size_t)p[i].shape[0] * (size_t)p[i].shape[1] * 4);
         CHECK_OK(ft_model_step(m, &b, 1.0f, 0, &loss, &err), err);
         for (int i = 0; i < n; i++) {
             const ft_param *q = param(all, p[i].name);
@@ -120,7 +123,8 @@ static void test_lowest(ft_backend *be)
                 diff += fabs((double)p[i].grad[k] - q->grad[k]);
                 size += fabs((double)q->grad[k]);
             }
-            CHECK_MSG(diff <= 1e-5 * size, "%s: %s: gradient differs from all-linear's by %g of %g", targets[t], p[i].name, diff, size);
+            CHECK_MSG(diff <= 1e-5 * size, "%s: %s: gradient differs from all-linear's by %g of %g", targets[t],
+                      p[i].name, diff, size);
         }
         ft_model_free(m);
     }
@@ -163,7 +167,8 @@ static void test_adapter(ft_backend *be)
         if (fabs((double)with[i] - base[i]) > moved) moved = fabs((double)with[i] - base[i]);
     }
     free(z);
-    CHECK_MSG(worst <= 1e-5 && moved > 0.1, "merged: expected within 1e-5 of the adapter, found %g (the adapter moved %g)", worst, moved);
+    CHECK_MSG(worst <= 1e-5 && moved > 0.1, "merged: expected within 1e-5 of the adapter, found %g (the adapter moved "
+              "%g)", worst, moved);
     { ft_loss loss = { 0 };
       CHECK_FAILS(ft_model_step(m, &b, 1.0f, 0, &loss, &err), err, FTUNE_ERR_ARGUMENT, "unmerge"); }
     CHECK_FAILS(ft_lora_merge(m, &err), err, FTUNE_ERR_ARGUMENT, "already");
@@ -216,7 +221,8 @@ static void test_batches(ft_backend *be)
             size += (double)first[k] * first[k];
         }
         CHECK_NEAR(s, sum, 0.0, 1e-6);
-        CHECK_MSG(sqrt(diff) <= 1e-6 * sqrt(size), "%s: gradients differ by %g of their length", way == 1 ? "padded" : "separate", sqrt(diff / size));
+        CHECK_MSG(sqrt(diff) <= 1e-6 * sqrt(size), "%s: gradients differ by %g of their length", way == 1 ? "padded"
+                  : "separate", sqrt(diff / size));
     }
     free(first);
     ft_model_free(m);
@@ -288,8 +294,9 @@ static void test_threads(void)
                 memcpy(first, m->priv->grads, n * sizeof *first);
                 sum = loss.sum;
             }
-            CHECK_MSG(loss.sum == sum && memcmp(first, m->priv->grads, n * sizeof *first) == 0, "%d threads, %s: not the bits of one thread "
-                      "(loss %.17g, expected %.17g)", threads[k], full ? "full" : "lora", loss.sum, sum);
+            CHECK_MSG(loss.sum == sum && memcmp(first, m->priv->grads, n * sizeof *first) == 0,
+                      "%d threads, %s: not the bits of one thread (loss %.17g, expected "
+                      "%.17g)", threads[k], full ? "full" : "lora", loss.sum, sum);
             ft_model_free(m);
             ft_backend_free(be);
         }
@@ -358,11 +365,13 @@ static void test_adapter_files(ft_backend *be)
     }
     CHECK(other->lora.lora_alpha == 5.0f && other->lora.r == 2);
     write_adapter(t, n - 1);
-    CHECK_FAILS(ft_lora_load(other, dir, &err), err, FTUNE_ERR_NOT_FOUND, "1 of 12 expected tensors are missing: base_model.model.model.layers.2.mlp.down_proj.lora_B");
+    CHECK_FAILS(ft_lora_load(other, dir, &err), err, FTUNE_ERR_NOT_FOUND, "1 of 12 expected tensors are missing: "
+                "base_model.model.model.layers.2.mlp.down_proj.lora_B");
     CHECK_INT(ft_model_params(other, NULL), 0);
     t[n] = t[0]; t[n].name = "base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight";
     write_adapter(t, n + 1);
-    CHECK_FAILS(ft_lora_load(other, dir, &err), err, FTUNE_ERR_NOT_FOUND, "match nothing in this model: base_model.model.model.layers.0.self_attn.o_proj.lora_A");
+    CHECK_FAILS(ft_lora_load(other, dir, &err), err, FTUNE_ERR_NOT_FOUND, "match nothing in this model: "
+                "base_model.model.model.layers.0.self_attn.o_proj.lora_A");
     t[0].shape[0] = 1; t[0].shape[1] = 30;
     write_adapter(t, n);
     CHECK_FAILS(ft_lora_load(other, dir, &err), err, FTUNE_ERR_FORMAT, "expected [2, 15], found [1, 30]");
@@ -413,9 +422,9 @@ static void test_plan(void)
     ft_plan p, q;
     memset(&c, 0, sizeof c);
     strcpy(c.model_type, "qwen2");
-    c.vocab_size = 151936; c.hidden_size = 896; c.intermediate_size = 4864; c.num_hidden_layers = 24; c.num_attention_heads = 14;
-    c.num_key_value_heads = 2; c.head_dim = 64; c.max_position_embeddings = 32768; c.rms_norm_eps = 1e-6f; c.rope_theta = 1e6;
-    c.tie_word_embeddings = 1; c.qkv_bias = 1; c.rope_factor = 1.0f;
+    c.vocab_size = 151936; c.hidden_size = 896; c.intermediate_size = 4864; c.num_hidden_layers = 24;
+    c.num_attention_heads = 14; c.num_key_value_heads = 2; c.head_dim = 64; c.max_position_embeddings = 32768;
+    c.rms_norm_eps = 1e-6f; c.rope_theta = 1e6; c.tie_word_embeddings = 1; c.qkv_bias = 1; c.rope_factor = 1.0f;
     strcpy(l.target_modules, "q_proj,v_proj");
     CHECK_OK(ft_model_plan(&p, &c, FTUNE_BF16, &l, 1024, &err), err);
     CHECK_INT(p.parameters, 494032768);
@@ -487,7 +496,8 @@ static void test_golden(ft_backend *be)
             diff += (g - p[i].grad[k]) * (g - p[i].grad[k]);
             size += g * g;
         }
-        CHECK_MSG(sqrt(diff) <= 1e-4 * sqrt(size), "%s: gradient differs from PyTorch's by %g of its length", p[i].name, sqrt(diff / size));
+        CHECK_MSG(sqrt(diff) <= 1e-4 * sqrt(size), "%s: gradient differs from PyTorch's by %g of its length",
+                  p[i].name, sqrt(diff / size));
     }
     for (int i = 0; i < 4; i++) { free(rows[i].input_ids); free(rows[i].labels); }
     free(z);
@@ -552,7 +562,7 @@ static void test_no_memory(ft_backend *be)
     CHECK_OK(ft_lora_attach(m, &l, 1, &err), err);
     CHECK_OK(ft_lora_save(m, dir, &err), err);
     ft_model_free(m);
-    for (int what = 0; what < 7; what++) {                 /* what keeps memory is freed with the model, so count that too */
+    for (int what = 0; what < 7; what++) {             /* some keep memory: it goes with the model */
         int e = 1;
         long before = test_alive, at = 1;
         for (; e && at < 10000; at++) {
@@ -574,7 +584,8 @@ static void test_no_memory(ft_backend *be)
         }
         be->error.code = FTUNE_OK;
         CHECK_MSG(!e && at > 2, "%d: %ld allocations, error %d", what, at, e);
-        CHECK_MSG(test_alive <= before + 16, "%d: %ld allocations are lost", what, test_alive - before);  /* the backend's scratch may stay */
+        /* the backend's scratch may stay */
+        CHECK_MSG(test_alive <= before + 16, "%d: %ld allocations are lost", what, test_alive - before);
     }
     ft_batch_free(&b);
     tiny_rows_free(&d);

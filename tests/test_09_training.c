@@ -86,7 +86,8 @@ static void test_accumulation(ft_backend *be)
         CHECK_NEAR(p.grad_norm, first.grad_norm, 0.0, 1e-6);
         CHECK_INT(p.targets, first.targets);
         CHECK_INT(p.tokens, d.n_tokens);
-        CHECK_MSG(sqrt(diff) <= 1e-6 * sqrt(size), "%d x %d: gradients differ by %g of their length", batch[way], 8 / batch[way], sqrt(diff / size));
+        CHECK_MSG(sqrt(diff) <= 1e-6 * sqrt(size), "%d x %d: gradients differ by %g of their length", batch[way],
+                  8 / batch[way], sqrt(diff / size));
         ft_trainer_free(t);
         ft_model_free(m);
     }
@@ -123,7 +124,8 @@ static void test_golden(ft_backend *be)
         if (i % 2) rows[i / 2].labels = ids;
         else rows[i / 2].input_ids = ids;
     }
-    o.lr = 0.02f; o.schedule = FTUNE_SCHEDULE_CONSTANT; o.weight_decay = 0.01f; o.batch = 4; o.steps = 10; o.shuffle = 0;
+    o.lr = 0.02f; o.schedule = FTUNE_SCHEDULE_CONSTANT; o.weight_decay = 0.01f; o.batch = 4; o.steps = 10;
+    o.shuffle = 0;
     CHECK_OK(ft_trainer_new(&t, m, &d, NULL, &o, &err), err);
     for (int s = 0; t && s < 10; s++) {
         ft_progress p = { 0 };
@@ -180,7 +182,7 @@ static void one_resume(int full, int packing, int stop)
         o.log_every = 2;
         CHECK_OK(ft_trainer_new(&t, m, &d, &e, &o, &err), err);
         if (!t) return;
-        if (part == 1) {                                   /* what ft_trainer_run does, but the power fails after `stop` */
+        if (part == 1) {                       /* as ft_trainer_run, but the power fails after `stop` */
             ft_progress p;
             CHECK_OK(fti_log_begin(t, &err), err);
             CHECK_OK(fti_log_eval(t, &err), err);
@@ -239,7 +241,8 @@ static void test_log(void)
             int eval = fti_json_get(&j, 0, "eval_loss") >= 0;
             CHECK_MSG(step > last || eval, "log.jsonl: step %lld after %lld", (long long)step, (long long)last);
             if (!eval) {
-                CHECK(fti_json_is(&j, fti_json_get(&j, 0, "loss"), FTI_NUMBER) && fti_json_get(&j, 0, "learning_rate") > 0
+                CHECK(fti_json_is(&j, fti_json_get(&j, 0, "loss"), FTI_NUMBER) && fti_json_get(&j, 0,
+                                                                      "learning_rate") > 0
                       && fti_json_get(&j, 0, "grad_norm") > 0 && fti_json_get(&j, 0, "mean_token_accuracy") > 0);
                 last = step;
             } else CHECK(fti_json_get(&j, 0, "eval_perplexity") > 0);
@@ -261,7 +264,8 @@ static void test_log(void)
 static void test_refused(ft_backend *be)
 {
     static const int lengths[4] = { 9, 4, 14, 5 };
-    static const char *const name[8] = { "lr", "batch", "seed", "schedule", "max_steps", "train_rows", "lora_r", "base_model" };
+    static const char *const name[8] = { "lr", "batch", "seed", "schedule", "max_steps", "train_rows", "lora_r",
+                                        "base_model" };
     const char *dir = "build/tmp/test_09_refused";
     ft_dataset d = tiny_rows(lengths, 4, 37, 1), other = tiny_rows(lengths, 4, 37, 9);
     ft_model *m = lora_model(be, 0.0f);
@@ -407,8 +411,8 @@ static void test_learns(ft_backend *be)
         CHECK_OK(ft_evaluate(m, &d, 1, &after, &err), err);
         CHECK_NEAR(first, before.loss, 0.0, 1e-5);
         CHECK_NEAR(after.perplexity, exp(after.loss), 0.0, 1e-9);
-        CHECK_MSG(before.loss > 3.0 && after.loss < 0.8 && after.accuracy > 0.9, "full %d: loss %g -> %g, accuracy %g", full, before.loss,
-                  after.loss, after.accuracy);
+        CHECK_MSG(before.loss > 3.0 && after.loss < 0.8 && after.accuracy > 0.9,
+                  "full %d: loss %g -> %g, accuracy %g", full, before.loss, after.loss, after.accuracy);
         CHECK_NEAR(p.epoch, 60.0, 1e-9, 0.0);
         ft_trainer_free(t);
         ft_model_free(m);

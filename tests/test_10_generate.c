@@ -57,7 +57,8 @@ static void test_cache(ft_backend *be)
         }
         CHECK_OK(ft_generate_batch(m, ids, n, 70, &o, out, 40, n_out, &err), err);
         for (int p = 0; p < 70; p++)
-            if (p < 8 || p > 66) CHECK_MSG(memcmp(out + 40 * p, expected[p], 160) == 0, "prompt %d: in a batch other ids than alone", p);
+            if (p < 8 || p > 66)
+                CHECK_MSG(memcmp(out + 40 * p, expected[p], 160) == 0, "prompt %d: in a batch other ids than alone", p);
         ft_model_free(m);
     }
 }
@@ -122,8 +123,8 @@ static void test_sampling(void)
         o.top_k = way == 2 || way == 4 ? 3 : way == 5 ? 1 : 0;
         o.top_p = way == 3 ? 0.75f : way == 4 ? 0.6f : 1.0f;
         for (int i = 0; i < 6; i++) expected[i] = way == 1 ? p[i] * p[i] : p[i];
-        if (way == 2 || way == 3) expected[3] = expected[4] = expected[5] = 0.0;      /* .4 + .25 + .15 = .8 reaches .75 */
-        if (way == 4) for (int i = 2; i < 6; i++) expected[i] = 0.0;                  /* of the three: .5 + .31 reaches .6 */
+        if (way == 2 || way == 3) expected[3] = expected[4] = expected[5] = 0.0;  /* .4 + .25 + .15 reaches .75 */
+        if (way == 4) for (int i = 2; i < 6; i++) expected[i] = 0.0;              /* of three: .5 + .31 reaches .6 */
         if (way == 5) for (int i = 1; i < 6; i++) expected[i] = 0.0;
         for (int i = 0; i < 6; i++) sum += expected[i];
         for (int n = 0; n < 20000; n++) {

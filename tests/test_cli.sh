@@ -83,6 +83,19 @@ run encode --tokenizer bytes --template qwen --swift 2; two=$out
 run encode --tokenizer bytes --template qwen --swift 3
 [ "$two" != "$out" ] && ok || wrong "encode: --swift 2 and 3 differ in the middle of a conversation" "different labels" "$out"
 
+# ---- the course article's own outputs, with a slice of Qwen's vocabulary
+qwen="--tokenizer tests/data/qwen_slice.tiktoken"
+given '{"text":"杭州是个好地方"}\n';  run tokenize $qwen;  is "article: ids" '{"ids":[104130,104104,52801,100371]}' "$out"
+given '{"text":"杭州是个好地方"}\n';  run tokenize --tokenizer tests/data/bert_slice --add-special
+is "article: BERT ids" '{"ids":[101,100,1836,100,100,100,1802,1863,102]}' "$out"
+given '{"query":"How are you?","response":"I am fine"}\n'
+ids=151644,8948,198,2610,525,264,10950,17847,13,151645,198,151644,872,198,4340,525,498,30,151645,198,151644,77091,198,40,1079,6915,151645
+mask=-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100,-100
+for swift in 2 3; do
+    run encode $qwen --template qwen --swift $swift
+    is "article: labels (--swift $swift)" "{\"input_ids\":[$ids],\"labels\":[$mask,40,1079,6915,151645]}" "$out"
+done
+
 # ---- show, templates
 given '{"query":"<b>&","response":"Yo"}\n'
 run show --tokenizer bytes --template qwen --color always; has "show: colour" "$(printf '\033[32m')" "$out"; has "show" "suffix" "$out"

@@ -3,7 +3,7 @@
 #define TINY_MODEL_H
 
 /* Every size different and odd where it may be, so that no mix-up of two of them goes unseen. */
-static ft_config tiny_config(int biases, int tied)
+static inline ft_config tiny_config(int biases, int tied)
 {
     ft_config c;
     memset(&c, 0, sizeof c);
@@ -19,7 +19,7 @@ static ft_config tiny_config(int biases, int tied)
 }
 
 /* Weights as large as those of a trained model; what ft_model_init gives is so small that attention stays flat. */
-static ft_model *tiny_model(ft_backend *be, int biases, int tied)
+static inline ft_model *tiny_model(ft_backend *be, int biases, int tied)
 {
     ft_config c = tiny_config(biases, tied);
     ft_model *m = NULL;
@@ -31,12 +31,13 @@ static ft_model *tiny_model(ft_backend *be, int biases, int tied)
         ft_rng rng;
         float *x = (float *)t->data;
         ft_rng_seed(&rng, 1000 + (uint64_t)i);
-        for (size_t k = 0; k < ft_tensor_count(t); k++) x[k] = (m->priv->slot[i].is_norm ? 1.0f : 0.0f) + 0.3f * ft_rng_normal(&rng);
+        for (size_t k = 0; k < ft_tensor_count(t); k++)
+            x[k] = (m->priv->slot[i].is_norm ? 1.0f : 0.0f) + 0.3f * ft_rng_normal(&rng);
     }
     return m;
 }
 
-static ft_lora_config tiny_lora(const char *targets, int r)
+static inline ft_lora_config tiny_lora(const char *targets, int r)
 {
     ft_lora_config c = ft_lora_config_default();
     c.r = r; c.lora_alpha = 5.0f;
@@ -45,18 +46,19 @@ static ft_lora_config tiny_lora(const char *targets, int r)
 }
 
 /* Trainable numbers moved away from where they began: lora_B is no longer zero. */
-static void tiny_stir(ft_model *m, uint64_t seed, float size)
+static inline void tiny_stir(ft_model *m, uint64_t seed, float size)
 {
     const ft_param *p;
     int n = ft_model_params(m, &p);
     ft_rng rng;
     ft_rng_seed(&rng, seed);
     for (int i = 0; i < n; i++)
-        for (int k = 0; k < p[i].shape[0] * (p[i].rank == 2 ? p[i].shape[1] : 1); k++) p[i].value[k] += size * ft_rng_normal(&rng);
+        for (int k = 0; k < p[i].shape[0] * (p[i].rank == 2 ? p[i].shape[1] : 1); k++)
+            p[i].value[k] += size * ft_rng_normal(&rng);
 }
 
 /* Rows of the given lengths; about the first third of each is prompt. Free with tiny_rows_free. */
-static ft_dataset tiny_rows(const int *lengths, int n, int vocab, uint64_t seed)
+static inline ft_dataset tiny_rows(const int *lengths, int n, int vocab, uint64_t seed)
 {
     ft_dataset d;
     ft_rng rng;
@@ -85,7 +87,7 @@ static inline void tiny_rows_free(ft_dataset *d)
     free(d->samples);
 }
 
-static ft_batch tiny_batch(const ft_dataset *d, int from, int to, int pad_to)
+static inline ft_batch tiny_batch(const ft_dataset *d, int from, int to, int pad_to)
 {
     ft_batch b;
     ft_error err = { FTUNE_OK, "" };
@@ -94,7 +96,7 @@ static ft_batch tiny_batch(const ft_dataset *d, int from, int to, int pad_to)
     return b;
 }
 
-static ft_backend *tiny_backend(int threads)
+static inline ft_backend *tiny_backend(int threads)
 {
     ft_backend *be = NULL;
     ft_error err = { FTUNE_OK, "" };

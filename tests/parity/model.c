@@ -26,7 +26,8 @@ static int read_rows(const char *path, ft_dataset *d)
         s->n = s->cap = len;
         s->input_ids = (int32_t *)malloc((size_t)len * 4);
         s->labels = (int32_t *)malloc((size_t)len * 4);
-        if (fread(s->input_ids, 4, (size_t)len, f) != (size_t)len || fread(s->labels, 4, (size_t)len, f) != (size_t)len) return 0;
+        if (fread(s->input_ids, 4, (size_t)len, f) != (size_t)len || fread(s->labels, 4, (size_t)len, f) != (size_t)len)
+            return 0;
     }
     fclose(f);
     return 1;
