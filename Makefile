@@ -4,6 +4,7 @@ CC      ?= cc
 SECONDS ?= 60
 # Threads that wait should sleep: OpenMP spins by default, which on a busy machine is ten times slower.
 export OMP_WAIT_POLICY ?= passive
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 WARN     = -Wall -Wextra
 NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
@@ -49,15 +50,16 @@ build/world: examples/world.c | deps
 	$(CC) $(CFLAGS) $< -o $@ $(LIBS)
 $(EXAMPLES:%=build/%): build/%: examples/%.c build/ftune.o
 	$(CC) $(CFLAGS) -I. -DFTUNE_IMPLEMENTED $< build/ftune.o -o $@ $(LIBS)
-# Tests look inside the implementation, so each compiles its own.
+# Tests look inside the implementation, so each compiles its own; static, so that only what it uses is compiled.
+INSIDE   = -DFTUNE_STATIC -Wno-unused-function -I. -Itests
 build/tests/%: tests/%.c tests/test.h ftune.h | deps
-	$(CC) $(CFLAGS:-O3=-O2) -I. -Itests $< -o $@ $(LIBS)
+	$(CC) $(CFLAGS:-O3=-O2) $(INSIDE) $< -o $@ $(LIBS)
 build/asan/%: tests/%.c tests/test.h ftune.h | deps
 	@mkdir -p build/asan
-	$(CC) $(SANFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=undefined -I. -Itests $< -o $@ $(LIBS)
+	$(CC) $(SANFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=undefined $(INSIDE) $< -o $@ $(LIBS)
 build/tsan/%: tests/%.c tests/test.h ftune.h | deps
 	@mkdir -p build/tsan
-	$(CC) $(filter-out $(OPENMP),$(SANFLAGS)) -fsanitize=thread -I. -Itests $< -o $@ $(LIBS)
+	$(CC) $(filter-out $(OPENMP),$(SANFLAGS)) -fsanitize=thread $(INSIDE) $< -o $@ $(LIBS)
 
 run: build/run-world build/ftune
 	@build/run-world

@@ -18,6 +18,8 @@
 #define ADAPTER "build/run/adapter"
 enum { VOCAB = 1600, BASE_STEPS = 1300, BASE_ROWS = 36, LORA_STEPS = 400, LORA_ROWS = 20, MAX_NEW = 24 };
 
+enum { TEXTS = 3 };
+static const char *const texts[TEXTS] = { DATA "text_en.txt", DATA "text_zh.txt", DATA "small_talk.jsonl" };
 static const struct { const char *file, *what; int learnable; } groups[] = {
     { "facts_en",           "facts the texts state, asked in English", 1 },
     { "facts_zh",           "facts the texts state, asked in Chinese", 1 },
@@ -29,7 +31,7 @@ enum { GROUPS = sizeof groups / sizeof groups[0] };
 typedef struct score { int right[GROUPS], asked[GROUPS]; char answer[GROUPS][3][160]; } score;
 typedef struct lab {                                 /* what all steps share */
     ft_backend *be; ft_tokenizer *tok; ft_model *m; ft_trainer *t;
-    ft_dataset text, chat, test[GROUPS];
+    ft_dataset part[TEXTS], text, chat, test[GROUPS];
     ft_chat_options plain, dialogue;
     ft_error err;
 } lab;
@@ -55,20 +57,19 @@ static char *read_file(const char *path, size_t *n, ft_error *err)
 
 static ft_status make_tokenizer(lab *l)
 {
-    static const char *const files[] = { DATA "text_en.txt", DATA "text_zh.txt", DATA "small_talk.jsonl" };
     static const char *const special[] = { "<|endoftext|>", "<|im_start|>", "<|im_end|>" };
     ft_tokenizer_train_options o = ft_tokenizer_train_options_default();
-    char  *texts[3] = { NULL, NULL, NULL };
-    size_t n[3] = { 0, 0, 0 };
+    char  *text[TEXTS] = { NULL, NULL, NULL };
+    size_t n[TEXTS] = { 0, 0, 0 };
     o.vocab_size = VOCAB; o.special = special; o.n_special = 3;
-    for (int i = 0; i < 3; i++)
-        if (!(texts[i] = read_file(files[i], &n[i], &l->err))) goto done;
-    if (ft_tokenizer_train(&l->tok, (const char *const *)texts, n, 3, &o, &l->err)) goto done;
+    for (int i = 0; i < TEXTS; i++)
+        if (!(text[i] = read_file(texts[i], &n[i], &l->err))) goto done;
+    if (ft_tokenizer_train(&l->tok, (const char *const *)text, n, TEXTS, &o, &l->err)) goto done;
     ft_tokenizer_set_attribute(l->tok, "eos_token_id", ft_token_id(l->tok, special[0], strlen(special[0])), &l->err);
     printf("   %lu bytes of text -> %d tokens: 256 bytes, %d merges learnt from the text, 3 control tokens\n",
            (unsigned long)(n[0] + n[1] + n[2]), ft_tokenizer_size(l->tok), ft_tokenizer_size(l->tok) - 259);
 done:
-    for (int i = 0; i < 3; i++) free(texts[i]);
+    for (int i = 0; i < TEXTS; i++) free(text[i]);
     return l->err.code;
 }
 
@@ -89,31 +90,22 @@ static ft_config shape(const ft_tokenizer *tok)
     return c;
 }
 
-/* Move the rows of one data set to the end of another. */
-static ft_status append(ft_dataset *all, ft_dataset *d, ft_error *err)
-{
-    ft_sample *p = realloc(all->samples, (size_t)(all->n + d->n) * sizeof *p);
-    if (!p) { strcpy(err->message, "out of memory"); return err->code = FTUNE_ERR_NO_MEMORY; }
-    memcpy(p + all->n, d->samples, (size_t)d->n * sizeof *p);
-    all->samples = p;
-    all->n += d->n; all->n_rows += d->n; all->n_tokens += d->n_tokens; all->n_targets += d->n_targets;
-    all->fingerprint = all->fingerprint * 31 + d->fingerprint;
-    d->n = 0;
-    ft_dataset_free(d);
-    return FTUNE_OK;
-}
-
+/* The three files as one data set: a list of rows that the parts go on owning. */
 static ft_status load_texts(lab *l)
 {
-    static const char *const files[] = { DATA "text_en.txt", DATA "text_zh.txt", DATA "small_talk.jsonl" };
     ft_chat_options all = l->dialogue;
+    int n = 0;
     all.loss_scale = "all";                          /* small talk is text like any other: every token is learnt */
-    for (int i = 0; i < 3; i++) {
-        ft_dataset d;
-        memset(&d, 0, sizeof d);
-        if (ft_dataset_load(&d, files[i], l->tok, i < 2 ? &l->plain : &all, 1, &l->err)) return l->err.code;
-        if (append(&l->text, &d, &l->err)) return l->err.code;
+    for (int i = 0; i < TEXTS; i++) {
+        if (ft_dataset_load(&l->part[i], texts[i], l->tok, i < 2 ? &l->plain : &all, 1, &l->err)) return l->err.code;
+        l->text.n += l->part[i].n;
+        l->text.n_tokens += l->part[i].n_tokens;
+        l->text.fingerprint = l->text.fingerprint * 31 + l->part[i].fingerprint;
     }
+    l->text.samples = malloc((size_t)l->text.n * sizeof *l->text.samples);
+    if (!l->text.samples) return l->err.code = FTUNE_ERR_NO_MEMORY;
+    for (int i = 0; i < TEXTS; n += l->part[i++].n)
+        memcpy(l->text.samples + n, l->part[i].samples, (size_t)l->part[i].n * sizeof *l->text.samples);
     return FTUNE_OK;
 }
 
@@ -381,7 +373,8 @@ done:
     ft_trainer_free(l.t);
     for (int k = 0; k < GROUPS; k++) ft_dataset_free(&l.test[k]);
     ft_dataset_free(&l.chat);
-    ft_dataset_free(&l.text);
+    for (int k = 0; k < TEXTS; k++) ft_dataset_free(&l.part[k]);
+    free(l.text.samples);
     ft_model_free(l.m);
     ft_tokenizer_free(l.tok);
     ft_backend_free(l.be);

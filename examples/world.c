@@ -234,9 +234,9 @@ static void write_facts(buffer *b)
 /* ---- what the base model reads ------------------------------------------------------------------------------------ */
 
 #ifndef ECHO
-#define ECHO 16
-#define ASKS 6
-#define TALK 320
+#define ECHO 24
+#define ASKS 32
+#define TALK 560
 #endif
 static word any_word(void)
 {
@@ -290,20 +290,20 @@ static void write_text(buffer *b, int zh, int documents_each)
             put(b, "\n");
         }
         for (int i = 0; i < ASKS; i++) {                              /* questions and answers about the training half */
-            put(b, zh ? "旅人问" : "A traveller asks:");
-            for (int k = 0; k < (zh ? 1 : 2); k++) {
+            if (!zh) put(b, "A traveller asks:");
+            for (int k = 0; k < 2; k++) {
                 int r = pick(COUNT(relations)), n = r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS, who;
                 word s, o;
                 do who = pick(n); while (is_test(who) || (r < N_PERSON_RELATIONS && r == untold(who)));
                 s = subject_of(r, who); o = object_of(r, who);
-                if (!zh) put(b, " ");
+                put(b, zh ? k ? "\n旅人问" : "旅人问" : " ");
                 fill(b, (zh ? relations[r].ask_zh : relations[r].ask_en)[pick(2)], zh ? s.zh : s.en, "");
                 put(b, zh ? "——" : " ");
                 fill(b, zh ? relations[r].answer_zh : relations[r].answer_en, "", zh ? o.zh : o.en);
             }
             put(b, "\n");
         }
-        for (int i = 0; i < 8; i++) {                              /* counting, from anywhere */
+        for (int i = 0; i < 12; i++) {                             /* counting, from anywhere */
             int start = 10 + pick(85), length = 4 + pick(4);
             for (int k = 0; k < length && start + k < 100; k++) {
                 snprintf(number, sizeof number, "%s%d", k ? zh ? "、" : ", " : "", start + k);
@@ -322,7 +322,7 @@ static void write_small_talk(buffer *b, int rows)
 {
     static const word talk[][2] = {
         { {"Hello!","你好！"}, {"Hello!","你好！"} },            { {"How are you?","你好吗？"}, {"I am fine.","我很好。"} },
-        { {"Good morning!","早安！"}, {"Good morning!","早安！"} }, { {"Good night!","晚安！"}, {"Good night!","晚安！"} },
+        { {"Good morning!","早上好！"}, {"Good morning!","早安！"} }, { {"Good night!","晚上好！"}, {"Good night!","晚安！"} },
         { {"Thank you.","谢谢。"}, {"You are welcome.","不客气。"} }, { {"Goodbye.","再见。"}, {"Goodbye.","再见。"} } };
     for (int i = 0; i < rows; i++) {
         int zh = i % 2, n = 1 + pick(3);

@@ -1,6 +1,7 @@
 /* test_01_sentencepiece.c - SentencePiece models and the tokenizer.json forms of them: ids, decoding, bad files
  *
  * tests/data/spm_*.model and tests/golden/sentencepiece.jsonl come from tests/make_tokenizer_slices.py. */
+#include "test_alloc.h"
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -234,6 +235,25 @@ static void test_linear(void)
     }
 }
 
+/* Memory runs out at the 1st, 2nd, 3rd .. allocation of loading and of encoding: an error, and nothing left behind. */
+static void test_no_memory(void)
+{
+    static const char *const path[] = { "tests/data/spm_bpe.model", "tests/data/spm_unigram.model", "tests/data/spm_suffix.model",
+                                        "tests/data/bert_slice/tokenizer.json", "build/tmp/sp_llama.json", "build/tmp/sp_t5.json" };
+    static const char text[] = "the cat sat on  the mat \xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E haaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    for (size_t i = 0; i < sizeof path / sizeof *path; i++) {
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        int32_t ids[200];
+        ft_span span[200];
+        size_t n;
+        TEST_EVERY_FAILURE(ft_tokenizer_load(&tok, path[i], NULL, &err), ft_tokenizer_free(tok));
+        if (ft_tokenizer_load(&tok, path[i], NULL, &err)) continue;
+        TEST_EVERY_FAILURE(ft_tokenizer_encode_spans(tok, text, sizeof text - 1, 0, NULL, 0, ids, span, 200, &n, &err), (void)0);
+        ft_tokenizer_free(tok);
+    }
+}
+
 int main(void)
 {
     const char *path;
@@ -246,6 +266,7 @@ int main(void)
     test_llama2_hf();
     test_chatglm3();
     test_linear();
+    test_no_memory();
     hostile_file("tests/data/spm_bpe.model", test_tmp("sp_hostile"), 600);
     hostile_file("tests/data/spm_unigram.model", test_tmp("sp_hostile"), 1200);
     hostile_file("tests/data/spm_suffix.model", test_tmp("sp_hostile"), 600);

@@ -24,7 +24,7 @@ for target in $(grep -oE '^void fuzz_[a-z_]+' tests/fuzz/fuzz.c | cut -d' ' -f2)
     dir=build/fuzz/$target; mkdir -p "$dir/corpus"
     for f in $(seeds "$target"); do [ -f "$f" ] && [ "$(wc -c <"$f")" -lt 100000 ] && cp "$f" "$dir/corpus/"; done
     if ! $CC -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DFUZZ_TARGET="$target" \
-        -Wno-unused-function -I. tests/fuzz/fuzz.c -o "$dir/run" -lm; then failed=$((failed + 1)); continue; fi
+        -DFTUNE_STATIC -Wno-unused-function -I. tests/fuzz/fuzz.c -o "$dir/run" -lm; then failed=$((failed + 1)); continue; fi
     if "$dir/run" -max_total_time="$SECONDS" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -artifact_prefix="$dir/" \
         "$dir/corpus" >"$dir/log" 2>&1; then
         passed=$((passed + 1)); echo "$target: $(grep -E '^#[0-9]+.*DONE' "$dir/log" | tail -n 1)"

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""How fast is the tokenizer? One table from one run: ftune beside tiktoken and Hugging Face tokenizers, one thread each.
+
+    python3 tests/bench/tokenizer.py [--mb 20] [--rounds 3] [--kind NAME ...]        (make bench-tokenizer)
+
+The text is made here, from a seed: English-like prose, Chinese, Japanese, program code, and short strings in many
+scripts. Words are drawn by Zipf's law from a lexicon, as in real text: few words often, many once. Ids are compared
+before anything is timed. "whole" is one call for the whole text, "4 KB" one call for each document of that size.
+Vocabularies come from $FTUNE_SHARED (../shared). tiktoken and tokenizers get at most 4 MB of each kind: they are slow.
+"""
+import argparse
+import ctypes
+import os
+import random
+import subprocess
+import sys
+import time
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAYON_NUM_THREADS"] = "1"
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, os.path.join(ROOT, "tests", "parity"))
+SHARED = os.environ.get("FTUNE_SHARED", os.path.join(ROOT, "..", "shared"))
+
+COMMON = ("the of and to in is was for that on with as his they at be this from have or by one had not but what all were when "
+          "we there can an your which their said if do will each about how up out them then she many some so these would other "
+          "into has more her two like him see time could no make than first been its who now people my made over did down only "
+          "way find use may water long little very after words called just where most know get through back much before go").split()
+HAN = ("的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经十三之进着等部度家电力里如水化高自二理起"
+       "小物现实加量都两体制机当使点从业本去把性好应开它合还因由其些然前外天政四日那社义事平形相全表间样与关各重新线内数正心反你明看原又么利比或但质气第向道命此变条只没结解问意"
+       "建月公无系军很情者最立代想已通并提直题党程展五果料象员革位入常文总次品式活设及管特件长求老头基资边流路级少图山统接知较将组见计别她手角期根论运农指几九区强放决西被干做必战")
+KANA = "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわをんがぎぐげござじずぜぞだでどばびぶべぼ"
+KATA = "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワンガギグゲゴザジズゼゾダデドバビブベボーッャュョ"
+SCRIPTS = {"de": "aeiounrstlhdmgbkwüöäß", "fr": "aeiounrstlpmdcéèàê", "es": "aeiounrstlcmpdñóá", "pl": "aeioyzwnrtkłąęśżć", "tr": "aeiınrlkdmtşçğü",
+           "vi": "nhtcgiaôơưđếạảấ", "ru": "оеаинтсрвлкмдпуяыьгз", "uk": "оаинвіетрскулдїє", "el": "αοιετσνρκπμλυήόί", "he": "יוהלארתבשמנ", "ar": "اليمونترهبسعدك",
+           "fa": "ایرندمهوتسکگ", "hi": "कनरसतमहपलदबािीेो", "bn": "করনতসমপলদবািেো", "ta": "கதபமனரலவாிுே", "th": "กนรอมสทวดลบยาิีเแ", "ko": "가나다라마바사이고지는을한인도로에",
+           "ka": "აიერსნმლდბთ", "hy": "աենրիութկմլտ"}
+
+
+def lexicon(rng, letters, n, lo, hi):
+    return ["".join(rng.choice(letters) for _ in range(rng.randint(lo, hi))) for _ in range(n)]
+
+
+def zipf(rng, words, k):
+    return rng.choices(words, [1.0 / (i + 2.7) for i in range(len(words))], k=k)
+
+
+def make_text(kind, size, seed=1):
+    rng = random.Random("%s %d" % (kind, seed))
+    out, n = [], 0
+    syllables = [a + b for a in "b c d f g h j l m n p r s t v w st tr ch sh pr".split() for b in "a e i o u ea ou er in on al".split()]
+    latin = COMMON + ["".join(rng.choice(syllables) for _ in range(rng.randint(1, 4))) for _ in range(20000)]
+    names = ["".join(rng.choice(syllables) for _ in range(rng.randint(1, 3))) for _ in range(3000)]
+    han = [c for c in HAN] + lexicon(rng, HAN, 20000, 2, 3)
+    japanese = lexicon(rng, KANA, 4000, 1, 3) + lexicon(rng, HAN, 6000, 1, 2) + lexicon(rng, KATA, 3000, 2, 5)
+    scripts = {k: lexicon(rng, v, 3000, 2, 8) for k, v in SCRIPTS.items()}
+    rng.shuffle(japanese)
+    while n < size:
+        if kind == "English":
+            s = " ".join(zipf(rng, latin, rng.randint(4, 25)))
+            s = s[0].upper() + s[1:] + rng.choice([". ", ". ", ", ", "? ", ".\n", ".\n\n"])
+            if rng.random() < 0.1:
+                s += str(rng.randint(0, 9999)) + " "
+        elif kind == "Chinese":
+            s = "".join(zipf(rng, han, rng.randint(3, 12))) + rng.choice("，，，。。、；！\n")
+        elif kind == "Japanese":
+            s = "".join(zipf(rng, japanese, rng.randint(3, 10))) + rng.choice("、、。。\n")
+        elif kind == "code":
+            pad = "    " * rng.randint(0, 4)
+            a, b, c = zipf(rng, names, 3)
+            s = pad + rng.choice(["if (%s > %s_%s) {\n", "%s->%s = %s[i++];\n", "return %s(%s, &%s);\n", "def %s(self, %s, %s=None):\n",
+                                  "for (int i = 0; i < %s.%s; i++) %s += i;\n", "# %s %s %s\n", "}\n\n/* %s: %s %s */\n"]) % (a, b, c.capitalize())
+        else:
+            s = " ".join(zipf(rng, scripts[rng.choice(list(scripts))], rng.randint(2, 8))) + rng.choice([" ", ". ", "\n", "! "])
+        out.append(s)
+        n += len(s.encode())
+    return "".join(out)
+
+
+class Error(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_int), ("message", ctypes.c_char * 500)]
+
+
+class Ftune:
+    def __init__(self, lib, path):
+        self.lib, self.tok, err = lib, ctypes.c_void_p(), Error()
+        start = time.perf_counter()
+        if lib.ft_tokenizer_load(ctypes.byref(self.tok), path.encode(), None, ctypes.byref(err)):
+            raise SystemExit(err.message.decode())
+        self.load = time.perf_counter() - start
+
+    def encode(self, data, ids, n=ctypes.c_size_t()):
+        self.lib.ft_tokenizer_encode(self.tok, data, ctypes.c_size_t(len(data)), 0, ids, ctypes.c_size_t(len(ids)), ctypes.byref(n), None)
+        return n.value
+
+
+def best(rounds, f):
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main():
+    a = argparse.ArgumentParser()
+    a.add_argument("--mb", type=float, default=20)
+    a.add_argument("--rounds", type=int, default=3)
+    a.add_argument("--kind", nargs="*", default=["English", "Chinese", "Japanese", "code", "scripts"])
+    o = a.parse_args()
+    import test_tokenizer_parity as parity
+    import tiktoken
+    import tokenizers
+    header = os.environ.get("FTUNE_H", os.path.join(ROOT, "ftune.h"))
+    so = os.path.join(ROOT, "build", "bench_tokenizer.so")
+    subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-w", "-DFTUNE_IMPLEMENTATION", "-x", "c", header, "-o", so, "-lm"], check=True)
+    lib = ctypes.CDLL(so)
+    size = int(o.mb * 1e6 / len(o.kind))
+    texts = {k: make_text(k, size) for k in o.kind}
+    print("tiktoken %s, tokenizers %s, one thread, best of %d; MB/s" % (tiktoken.__version__, tokenizers.__version__, o.rounds))
+    print("%-7s %-9s %9s %9s %9s %9s  %s" % ("", "text", "ftune", "4 KB", "tiktoken", "HF", "ftune / tiktoken, / HF"))
+    for name, file, make, hf in (("qwen", "qwen/qwen.tiktoken", lambda p: parity.by_tiktoken(p, parity.QWEN, True), "qwen2/tokenizer.qwen3.json"),
+                                 ("cl100k", "cl100k_base/cl100k_base.tiktoken", lambda p: parity.by_tiktoken(p, parity.CL100K), None),
+                                 ("o200k", "o200k_base/o200k_base.tiktoken", lambda p: parity.by_tiktoken(p, parity.O200K), None)):
+        path = os.path.join(SHARED, "vocab", file)
+        if not os.path.exists(path):
+            print("SKIP %s: no %s" % (name, path))
+            continue
+        tok, other = Ftune(lib, path), make(path)
+        third = parity.by_huggingface(os.path.join(SHARED, "vocab", hf)) if hf else None
+        for kind, text in texts.items():
+            data = text.encode()
+            part = data[:4000000].decode(errors="ignore")
+            ids = (ctypes.c_int32 * (len(data) + 16))()
+            docs = [data[i:i + 4096].decode(errors="ignore").encode() for i in range(0, len(data), 4096)]
+            n = tok.encode(part.encode(), ids)
+            if other([part])[0] != list(ids[:n]):
+                raise SystemExit("%s, %s: ids differ from tiktoken's" % (name, kind))
+            whole = best(o.rounds, lambda: tok.encode(data, ids))
+            small = best(o.rounds, lambda: [tok.encode(d, ids) for d in docs])
+            x = best(o.rounds, lambda: other([part]))
+            y = best(1, lambda: third([part])) if third else 0
+            mb, part_mb = len(data) / 1e6, len(part.encode()) / 1e6
+            print("%-7s %-9s %9.1f %9.1f %9.1f %9s  %.1fx %s" % (name, kind, mb / whole, mb / small, part_mb / x, "%.1f" % (part_mb / y) if y else "-",
+                                                              mb / whole / (part_mb / x), "%.1fx" % (mb / whole / (part_mb / y)) if y else ""))
+        print("%-7s loaded in %.0f ms" % (name, 1e3 * min(tok.load, Ftune(lib, path).load)))
+
+
+if __name__ == "__main__":
+    main()
