@@ -481,6 +481,7 @@ struct ft_backend {
     ft_error    error;
     int         threads;
     ft_dtype    activation;             /* FTUNE_F32 */
+    int         host_memory;            /* its memory is the program's own: mapped weights are used where they lie */
     void  (*destroy)(ft_backend *be);                                   /* what ft_backend_free calls */
     void *(*alloc)(ft_backend *be, size_t bytes);                       /* zeroed; NULL latches */
     void  (*release)(ft_backend *be, void *p);
@@ -866,6 +867,9 @@ typedef struct fti_json_node {
 } fti_json_node;
 typedef struct fti_json { const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes; } fti_json;
 static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
+/* The same with another limit on the bytes of nodes; fti_json_parse allows 4 n + 1 MB. */
+static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, const char *name, size_t room,
+                                       ft_error *err);
 static void      fti_json_free(fti_json *j);
 static int       fti_json_child(const fti_json *j, int parent);           /* first member, or -1 */
 static int       fti_json_next(const fti_json *j, int node);              /* next member, or -1 */
@@ -963,7 +967,7 @@ static void      fti_writer_abandon(fti_writer *w);
  * neighbours again, so a piece of n bytes costs n * n look-ups. The tests hold the fast one further down against it.
  *
  * Usual mistake: encoding a rendered chat with control tokens recognised everywhere, so that a user who types
- * "<|im_end|>" ends the turn. Here control tokens are text unless the caller says otherwise. See examples/01_tokenize.c. */
+ * "<|im_end|>" ends the turn. Here control tokens are text unless the caller says otherwise. See examples/01. */
 
 struct fti_vocab;
 static int32_t fti_vocab_find(const struct fti_vocab *v, const char *p, size_t n);
@@ -1000,7 +1004,7 @@ FTI_UNUSED static size_t fti_bpe_simple(const struct fti_vocab *v, const char *p
  *     normalised bytes to the caller's bytes
  *
  * A family fills an fti_family, sets tok->family, keeps its own data in tok->model, and puts its tokens in with
- * fti_vocab_add; the loader at the end of this chapter finds out which family a file is and calls its _load. */
+ * fti_vocab_add; the appendix finds out which family a file is and calls its loader. */
 
 typedef struct fti_sink {
     int32_t *ids; ft_span *offsets;     /* out, may be NULL */
@@ -1014,8 +1018,8 @@ typedef struct fti_sink {
 typedef struct fti_family {
     const char *name;
     int utf8;                           /* text must be UTF-8 */
-    /* Bytes the model will see. 0: unchanged; 1: written to out; -1: no memory. origin as for fti_normalize, or NULL when
-     * offsets are not wanted. first: the section stands at the very beginning of the text. May be NULL. */
+    /* Bytes the model will see. 0: unchanged; 1: written to out; -1: no memory. origin as for fti_normalize, or NULL
+     * when offsets are not wanted. first: the section stands at the very beginning of the text. May be NULL. */
     int (*normalize)(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin);
     /* fti_put(out, id, begin, end) for each token of text[0, n), begin and end being bytes of that text. */
     ft_status (*encode)(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err);
@@ -1025,7 +1029,8 @@ typedef struct fti_family {
 } fti_family;
 
 typedef struct fti_token { const char *p; int32_t id; uint32_t len; } fti_token;
-typedef struct fti_bucket { uint64_t key; int32_t id; uint32_t len; } fti_bucket;  /* len 0: empty; FTI_HIDDEN: see below */
+/* len 0: empty; FTI_HIDDEN: see below */
+typedef struct fti_bucket { uint64_t key; int32_t id; uint32_t len; } fti_bucket;
 typedef struct fti_vocab {
     fti_token *token; size_t n;         /* ascending ids; in most files token[i].id == i */
     fti_bucket  *slot;  size_t cap;       /* bytes -> id */
@@ -1167,14 +1172,17 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
         const fti_token *t = &v->token[i], *last = k ? &v->token[k - 1] : NULL;
         if (!last || last->id != t->id) v->token[k++] = *t;
         else if (last->len != t->len || memcmp(last->p, t->p, t->len))
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one token for each id, found \"%.*s\" and \"%.*s\" for %d", name,
-                            last->len < 60 ? (int)last->len : 60, last->p, t->len < 60 ? (int)t->len : 60, t->p, (int)t->id);
+            return fti_fail(err, FTUNE_ERR_FORMAT,
+                            "%s: expected one token for each id, found \"%.*s\" and \"%.*s\" for %d", name,
+                            last->len < 60 ? (int)last->len : 60, last->p, t->len < 60 ? (int)t->len : 60, t->p,
+                                (int)t->id);
     }
     if (n) arrsetlen(v->token, k);
     n = v->n = k;
     FTUNE_FREE(v->slot);
     v->cap = n + n / 2 + 8;
-    if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot))) return fti_no_memory(err, v->cap * sizeof *v->slot);
+    if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot))) return fti_no_memory(err,
+        v->cap * sizeof *v->slot);
     for (i = 0; i < n; i++) {
         const fti_token *t = &v->token[i];
         uint64_t key = fti_vocab_key(t->p, t->len);
@@ -1182,7 +1190,8 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
         if (!t->len) continue;
         if ((s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN)) != NULL) {
             if (!same_text)
-                return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
+                return fti_fail(err, FTUNE_ERR_FORMAT,
+                                "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
                                 t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
             s->id = t->id;
             continue;
@@ -1367,13 +1376,15 @@ FTI_INLINE const char *fti_split_cased(const char *p, const char *end, unsigned 
     return q ? q : word;
 }
 static const char *fti_split_o200k(const char *p, const char *end) { return fti_split_cased(p, end, 0, "\r\n/"); }
-static const char *fti_split_kimi(const char *p, const char *end)  { return fti_split_cased(p, end, FTI_CP_HAN, "\r\n"); }
+static const char *fti_split_kimi(const char *p, const char *end)  { return fti_split_cased(p, end, FTI_CP_HAN,
+    "\r\n"); }
 
 /* No cutting: tokenizer.json without a pattern. */
 static const char *fti_split_none(const char *p, const char *end) { (void)p; return end; }
 
 /* The scanners by name, and by the expression that tokenizer.json spells out. */
-typedef struct fti_splitter { const char *name; const char *(*split)(const char *p, const char *end); int nfc; const char *regex; } fti_splitter;
+typedef struct fti_splitter { const char *name; const char *(*split)(const char *p, const char *end); int nfc;
+    const char *regex; } fti_splitter;
 #define FTI_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 #define FTI_TAIL         "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define FTI_CASED(prefix, u, w, tail) prefix \
@@ -1381,9 +1392,12 @@ typedef struct fti_splitter { const char *name; const char *(*split)(const char 
     "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+" tail FTI_TAIL
 static const fti_splitter fti_splitters[] = {
     { "gpt2", fti_split_gpt2, 0, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" },
-    { "cl100k", fti_split_cl100k, 0, FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
-    { "qwen", fti_split_qwen, 1, FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
-    { "o200k", fti_split_o200k, 0, FTI_CASED("", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]", "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]", "[\\r\\n/]*") },
+    { "cl100k", fti_split_cl100k, 0,
+        FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
+    { "qwen", fti_split_qwen, 1,
+        FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
+    { "o200k", fti_split_o200k, 0, FTI_CASED("", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]",
+                                             "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]", "[\\r\\n/]*") },
     { "kimi", fti_split_kimi, 0, FTI_CASED("[\\p{Han}]+|", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
                                            "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]", "[\\r\\n]*") },
     { "llama3", fti_split_cl100k, 0, NULL },                  /* the expression of cl100k */
@@ -1395,7 +1409,8 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
 {
     int i;
     for (i = 0; i < FTI_N_SPLITTERS; i++) if (!strcmp(name, fti_splitters[i].name)) return &fti_splitters[i];
-    fti_fail(err, FTUNE_ERR_ARGUMENT, "splitter: expected gpt2, cl100k, qwen, o200k, llama3 or kimi, found \"%.60s\"", name);
+    fti_fail(err, FTUNE_ERR_ARGUMENT,
+             "splitter: expected gpt2, cl100k, qwen, o200k, llama3 or kimi, found \"%.60s\"", name);
     return NULL;
 }
 
@@ -1404,13 +1419,13 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
  *   1. Most pieces are one token: the piece is looked up whole before anything is joined. That is the same result for
  *      every token that joining can make; the others are found out when the file is loaded (Llama 3 has 588) and hidden
  *      from this look-up, unless the family wants them (tiktoken; ignore_merges in tokenizer.json).
- *   2. Neighbours are looked up as a pair of numbers, not as bytes: symbols are 0..255 for bytes, then one for each merge
- *      in the order learnt, and a table says which merge joins two of them. Two bytes have a table of their own.
+ *   2. Neighbours are looked up as a pair of numbers, not as bytes: symbols are 0..255 for bytes, then one for each
+ *      merge in the order learnt, and a table says which merge joins two of them. Two bytes have a table of their own.
  *      A token can be made in one way only (what happens inside its bytes does not depend on what stands around), so a
  *      rank file gives one pair for each token: the last two parts when its own bytes are encoded.
  *   3. After a join only two pairs are new. Pieces up to FTI_SHORT symbols keep the merge number of each pair in an
- *      array and search it for the least one; longer ones keep a list of places for each merge number and a bitmap of the
- *      numbers in use, so that a piece of a million letters takes time in proportion to its length. */
+ *      array and search it for the least one; longer ones keep a list of places for each merge number and a bitmap
+ *      of the numbers in use, so that a piece of a million letters takes time in proportion to its length. */
 
 #define FTI_NONE    UINT32_MAX
 #define FTI_SHORT   512
@@ -1428,7 +1443,8 @@ typedef struct fti_bpe {
     int       whole;                       /* a piece that is a token becomes it, whatever the merges say */
     uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
     int32_t  *id;                          /* [n_symbols] id; -1: none */
-    uint32_t *of_char;                     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
+    /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
+    uint32_t *of_char;
     uint64_t *crossing;                    /* [1024] bit (last byte << 8 | first byte): see fti_bpe_chars */
 } fti_bpe;
 
@@ -1486,7 +1502,8 @@ static size_t fti_bpe_start(const fti_bpe *b, const char *p, size_t n, uint32_t 
         behind = i + len < n ? (uint32_t)s[i + len - 1] << 8 | s[i + len] : 0;
         behind = (uint32_t)(b->crossing[behind >> 6] >> (behind & 63)) & 1;
         if (!(before | behind) && (len == 2 || len == 3))
-            whole = b->of_char[len == 2 ? (s[i] & 31u) << 6 | (s[i + 1] & 63u) : (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u)];
+            whole = b->of_char[len == 2 ? (s[i] & 31u) << 6 | (s[i + 1] & 63u) : (s[i] & 15u) << 12 | (s[i
+                + 1] & 63u) << 6 | (s[i + 2] & 63u)];
         if (whole != FTI_NONE) sym[k++] = whole;
         else for (j = 0; j < len; j++) sym[k++] = s[i + j];
     }
@@ -1595,7 +1612,7 @@ static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
         k = c.head[merge];
         if (k == FTI_NONE) { c.used[c.word] &= ~(UINT64_C(1) << bit); continue; }
         sym = fti_joined(b, merge);
-        /* Equal neighbours, as in "aaaa": pairs overlap, and the leftmost is joined first. Go to where the run begins. */
+        /* Equal neighbours, as in "aaaa": pairs overlap and the leftmost is joined first: go to the run's beginning. */
         if (c.at[k].sym == c.at[c.at[k].right].sym)
             while (c.at[k].left != FTI_NONE && c.at[c.at[k].left].merge == merge) k = c.at[k].left;
         while (k != FTI_NONE && c.at[k].merge == merge) {
@@ -1639,7 +1656,8 @@ static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const 
     return FTUNE_OK;
 }
 
-static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out, ft_error *err)
+static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out,
+                                ft_error *err)
 {
     const fti_bpe *b = (const fti_bpe *)tok->model;
     const char *(*split)(const char *, const char *) = b->splitter->split;
@@ -1688,7 +1706,8 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
         inner.n_origin = n + 1;
         inner.at = 0;
         inner.end = out->end;
-        status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0, spaced.n, &inner, err);
+        status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0,
+            spaced.n, &inner, err);
         out->n = inner.n;
         arrfree(origin);
         fti_buf_free(&spaced);
@@ -1697,7 +1716,8 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
     return b->digits ? fti_bpe_digits(tok, text, n, out, err) : fti_bpe_pieces(tok, text, 0, n, out, err);
 }
 
-static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin)
+static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
+                             uint32_t **origin)
 {
     int form = ((const fti_bpe *)tok->model)->form;
     (void)first;
@@ -1812,7 +1832,8 @@ static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_se
         q = p + a->n;
         if (a->special && e->n_plain && fti_touches_plain(e, (size_t)(p - text), (size_t)(q - text))) { p++; continue; }
         if ((a->special && as_text)
-            || (a->single_word && ((p > text && fti_is_word_char(fti_char_before(p))) || (q < stop && fti_is_word_char(q))))) {
+            || (a->single_word && ((p > text && fti_is_word_char(fti_char_before(p))) || (q < stop
+                && fti_is_word_char(q))))) {
             p = q;
             continue;
         }
@@ -1829,8 +1850,10 @@ static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_se
 
 static ft_status fti_refused(const fti_encoding *e, const fti_added *a, size_t at)
 {
-    return fti_fail(e->err, FTUNE_ERR_SPECIAL, "text: byte %lu: expected no control token, found \"%.*s\"; take it out, or encode with "
-                    "FTUNE_SPECIAL_AS_TEXT or FTUNE_SPECIAL_PARSE", (unsigned long)at, a->n < 100 ? (int)a->n : 100, a->p);
+    return fti_fail(e->err, FTUNE_ERR_SPECIAL,
+                    "text: byte %lu: expected no control token, found \"%.*s\"; take it out, or encode with "
+                    "FTUNE_SPECIAL_AS_TEXT or FTUNE_SPECIAL_PARSE", (unsigned long)at, a->n < 100 ? (int)a->n : 100,
+                        a->p);
 }
 
 /* The caller's text [begin, end), free of tokens of tok->raw: normalize, cut again, encode. */
@@ -1846,7 +1869,8 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     int changed = 0;
     if (begin == end) return FTUNE_OK;
     if (tok->family->normalize)
-        changed = tok->family->normalize(tok, text, n, begin == 0, &buf, e->sink.offsets || e->n_plain ? &origin : NULL);
+        changed = tok->family->normalize(tok, text, n, begin == 0, &buf, e->sink.offsets || e->n_plain ? &origin
+                                         : NULL);
     if (changed < 0) { status = fti_no_memory(e->err, n); goto done; }
     if (changed) { text = buf.p; n = buf.n; }
     e->sink.begin = begin;
@@ -1880,9 +1904,12 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
     ft_status status = FTUNE_OK;
     int i, around = (special & FTUNE_ADD_SPECIAL) != 0;
     *n_ids = 0;
-    if (text_len > INT32_MAX) return fti_fail(err, FTUNE_ERR_ARGUMENT, "text: expected less than 2 GiB in one call, found %lu bytes", (unsigned long)text_len);
+    if (text_len > INT32_MAX) return fti_fail(err, FTUNE_ERR_ARGUMENT,
+                                              "text: expected less than 2 GiB in one call, found %lu bytes",
+    (unsigned long)text_len);
     if (tok->family->utf8 && (valid = fti_utf8_valid(text, text_len)) < text_len)
-        return fti_fail(err, FTUNE_ERR_UTF8, "text: byte %lu: expected UTF-8, found 0x%02X; convert the text first", (unsigned long)valid,
+        return fti_fail(err, FTUNE_ERR_UTF8, "text: byte %lu: expected UTF-8, found 0x%02X; convert the text first",
+                        (unsigned long)valid,
                         (unsigned)(uint8_t)text[valid]);
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
     e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap;
@@ -1901,7 +1928,8 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
     if (status) return status;
     *n_ids = e.sink.n;
     if (e.sink.n > cap && (ids || cap))
-        return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ids: expected room for %lu, found %lu", (unsigned long)e.sink.n, (unsigned long)cap);
+        return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ids: expected room for %lu, found %lu",
+                        (unsigned long)e.sink.n, (unsigned long)cap);
     return FTUNE_OK;
 }
 
@@ -1919,7 +1947,8 @@ static int fti_utf8_broken(const char *p, const char *end, int *cut_off)
 {
     const uint8_t *s = (const uint8_t *)p;
     int need = s[0] < 0xC2 || s[0] > 0xF4 ? 0 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : 3, k;
-    unsigned low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80, high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    unsigned low = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80, high = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F
+        : 0xBF;
     for (k = 1; k <= need && p + k < end && s[k] >= low && s[k] <= high; k++) { low = 0x80; high = 0xBF; }
     *cut_off = need > 0 && k <= need && p + k == end;
     return k;
@@ -1969,7 +1998,8 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
     for (i = 0; i < n_ids; i++) {
         const fti_token *t = fti_vocab_at(&tok->vocab, ids[i]);
         if (!t) {
-            status = fti_fail(err, FTUNE_ERR_NOT_FOUND, "ids[%lu]: expected the id of a token, below %d, found %d", (unsigned long)i,
+            status = fti_fail(err, FTUNE_ERR_NOT_FOUND, "ids[%lu]: expected the id of a token, below %d, found %d",
+                              (unsigned long)i,
                               ft_tokenizer_size(tok), (int)ids[i]);
             goto done;
         }
@@ -1982,7 +2012,8 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
     *n_text = out.n;
     if (text && cap && out.n) memcpy(text, out.p, out.n < cap ? out.n : cap);
     if (out.n > cap && (text || cap))
-        status = fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "text: expected room for %lu bytes, found %lu", (unsigned long)out.n, (unsigned long)cap);
+        status = fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "text: expected room for %lu bytes, found %lu",
+                          (unsigned long)out.n, (unsigned long)cap);
 done:
     fti_buf_free(&bytes);
     fti_buf_free(&out);
@@ -2038,7 +2069,8 @@ FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id)
     return text;
 }
 
-FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n) { return fti_vocab_find(&tok->vocab, text, n); }
+FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n) {
+    return fti_vocab_find(&tok->vocab, text, n); }
 
 FTUNE_API int32_t ft_tokenizer_attribute(const ft_tokenizer *tok, const char *name)
 {
@@ -2052,20 +2084,15 @@ FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *na
     int i, most = (int)(sizeof tok->attribute / sizeof *tok->attribute);
     for (i = 0; i < tok->n_attributes && strcmp(tok->attribute[i].name, name); i++) ;
     if (i == most || strlen(name) >= sizeof tok->attribute->name)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "attribute: expected at most %d, with short names, found \"%.60s\"", most, name);
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "attribute: expected at most %d, with short names, found \"%.60s\"",
+                        most, name);
     strcpy(tok->attribute[i].name, name);
     tok->attribute[i].id = id;
     if (i == tok->n_attributes) tok->n_attributes++;
     return FTUNE_OK;
 }
 
-/* ---- loading: rank files --------------------------------------------------------------------------------------- */
-
-FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void)
-{
-    ft_tokenizer_options o = { NULL, -1 };
-    return o;
-}
+/* ---- building ---------------------------------------------------------------------------------------------------- */
 
 FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 {
@@ -2080,10 +2107,12 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 }
 
 /* An added token: into its set and into the vocabulary. content is copied. */
-static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, int special, int single_word, int lstrip, int rstrip,
+static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, int special, int single_word,
+                               int lstrip, int rstrip,
                                int normalized, ft_error *err)
 {
-    fti_added a = { NULL, (uint32_t)content.n, id, (uint8_t)special, (uint8_t)single_word, (uint8_t)lstrip, (uint8_t)rstrip, (uint8_t)normalized };
+    fti_added a = { NULL, (uint32_t)content.n, id, (uint8_t)special, (uint8_t)single_word, (uint8_t)lstrip,
+        (uint8_t)rstrip, (uint8_t)normalized };
     if (!content.n) return FTUNE_OK;
     if (!(a.p = fti_arena_copy(&tok->arena, content.p, content.n))
         || !(normalized ? fti_push(tok->normal.at, a) : fti_push(tok->raw.at, a))
@@ -2139,183 +2168,6 @@ static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
     return FTUNE_OK;
 }
 
-/* What is known of published vocabularies beyond their files: a rank file does not say how text is cut nor which
- * control tokens follow. Recognised by the number of ranks and the last one. */
-typedef struct fti_known {
-    const char *splitter, *last; int32_t n; int merges;   /* merges: of vocab.json with merges.txt only */
-    const char *special;                /* "text id ..."; "text%d from to id" counts up */
-    const char *bos, *eos, *pad; int add_bos;
-} fti_known;
-static const fti_known fti_known_ranks[] = {
-    { "qwen", "\xE2\xBD\x97", 151643, 0, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645 <|extra_%d|> 0 204 151646",
-      NULL, "<|endoftext|>", "<|endoftext|>", 0 },
-    { "cl100k", " Conveyor", 100256, 0, "<|endoftext|> 100257 <|fim_prefix|> 100258 <|fim_middle|> 100259 <|fim_suffix|> 100260 "
-      "<|endofprompt|> 100276", NULL, "<|endoftext|>", NULL, 0 },
-    { "o200k", " cocos", 199998, 0, "<|endoftext|> 199999 <|endofprompt|> 200018", NULL, "<|endoftext|>", NULL, 0 },
-    { "llama3", "\xE9\x94\xA6", 128000, 0, "<|begin_of_text|> 128000 <|end_of_text|> 128001 <|reserved_special_token_%d|> 0 3 128002 "
-      "<|start_header_id|> 128006 <|end_header_id|> 128007 <|reserved_special_token_4|> 128008 <|eot_id|> 128009 "
-      "<|reserved_special_token_%d|> 5 250 128010", "<|begin_of_text|>", "<|end_of_text|>", NULL, 1 },
-    { "kimi", "\xE8\x87\xAA\xE4\xB8\xBB\xE6\x80\xA7", 163584, 0, "[BOS] 163584 [EOS] 163585 <|im_end|> 163586 <|im_user|> 163587 "
-      "<|im_assistant|> 163588 <|start_header_id|> 163590 <|end_header_id|> 163591 [EOT] 163593 <|im_system|> 163594 "
-      "<|im_middle|> 163601 [UNK] 163838 [PAD] 163839", "[BOS]", "[EOS]", "[PAD]", 0 },
-    { "gpt2", " gazed", 50256, 0, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 },
-    { "gpt2", " gazed", 50256, 1, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 },
-    { "qwen", "\xE2\xBD\x97", 151643, 1, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645", NULL, "<|endoftext|>",
-      "<|endoftext|>", 0 }
-};
-
-/* The last rank decides, so a file with only some of the ranks is known too, if it keeps the last one. */
-static const fti_known *fti_known_find(const fti_vocab *v, int merges)
-{
-    size_t i, back, n = (size_t)arrlen(v->token);
-    for (i = 0; i < sizeof fti_known_ranks / sizeof *fti_known_ranks; i++)
-        for (back = 1; back <= 2 && back <= n; back++) {      /* GPT-2 has its control token in vocab.json */
-            const fti_known *k = &fti_known_ranks[i];
-            const fti_token *t = &v->token[n - back];
-            if (k->merges == merges && t->id == k->n - 1 && strlen(k->last) == t->len && !memcmp(k->last, t->p, t->len)) return k;
-        }
-    return NULL;
-}
-
-static ft_status fti_known_special(ft_tokenizer *tok, const fti_known *k, ft_error *err)
-{
-    const char *p = k->special;
-    char text[64], name[64], *end;
-    ft_status status = FTUNE_OK;
-    while (*p && !status) {
-        size_t n = strcspn(p, " ");
-        long from = 0, to = 0, id;
-        memcpy(text, p, n);
-        text[n] = 0;
-        p += n;
-        if (strchr(text, '%')) { from = strtol(p, &end, 10); to = strtol(end, &end, 10); p = end; }
-        id = strtol(p, &end, 10);
-        for (p = end + strspn(end, " "); from <= to && !status; from++, id++) {
-            if ((end = strchr(text, '%')) != NULL) snprintf(name, sizeof name, "%.*s%ld%s", (int)(end - text), text, from, end + 2);
-            else strcpy(name, text);
-            status = fti_added_add(tok, ft_text_of(name), (int32_t)id, 1, 0, 0, 0, 0, err);
-        }
-    }
-    return status;
-}
-
-static ft_status fti_attribute_token(ft_tokenizer *tok, const char *name, ft_text content, ft_error *err)
-{
-    int32_t id = content.p ? fti_vocab_find(&tok->vocab, content.p, content.n) : -1;
-    return id < 0 ? FTUNE_OK : ft_tokenizer_set_attribute(tok, name, id, err);
-}
-
-static ft_status fti_known_attributes(ft_tokenizer *tok, const fti_known *k, ft_error *err)
-{
-    ft_status status = fti_attribute_token(tok, "bos_token_id", ft_text_of(k->bos), err);
-    if (!status) status = fti_attribute_token(tok, "eos_token_id", ft_text_of(k->eos), err);
-    if (!status) status = fti_attribute_token(tok, "pad_token_id", ft_text_of(k->pad), err);
-    if (!status && k->add_bos) tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
-    return status;
-}
-
-/* tokenizer_config.json beside a vocabulary. Its text stays open while tokens are read from it. */
-typedef struct fti_config_file { fti_file file; fti_json json; int found; char *path; } fti_config_file;
-
-static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const char *dir, ft_error *err)
-{
-    ft_status status;
-    memset(c, 0, sizeof *c);
-    if (!(c->path = fti_path_join(&tok->arena, dir, "tokenizer_config.json"))) return fti_no_memory(err, strlen(dir));
-    if (!fti_file_exists(c->path)) return FTUNE_OK;
-    if ((status = fti_file_open(&c->file, c->path, err))) return status;
-    if ((status = fti_json_parse(&c->json, c->file.data, c->file.size, c->path, err))) return status;
-    c->found = 1;
-    return FTUNE_OK;
-}
-
-static void fti_config_close(fti_config_file *c)
-{
-    fti_json_free(&c->json);
-    fti_file_close(&c->file);
-}
-
-static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, int64_t id, int all_special, ft_error *err)
-{
-    ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
-    if (!content.p || !content.n || id < 0 || id >= INT32_MAX)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected an added token with content and an id from 0 to 2147483646, found %.60s", j->name,
-                        fti_json_line(j, node), !content.p || !content.n ? "no content" : "another id");
-    return fti_added_add(tok, content, (int32_t)id, all_special || fti_json_bool(j, fti_json_get(j, node, "special"), 0),
-                         fti_json_bool(j, fti_json_get(j, node, "single_word"), 0), fti_json_bool(j, fti_json_get(j, node, "lstrip"), 0),
-                         fti_json_bool(j, fti_json_get(j, node, "rstrip"), 0),
-                         fti_json_bool(j, fti_json_get(j, node, "normalized"), 0), err);
-}
-
-/* The tokens of added_tokens_decoder; *n: how many there were. */
-static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err)
-{
-    int node = c->found ? fti_json_get(&c->json, 0, "added_tokens_decoder") : -1;
-    ft_status status = FTUNE_OK;
-    for (*n = 0, node = fti_json_child(&c->json, node); node >= 0 && !status; node = fti_json_next(&c->json, node), ++*n) {
-        ft_text key = fti_json_key(&c->json, node, &tok->arena);
-        int64_t id = 0;
-        size_t i;
-        for (i = 0; i < key.n && key.p[i] >= '0' && key.p[i] <= '9' && id < INT32_MAX; i++) id = id * 10 + (key.p[i] - '0');
-        status = fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
-    }
-    return status;
-}
-
-/* bos, eos, pad, unk; and, for formats that do not say it themselves, what stands around a sentence. */
-static ft_status fti_config_attributes(ft_tokenizer *tok, const fti_config_file *c, int around, ft_error *err)
-{
-    static const char *const name[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
-    const fti_json *j = &c->json;
-    ft_status status = FTUNE_OK;
-    int i;
-    if (!c->found) return FTUNE_OK;
-    for (i = 0; i < 4 && !status; i++) {
-        char key[32];
-        int node = fti_json_get(j, 0, name[i]);
-        if (fti_json_is(j, node, FTI_OBJECT)) node = fti_json_get(j, node, "content");
-        snprintf(key, sizeof key, "%s_id", name[i]);
-        status = fti_attribute_token(tok, key, fti_json_text(j, node, &tok->arena), err);
-    }
-    if (around && !status) {
-        int32_t bos = ft_tokenizer_attribute(tok, "bos_token_id"), eos = ft_tokenizer_attribute(tok, "eos_token_id");
-        int node = fti_json_get(j, 0, "add_bos_token");
-        if (node >= 0) tok->n_before = 0;
-        if (bos >= 0 && fti_json_bool(j, node, 0)) tok->before[tok->n_before++] = bos;
-        if (eos >= 0 && fti_json_bool(j, fti_json_get(j, 0, "add_eos_token"), 0)) tok->after[tok->n_after++] = eos;
-    }
-    return status;
-}
-
-static const char fti_base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-static const int8_t fti_base64_values[80] = {                 /* of '+' .. 'z' */
-    62, -1, -1, -1, 63, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, -1, -1, -1, -1, -1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7,
-    8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, -1, -1, -1, -1, -1, -1, 26, 27, 28, 29, 30,
-    31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51
-};
-
-/* Standard base64 into out; the number of bytes, or -1. */
-static int64_t fti_base64(const char *p, size_t n, char *out)
-{
-    uint8_t *o = (uint8_t *)out;
-    uint32_t bits = 0;
-    size_t i;
-    if (!n || n % 4) return -1;
-    for (i = 0; i < n; i++) {
-        unsigned c = (unsigned)(uint8_t)p[i] - '+';
-        if (c >= 80 || fti_base64_values[c] < 0) break;
-        bits = bits << 6 | (uint32_t)fti_base64_values[c];
-        if (i % 4 == 3) { *o++ = (uint8_t)(bits >> 16); *o++ = (uint8_t)(bits >> 8); *o++ = (uint8_t)bits; }
-    }
-    if (i < n) {                                              /* one or two '=' at the very end */
-        if (i + 2 < n || i % 4 < 2 || p[i] != '=' || p[n - 1] != '=') return -1;
-        bits <<= i % 4 == 2 ? 12 : 6;
-        *o++ = (uint8_t)(bits >> 16);
-        if (i % 4 == 3) *o++ = (uint8_t)(bits >> 8);
-    }
-    return o - (uint8_t *)out;
-}
-
 static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_merges)
 {
     fti_bpe *b = (fti_bpe *)fti_calloc(1, sizeof *b);
@@ -2357,186 +2209,14 @@ static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *sy
         if (fti_utf8_valid(t->p, t->len) == t->len) continue;
         for (k = 1; k < t->len; k++)
             if (((uint8_t)t->p[k] & 0xC0) != 0x80)
-                b->crossing[((uint32_t)(uint8_t)t->p[k - 1] << 8 | (uint8_t)t->p[k]) >> 6] |= UINT64_C(1) << ((uint8_t)t->p[k] & 63);
+                b->crossing[(uint32_t)(uint8_t)t->p[k - 1] << 2 | (uint8_t)t->p[k] >> 6]
+                    |= UINT64_C(1) << ((uint8_t)t->p[k] & 63);
     }
     return 1;
 }
 
-/* Where do the last two parts of a token meet when its bytes are joined by rank? Ranks are those of byte strings, so
- * look-ups go by bytes here. 0: they never become two. symbol: of each token by its place in the vocabulary. */
-static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_t *symbol, const fti_token *t)
-{
-    uint32_t start[FTI_SHORT + 1], merge[FTI_SHORT + 1], parts = t->len, i, k;
-    const char *p = t->p;
-    for (i = 0; i <= parts; i++) start[i] = i;
-    for (i = 0; i + 1 < parts; i++) merge[i] = b->byte_pair[(uint8_t)p[i] << 8 | (uint8_t)p[i + 1]];
-    while (parts > 2) {
-        uint32_t least = FTI_NONE;
-        for (i = 0; i + 1 < parts; i++) least = merge[i] < least ? merge[i] : least;
-        if (least == FTI_NONE) return 0;
-        for (i = 0; merge[i] != least; i++) ;
-        memmove(start + i + 1, start + i + 2, (parts - i - 1) * sizeof *start);
-        memmove(merge + i, merge + i + 1, (parts - i - 2) * sizeof *merge);
-        parts--;
-        for (k = i ? i - 1 : 0; k <= i && k + 1 < parts; k++) {
-            int32_t id = fti_vocab_whole(v, p + start[k], start[k + 2] - start[k]);
-            merge[k] = id < 0 ? FTI_NONE : symbol[fti_vocab_at(v, id) - v->token] - 256;
-        }
-    }
-    return start[1];
-}
-
-/* The pairs of a rank file: one for each token of more than a byte, its last two parts. In rank order, all smaller
- * tokens are known by then. A token that does not come down to two parts so may still be made from a part with a higher
- * rank; no training makes such files, but if one turns up, all is done again by byte strings. 1: proper; 0: such
- * a file; -1: no memory. */
-static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol)
-{
-    uint32_t sym[FTI_SHORT], cut, k, *odd = NULL;             /* odd: stb array of places in the vocabulary */
-    int proper = 1;
-    size_t i;
-    for (i = 0; i < v->n; i++) {
-        const fti_token *t = &v->token[i];
-        if (t->len < 2 || symbol[i] == FTI_NONE) continue;
-        for (k = 0; k < t->len; k++) sym[k] = (uint8_t)t->p[k];
-        if (fti_merge_short(b, sym, t->len, 2) == 2) fti_pair_add(b, sym[0], sym[1], symbol[i] - 256);
-        else if (!fti_push(odd, (uint32_t)i)) { arrfree(odd); return -1; }
-    }
-    while (arrlen(odd)) {
-        i = arrpop(odd);
-        if (fti_last_cut(b, v, symbol, &v->token[i])) proper = 0;
-    }
-    arrfree(odd);
-    if (proper) return 1;
-    memset(b->pair, 0, b->pair_cap * sizeof *b->pair);
-    for (i = 0; i < v->n; i++) {
-        const fti_token *t = &v->token[i];
-        if (t->len < 2 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
-        fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
-                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256);
-    }
-    return 0;
-}
-
-/* n_ranks: tokens that are ranks; the others were added. */
-static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
-{
-    fti_vocab *v = &tok->vocab;
-    fti_bpe *b = fti_bpe_new(tok, n_ranks, n_ranks - 256);
-    uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
-    size_t i;
-    int proper;
-    if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
-    b->splitter = splitter;
-    b->form = splitter->nfc ? FTI_NFC : -1;
-    b->whole = 1;
-    for (i = 0; i < v->n; i++) {
-        const fti_token *t = &v->token[i];
-        symbol[i] = FTI_NONE;
-        if (ft_token_is_special(tok, t->id)) {                /* text never becomes a control token by joining */
-            fti_bucket *s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN);
-            s->len |= FTI_HIDDEN;
-            continue;
-        }
-        symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
-        b->id[symbol[i]] = t->id;
-    }
-    proper = fti_rank_pairs(b, v, symbol);
-    if (proper > 0 && !fti_bpe_chars(tok, b, symbol)) proper = -1;
-    FTUNE_FREE(symbol);
-    return proper >= 0 ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
-}
-
-/* One line "base64 rank"; *p moves past it. */
-static ft_status fti_rank_line(ft_tokenizer *tok, const char **p, const char *end, int line, char **bytes, const char *name, ft_error *err)
-{
-    const char *stop = (const char *)memchr(*p, '\n', (size_t)(end - *p)), *space, *q;
-    int64_t n = -1, rank = -1;
-    if (!stop) stop = end;
-    q = stop > *p && stop[-1] == '\r' ? stop - 1 : stop;
-    space = (const char *)memchr(*p, ' ', (size_t)(q - *p));
-    if (space) {
-        const char *d = space + 1;
-        n = fti_base64(*p, (size_t)(space - *p), *bytes);
-        for (rank = d < q ? 0 : -1; d < q && *d >= '0' && *d <= '9' && rank < INT32_MAX; d++) rank = rank * 10 + (*d - '0');
-        if (d < q || rank >= INT32_MAX) rank = -1;
-    }
-    if (n < 1 || n > FTI_SHORT || rank < 0)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected base64 of 1 to %d bytes, a space and a rank, found \"%.*s\"", name, line, FTI_SHORT,
-                        q - *p < 80 ? (int)(q - *p) : 80, *p);
-    if (!fti_vocab_add(&tok->vocab, (int32_t)rank, *bytes, (size_t)n)) return fti_no_memory(err, (size_t)n);
-    *bytes += n;
-    *p = stop < end ? stop + 1 : end;
-    return FTUNE_OK;
-}
-
-static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size, const char *name, const char *dir,
-                                const ft_tokenizer_options *opt, ft_error *err)
-{
-    const char *p = data, *end = data + size;
-    const fti_known *known;
-    const fti_splitter *splitter;
-    fti_config_file config;
-    size_t lines = 0, n_bytes = 0, n_ranks;
-    int line, n_added = 0;
-    char *bytes;
-    ft_status status;
-    while (end > p && (end[-1] == '\n' || end[-1] == '\r')) end--;
-    for (; p < end; lines++) {
-        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *space;
-        if (!stop) stop = end;
-        if ((space = (const char *)memchr(p, ' ', (size_t)(stop - p))) != NULL) n_bytes += (size_t)(space - p) / 4 * 3;
-        p = stop + (stop < end);
-    }
-    bytes = (char *)fti_arena_alloc(&tok->arena, n_bytes + 1);
-    if (!bytes || !fti_fit(tok->vocab.token, lines + 512)) return fti_no_memory(err, size);
-    for (p = data, line = 1; p < end; line++)
-        if ((status = fti_rank_line(tok, &p, end, line, &bytes, name, err))) return status;
-    n_ranks = (size_t)arrlen(tok->vocab.token);
-    if (n_ranks < 256 || n_ranks > FTI_PAIR_SYMBOLS)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected 256 to %u ranks, found %lu", name, FTI_PAIR_SYMBOLS, (unsigned long)n_ranks);
-    known = fti_known_find(&tok->vocab, 0);
-    if (!opt->splitter && !known)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: a rank file does not say how text is cut, and these %lu ranks are of no known vocabulary; name a "
-                        "splitter: gpt2, cl100k, qwen, o200k, llama3 or kimi", name, (unsigned long)n_ranks);
-    if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : known->splitter, err))) return FTUNE_ERR_ARGUMENT;
-    status = fti_config_open(tok, &config, dir, err);
-    if (!status) status = fti_config_added(tok, &config, 1, &n_added, err);
-    if (!status && !n_added && known) status = fti_known_special(tok, known, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, name, err);
-    for (line = 0; line < 256 && !status; line++) {
-        char byte = (char)line;
-        if (fti_vocab_find(&tok->vocab, &byte, 1) < 0)
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a rank for each of the 256 bytes, found none for 0x%02X", name, (unsigned)line);
-    }
-    tok->family = &fti_family_bpe;
-    if (!status) status = fti_added_finish(tok, err);
-    if (!status) status = fti_bpe_from_ranks(tok, (uint32_t)n_ranks, splitter, err);
-    if (!status && known) status = fti_known_attributes(tok, known, err);
-    if (!status) status = fti_config_attributes(tok, &config, 1, err);
-    fti_config_close(&config);
-    return status;
-}
-
-/* ---- loading: what the files next door provide ----------------------------------------------------------------- *
- * Each loader gets the whole file in data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
-#define FTI_LOADER(name) static ft_status name(ft_tokenizer *tok, const char *data, size_t size, const char *path, \
-                                               const char *dir, const ft_tokenizer_options *opt, ft_error *err)
-FTI_LOADER(fti_load_wordpiece);         /* vocab.txt */
-FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
-
-/* tokenizer.json, by model. Added tokens have been put into tok->raw, tok->normal and the vocabulary; the model adds its
- * own tokens, calls fti_vocab_finish, sets family and model, and reads normalizer, pre_tokenizer and decoder: what it
- * does not know there is a named error. The post_processor is read afterwards. */
-#define FTI_JSON_LOADER(name) static ft_status name(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-FTI_JSON_LOADER(fti_json_wordpiece);
-FTI_JSON_LOADER(fti_json_unigram);
-FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
-
-/* ---- loading: tokenizer.json, vocab.json with merges.txt ------------------------------------------------------- *
- * These files spell bytes as printable characters (GPT-2's alphabet): 33-126, 161-172 and 174-255 stand for themselves,
- * the other 68 bytes, in order, for U+0100 and up. A space is U+0120, a newline U+010A. */
-
+/* The bytes as printable characters (GPT-2's alphabet, used in files): 33-126, 161-172 and 174-255 stand for
+ * themselves, the other 68 bytes, in order, for U+0100 and up. A space is U+0120, a newline U+010A. */
 typedef struct fti_alphabet { uint16_t of_byte[256]; int16_t of_char[324]; } fti_alphabet;
 
 static void fti_alphabet_init(fti_alphabet *a)
@@ -2550,47 +2230,6 @@ static void fti_alphabet_init(fti_alphabet *a)
     }
 }
 
-/* Bytes spelled by text; as long as text at most. A text with other characters spells itself (an added token). */
-static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *out)
-{
-    const char *end = p + n, *q = p;
-    size_t k = 0;
-    uint32_t cp;
-    while (q < end) {
-        int len = (uint8_t)*q < 0x80 ? (cp = (uint8_t)*q, 1) : fti_utf8_decode(q, end, &cp);
-        if (!len || cp >= 324 || a->of_char[cp] < 0) { memcpy(out, p, n); return n; }
-        out[k++] = (char)a->of_char[cp];
-        q += len;
-    }
-    return k;
-}
-
-/* Members of an object { "token": id, ... } into the vocabulary. */
-static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, ft_error *err)
-{
-    fti_alphabet alphabet;
-    size_t total = 0;
-    int node;
-    char *out;
-    if (!fti_json_is(j, object, FTI_OBJECT)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab: expected an object of tokens and ids", j->name);
-    fti_alphabet_init(&alphabet);
-    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) total += j->node[node].key_len;
-    if (!(out = (char *)fti_arena_alloc(&tok->arena, total + 1)) || !fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, total);
-    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) {
-        ft_text key = fti_json_key(j, node, &tok->arena);
-        int64_t id = fti_json_int(j, node, -1);
-        size_t n;
-        if (!key.p) return fti_no_memory(err, j->node[node].key_len);
-        if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: vocab \"%.*s\": expected an id from 0 to 2147483646, found %.*s", j->name, fti_json_line(j, node),
-                            key.n < 60 ? (int)key.n : 60, key.p, j->node[node].len < 40 ? (int)j->node[node].len : 40, j->text + j->node[node].start);
-        n = fti_spelled(&alphabet, key.p, key.n, out);
-        if (!fti_vocab_add(&tok->vocab, (int32_t)id, out, n)) return fti_no_memory(err, n);
-        out += n;
-    }
-    return FTUNE_OK;
-}
-
 /* Merges, one after the other, on a finished vocabulary. */
 typedef struct fti_merges { fti_alphabet alphabet; uint32_t *symbol, next, n; int improper; fti_buf bytes; } fti_merges;
 
@@ -2600,11 +2239,14 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
     fti_bpe *b;
     size_t i;
     if (v->n + 256 > FTI_PAIR_SYMBOLS || n > FTI_PAIR_MERGES)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected at most %u tokens and %u merges, found %lu and %lu", name, FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES,
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED,
+                        "%s: expected at most %u tokens and %u merges, found %lu and %lu", name,
+        FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES,
                         (unsigned long)v->n, (unsigned long)n);
     b = fti_bpe_new(tok, 256 + (uint32_t)v->n, (uint32_t)n);
     fti_alphabet_init(&m->alphabet);
-    if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol)) || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
+    if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol)) || !(b->join = (uint32_t *)fti_calloc(n,
+        sizeof *b->join)))
         return fti_no_memory(err, n * sizeof *b->join);
     m->next = 256;
     for (i = 0; i < v->n; i++) {
@@ -2634,22 +2276,6 @@ static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, 
     b->join[m->n] = both;
     fti_pair_add(b, l, r, m->n++);
     return 1;
-}
-
-/* line: of name, or the node of j. */
-static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, ft_text right, const char *name, const fti_json *j, int line,
-                                ft_error *err)
-{
-    size_t n, k;
-    m->bytes.n = 0;
-    fti_buf_add(&m->bytes, left.p, left.n);
-    fti_buf_add(&m->bytes, right.p, right.n);
-    if (m->bytes.failed) return fti_no_memory(err, left.n + right.n);
-    n = fti_spelled(&m->alphabet, left.p, left.n, m->bytes.p);
-    k = fti_spelled(&m->alphabet, right.p, right.n, m->bytes.p + n);
-    if (fti_merges_join(tok, m, m->bytes.p, n, k)) return FTUNE_OK;
-    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two tokens that make a third, found \"%.*s\" and \"%.*s\"", name,
-                    j ? fti_json_line(j, line) : line, m->n, fti_most(left.n), left.p, fti_most(right.n), right.p);
 }
 
 /* Does joining the bytes of a token give that token? */
@@ -2702,957 +2328,29 @@ static void fti_merges_free(fti_merges *m)
     fti_buf_free(&m->bytes);
 }
 
-/* "type" of a part of tokenizer.json; the empty text when there is none. */
-static ft_text fti_json_type_of(const fti_json *j, int node, fti_arena *a)
-{
-    ft_text t = fti_json_text(j, fti_json_get(j, node, "type"), a);
-    if (!t.p) t = ft_text_of("");
-    return t;
-}
+/* ---- what the files of the appendix provide --------------------------------------------------------------------- */
 
-static int fti_is_type(const fti_json *j, int node, const char *type) { return fti_json_equals(j, fti_json_get(j, node, "type"), type); }
+/* tokenizer_config.json beside a vocabulary. Its text stays open while tokens are read from it. */
+typedef struct fti_config_file { fti_file file; fti_json json; int found; char *path; } fti_config_file;
+static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const char *dir, ft_error *err);
+static void      fti_config_close(fti_config_file *c);
+static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err);
+static ft_status fti_config_attributes(ft_tokenizer *tok, const fti_config_file *c, int around, ft_error *err);
+static int64_t   fti_base64(const char *p, size_t n, char *out);
 
-/* A part that may be a Sequence: its steps in order. Call with *at = -2 first; the next step, or -1. */
-static int fti_json_step(const fti_json *j, int part, const char *list, int *at)
-{
-    if (part < 0 || fti_json_is(j, part, FTI_NULL)) return -1;
-    if (!fti_is_type(j, part, "Sequence")) { int first = *at == -2; *at = -1; return first ? part : -1; }
-    return *at = *at == -2 ? fti_json_child(j, fti_json_get(j, part, list)) : *at < 0 ? -1 : fti_json_next(j, *at);
-}
+/* Each loader gets the whole file in data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
+#define FTI_LOADER(name) static ft_status name(ft_tokenizer *tok, const char *data, size_t size, const char *path, \
+                                               const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+FTI_LOADER(fti_load_wordpiece);         /* vocab.txt */
+FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
 
-static ft_status fti_bpe_normalizer(fti_bpe *b, const fti_json *j, ft_error *err)
-{
-    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
-    int part = fti_json_get(j, 0, "normalizer"), at = -2, node, k;
-    while ((node = fti_json_step(j, part, "normalizers", &at)) >= 0) {
-        for (k = 0; k < 4 && !fti_is_type(j, node, form[k]); k++) ;
-        if (k == 4 || b->form >= 0) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "one of NFC, NFD, NFKC, NFKD", err);
-        b->form = k;
-    }
-    return FTUNE_OK;
-}
-
-static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena *arena, ft_error *err)
-{
-    const fti_splitter *none = fti_splitter_find("none", NULL);
-    int part = fti_json_get(j, 0, "pre_tokenizer"), at = -2, node, k;
-    b->splitter = none;
-    while ((node = fti_json_step(j, part, "pretokenizers", &at)) >= 0) {
-        int known = 0, pattern = -1;
-        if (fti_is_type(j, node, "ByteLevel")) {
-            int regex = fti_json_bool(j, fti_json_get(j, node, "use_regex"), 1);
-            b->prefix_space = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1);
-            known = !regex || b->splitter == none;
-            if (regex) b->splitter = fti_splitter_find("gpt2", NULL);
-            if (b->prefix_space && (b->digits || !regex) && at >= 0) known = 0;     /* each piece would get a space */
-        } else if (fti_is_type(j, node, "Digits") && b->splitter == none && !b->digits) {
-            b->digits = fti_json_bool(j, fti_json_get(j, node, "individual_digits"), 0) ? 1 : 2;
-            known = 1;
-        } else if (fti_is_type(j, node, "Split") && b->splitter == none) {
-            int behavior = fti_json_get(j, node, "behavior"), invert = fti_json_bool(j, fti_json_get(j, node, "invert"), 0);
-            ft_text regex = fti_json_text(j, pattern = fti_json_get(j, fti_json_get(j, node, "pattern"), "Regex"), arena);
-            for (k = 0; k < FTI_N_SPLITTERS && regex.p; k++)
-                if (fti_splitters[k].regex && strlen(fti_splitters[k].regex) == regex.n && !memcmp(fti_splitters[k].regex, regex.p, regex.n)) {
-                    b->splitter = &fti_splitters[k];
-                    /* these expressions leave nothing between matches, so removing what does not match keeps all */
-                    known = invert ? fti_json_equals(j, behavior, "Removed") : fti_json_equals(j, behavior, "Isolated");
-                }
-        }
-        if (!known)
-            return fti_json_refuse(j, pattern >= 0 ? pattern : node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
-                                   "a Split with a known expression, Digits, ByteLevel, or such a Sequence", err);
-    }
-    return FTUNE_OK;
-}
-
-static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model, ft_error *err)
-{
-    int list = fti_json_get(j, model, "merges"), node, whole = fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0);
-    ft_text unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
-    fti_merges m = { 0 };
-    ft_status status;
-    if (!fti_json_is(j, list, FTI_ARRAY)) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected \"merges\", a list", j->name);
-    status = fti_merges_begin(tok, &m, j->node[list].count, j->name, err);
-    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node)) {
-        ft_text left, right = { NULL, 0 };
-        if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
-            left = fti_json_text(j, node + 1, &tok->arena);
-            right = fti_json_text(j, fti_json_next(j, node + 1), &tok->arena);
-        } else {
-            left = fti_json_text(j, node, &tok->arena);       /* "a b"; only U+0020 separates */
-            right.p = left.p && left.n ? (const char *)memchr(left.p, ' ', left.n) : NULL;
-            if (right.p) { right.n = left.n - (size_t)(++right.p - left.p); left.n -= right.n + 1; }
-        }
-        if (!left.p || !right.p)
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two pieces, found %.*s", j->name, fti_json_line(j, node), m.n,
-                              j->node[node].len < 80 ? (int)j->node[node].len : 80, j->text + j->node[node].start);
-        else status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
-    }
-    if (!status && !fti_merges_end(tok, &m, whole, unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n) : -1)) status = fti_no_memory(err, 65536);
-    fti_merges_free(&m);
-    return status;
-}
-
-static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-{
-    static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
-    int model = fti_json_get(j, 0, "model"), i, node;
-    ft_status status;
-    for (i = 0; i < 2; i++) {
-        node = fti_json_get(j, model, affix[i]);
-        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
-    }
-    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
-    if (!status) status = fti_json_merges(tok, j, model, err);
-    if (!status) status = fti_bpe_normalizer((fti_bpe *)tok->model, j, err);
-    if (!status) status = fti_bpe_pre_tokenizer((fti_bpe *)tok->model, j, &tok->arena, err);
-    return status;
-}
-
-/* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
-static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t size, const char *name, ft_error *err)
-{
-    const char *p = data, *end = data + size;
-    fti_merges m = { 0 };
-    ft_status status;
-    size_t lines = 0;
-    int line = 0;
-    for (; p < end && (p = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p++) lines++;
-    status = fti_merges_begin(tok, &m, lines + 1, name, err);
-    for (p = data; p < end && !status; line++) {
-        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *q;
-        ft_text left = { p, 0 }, right = { NULL, 0 };
-        if (!stop) stop = end;
-        q = stop > p && stop[-1] == '\r' ? stop - 1 : stop;
-        p = stop + (stop < end);
-        if (q == left.p || (line == 0 && q - left.p > 8 && !memcmp(left.p, "#version", 8))) continue;
-        if ((right.p = (const char *)memchr(left.p, ' ', (size_t)(q - left.p))) != NULL) {
-            left.n = (size_t)(right.p++ - left.p);
-            right.n = (size_t)(q - right.p);
-            status = fti_merges_add(tok, &m, left, right, name, NULL, line + 1, err);
-        } else
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected two pieces, found \"%.*s\"", name, line + 1, q - left.p < 80 ? (int)(q - left.p) : 80, left.p);
-    }
-    if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
-    fti_merges_free(&m);
-    return status;
-}
-
-static const char *fti_class_splitter(const fti_config_file *c)
-{
-    int node = c->found ? fti_json_get(&c->json, 0, "tokenizer_class") : -1;
-    static const char *const gpt2[] = { "GPT2Tokenizer", "GPT2TokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast" };
-    int i;
-    for (i = 0; i < 4; i++) if (fti_json_equals(&c->json, node, gpt2[i])) return "gpt2";
-    return fti_json_equals(&c->json, node, "Qwen2Tokenizer") || fti_json_equals(&c->json, node, "Qwen2TokenizerFast") ? "qwen" : NULL;
-}
-
-/* The pair of files without a word about splitting: known vocabularies, tokenizer_class, or the caller's choice. */
-static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
-{
-    char *path = fti_path_join(&tok->arena, dir, "merges.txt");
-    const char *name = opt->splitter;
-    const fti_known *known;
-    const fti_splitter *splitter;
-    fti_config_file config;
-    fti_file merges = { 0 };
-    int n_added = 0;
-    ft_status status;
-    if (!path) return fti_no_memory(err, strlen(dir));
-    if (!fti_file_exists(path)) return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: expected merges.txt beside it, found none", j->name);
-    status = fti_config_open(tok, &config, dir, err);
-    if (!status) status = fti_vocab_json(tok, j, 0, err);
-    known = status ? NULL : fti_known_find(&tok->vocab, 1);
-    if (!name) name = known ? known->splitter : fti_class_splitter(&config);
-    if (!status && !name)
-        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: these files do not say how text is cut, and the vocabulary is not a known one; name a splitter: gpt2, "
-                          "cl100k, qwen, o200k, llama3 or kimi", j->name);
-    if (!status && !(splitter = fti_splitter_find(name, err))) status = FTUNE_ERR_ARGUMENT;
-    if (!status) status = fti_config_added(tok, &config, 0, &n_added, err);
-    if (!status && !n_added && known) status = fti_known_special(tok, known, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
-    if (!status) status = fti_file_open(&merges, path, err);
-    if (!status) status = fti_load_merges(tok, merges.data, merges.size, path, err);
-    if (!status) {
-        fti_bpe *b = (fti_bpe *)tok->model;
-        b->splitter = splitter;
-        b->form = splitter->nfc ? FTI_NFC : -1;
-        b->prefix_space = config.found && fti_json_bool(&config.json, fti_json_get(&config.json, 0, "add_prefix_space"), 0);
-        status = fti_added_finish(tok, err);
-    }
-    if (!status && known) status = fti_known_attributes(tok, known, err);
-    if (!status) status = fti_config_attributes(tok, &config, 1, err);
-    fti_file_close(&merges);
-    fti_config_close(&config);
-    return status;
-}
-
-/* What FTUNE_ADD_SPECIAL adds. */
-static ft_status fti_around_add(ft_tokenizer *tok, int after, int64_t id, const fti_json *j, int node, ft_error *err)
-{
-    int *n = after ? &tok->n_after : &tok->n_before;
-    if (*n == FTI_MAX_AROUND || id < 0 || id >= INT32_MAX || !fti_vocab_at(&tok->vocab, (int32_t)id))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected at most %d ids of tokens, found %ld", j->name, fti_json_line(j, node),
-                        FTI_MAX_AROUND, (long)id);
-    (after ? tok->after : tok->before)[(*n)++] = (int32_t)id;
-    return FTUNE_OK;
-}
-
-static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
-{
-    int node, id, after = 0, table = fti_json_get(j, part, "special_tokens");
-    ft_status status = FTUNE_OK;
-    for (node = fti_json_child(j, fti_json_get(j, part, "single")); node >= 0 && !status; node = fti_json_next(j, node)) {
-        int special = fti_json_get(j, node, "SpecialToken");
-        ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
-        if (special < 0) { after = 1; continue; }             /* { "Sequence": the text itself } */
-        for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
-            ft_text key = fti_json_key(j, id, &tok->arena);
-            if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
-        }
-        if (id < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token", j->name, fti_json_line(j, node));
-        for (id = fti_json_child(j, fti_json_get(j, id, "ids")); id >= 0 && !status; id = fti_json_next(j, id))
-            status = fti_around_add(tok, after, fti_json_int(j, id, -1), j, node, err);
-    }
-    return status;
-}
-
-static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-{
-    int part = fti_json_get(j, 0, "post_processor"), at = -2, node, k;
-    ft_status status = FTUNE_OK;
-    while ((node = fti_json_step(j, part, "processors", &at)) >= 0 && !status) {
-        if (fti_is_type(j, node, "TemplateProcessing")) status = fti_template_processing(tok, j, node, err);
-        else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
-            for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
-                int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
-                status = fti_around_add(tok, k, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
-            }
-        else if (!fti_is_type(j, node, "ByteLevel")) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
-    }
-    return status;
-}
-
-static int fti_has_step(const fti_json *j, const char *part, const char *list, const char *type)
-{
-    int at = -2, node, root = fti_json_get(j, 0, part);
-    while ((node = fti_json_step(j, root, list, &at)) >= 0) if (fti_is_type(j, node, type)) return 1;
-    return 0;
-}
-
-/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
- * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
-static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-{
-    int vocab = fti_json_get(j, fti_json_get(j, 0, "model"), "vocab"), list = fti_json_get(j, 0, "added_tokens"), node, k = 0;
-    int64_t next = vocab < 0 ? 0 : j->node[vocab].count;
-    fti_map at = { 0 };
-    int64_t *expected;
-    ft_status status = FTUNE_OK;
-    int n = list < 0 ? 0 : (int)j->node[list].count;
-    if (!n || vocab < 0) return FTUNE_OK;
-    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected))) return fti_no_memory(err, (size_t)n * sizeof *expected);
-    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
-        expected[k] = -1;
-        if (!content.p || !fti_map_put(&at, content.p, content.n, k)) status = fti_no_memory(err, content.n);
-    }
-    for (node = fti_json_child(j, vocab), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        int array = fti_json_is(j, node, FTI_ARRAY);          /* Unigram: [piece, score], the id is the place */
-        ft_text text = array ? fti_json_text(j, fti_json_child(j, node), &tok->arena) : fti_json_key(j, node, &tok->arena);
-        int32_t i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
-        if (i >= 0) expected[i] = array ? k : fti_json_int(j, node, -1);
-    }
-    for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
-        int known = expected[k] >= 0;
-        if (!known) expected[k] = next++;
-        if (id != expected[k])
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name, fti_json_line(j, node), k,
-                              (long)expected[k], known ? "its id in the vocabulary" : "the next free one", (long)id);
-    }
-    FTUNE_FREE(expected);
-    fti_map_free(&at);
-    return status;
-}
-
-static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, const char *dir, ft_error *err)
-{
-    int model = fti_json_get(j, 0, "model"), node, byte_level;
-    fti_config_file config;
-    ft_status status = fti_config_open(tok, &config, dir, err);
-    for (node = fti_json_child(j, fti_json_get(j, 0, "added_tokens")); node >= 0 && !status; node = fti_json_next(j, node))
-        status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
-    if (!status) status = fti_added_check(tok, j, err);
-    byte_level = fti_has_step(j, "pre_tokenizer", "pretokenizers", "ByteLevel") || fti_has_step(j, "decoder", "decoders", "ByteLevel");
-    if (status) ;
-    else if (fti_is_type(j, model, "WordPiece") || fti_json_get(j, model, "max_input_chars_per_word") >= 0) status = fti_json_wordpiece(tok, j, err);
-    else if (fti_is_type(j, model, "Unigram") || fti_json_get(j, model, "unk_id") >= 0) status = fti_json_unigram(tok, j, err);
-    else if (!fti_is_type(j, model, "BPE") && fti_json_get(j, model, "merges") < 0)
-        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected type BPE, WordPiece or Unigram, found \"%.*s\"", j->name,
-                          (int)fti_json_type_of(j, model, &tok->arena).n, fti_json_type_of(j, model, &tok->arena).p);
-    else status = byte_level ? fti_json_bpe(tok, j, err) : fti_json_sentencepiece(tok, j, err);
-    if (!status) status = fti_added_finish(tok, err);
-    if (!status) status = fti_post_processor(tok, j, err);
-    if (!status) status = fti_attribute_token(tok, "unk_token_id", fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena), err);
-    if (!status) status = fti_config_attributes(tok, &config, 0, err);
-    fti_config_close(&config);
-    return status;
-}
-
-/* ---- loading: which format is it? ------------------------------------------------------------------------------ *
- * Decided by content, not by name: Llama 3 ships a rank file as tokenizer.model. */
-
-static ft_status fti_load_bytes(ft_tokenizer *tok, ft_error *err)
-{
-    static const struct { const char *text, *name; } special[] = {
-        { "<pad>", "pad_token_id" }, { "<s>", "bos_token_id" }, { "</s>", "eos_token_id" }, { "<unk>", "unk_token_id" },
-        { NULL, NULL }, { "<user>", "user_token_id" }, { "<bot>", "bot_token_id" }
-    };
-    char *bytes = (char *)fti_arena_alloc(&tok->arena, 256);
-    ft_status status = FTUNE_OK;
-    int i, ok = bytes != NULL;
-    tok->family = &fti_family_bytes;
-    for (i = 0; ok && i < (int)(sizeof special / sizeof *special); i++)
-        if (special[i].text) ok = fti_vocab_add(&tok->vocab, i, special[i].text, strlen(special[i].text)) && fti_push(tok->special, i);
-    for (i = 0; ok && i < 256; i++) {
-        bytes[i] = (char)i;
-        ok = fti_vocab_add(&tok->vocab, i + FTI_BYTE_OFFSET, bytes + i, 1);
-    }
-    if (!ok) return fti_no_memory(err, 4096);
-    status = fti_vocab_finish(&tok->vocab, 0, "bytes", err);
-    for (i = 0; i < (int)(sizeof special / sizeof *special) && !status; i++)
-        if (special[i].text) status = ft_tokenizer_set_attribute(tok, special[i].name, i, err);
-    tok->before[tok->n_before++] = 1;
-    return status;
-}
-
-static int fti_looks_like_ranks(const char *p, size_t n)
-{
-    const char *stop = (const char *)memchr(p, '\n', n), *space;
-    char bytes[FTI_SHORT + 8];
-    if (!stop) stop = p + n;
-    space = (const char *)memchr(p, ' ', (size_t)(stop - p));
-    return space && space - p <= FTI_SHORT && stop - space > 1 && space[1] >= '0' && space[1] <= '9' && fti_base64(p, (size_t)(space - p), bytes) > 0;
-}
-
-static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t size, const char *path, const char *dir, const ft_tokenizer_options *opt,
-                                   ft_error *err)
-{
-    fti_json j = { 0 };
-    ft_status status = fti_json_parse(&j, data, size, path, err);
-    if (!status && fti_json_is(&j, fti_json_get(&j, 0, "model"), FTI_OBJECT)) status = fti_load_tokenizer_json(tok, &j, dir, err);
-    else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
-    fti_json_free(&j);
-    return status;
-}
-
-/* merges.txt was named: its vocab.json leads back to it. */
-static ft_status fti_load_beside(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
-{
-    char *name = fti_path_join(&tok->arena, dir, "vocab.json");
-    fti_file f = { 0 };
-    ft_status status = name ? fti_file_open(&f, name, err) : fti_no_memory(err, strlen(dir));
-    if (!status) status = fti_load_any_json(tok, f.data, f.size, name, dir, opt, err);
-    fti_file_close(&f);
-    return status;
-}
-
-static ft_status fti_load_data(ft_tokenizer *tok, const char *data, size_t size, const char *path, const char *dir,
-                               const ft_tokenizer_options *opt, ft_error *err)
-{
-    size_t space = 0;
-    while (space < size && strchr(" \t\r\n", data[space]) && data[space]) space++;
-    if (space == size) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
-    if (size > 40 && !memcmp(data, "version https://git-lfs", 23))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
-    if (data[space] == '{') return fti_load_any_json(tok, data, size, path, dir, opt, err);
-    if (size > 8 && !memcmp(data, "#version", 8)) return fti_load_beside(tok, dir, opt, err);
-    if (fti_looks_like_ranks(data, size)) return fti_load_ranks(tok, data, size, path, dir, opt, err);
-    if (data[0] == 0x0A && size > 2) return fti_load_sentencepiece(tok, data, size, path, dir, opt, err);
-    return fti_load_wordpiece(tok, data, size, path, dir, opt, err);
-}
-
-static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
-{
-    fti_file f = { 0 };
-    ft_status status = fti_file_open(&f, path, err);
-    if (!status) status = fti_load_data(tok, f.data, f.size, path, dir, opt, err);
-    fti_file_close(&f);
-    return status;
-}
-
-static ft_status fti_load_directory(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
-{
-    static const char *const names[] = { "tokenizer.json", "qwen.tiktoken", "tiktoken.model", "tokenizer.model", "vocab.json", "vocab.txt",
-                                         "spiece.model", "sentencepiece.bpe.model", "tokenizer.tiktoken" };
-    size_t i;
-    for (i = 0; i < sizeof names / sizeof *names; i++) {
-        char *path = fti_path_join(&tok->arena, dir, names[i]);
-        if (!path) return fti_no_memory(err, strlen(dir));
-        if (fti_file_exists(path)) return fti_load_file(tok, path, dir, opt, err);
-    }
-    return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: expected a tokenizer in this directory (tokenizer.json, qwen.tiktoken, tokenizer.model, vocab.json with "
-                    "merges.txt, vocab.txt, spiece.model), found none; name the file itself", dir);
-}
-
-FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, const ft_tokenizer_options *opt, ft_error *err)
-{
-    ft_tokenizer_options standard = ft_tokenizer_options_default();
-    ft_tokenizer *tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok);
-    ft_status status;
-    *out = NULL;
-    if (!tok) return fti_no_memory(err, sizeof *tok);
-    if (!opt) opt = &standard;
-    if (!strcmp(path, "bytes")) status = fti_load_bytes(tok, err);
-    else if (fti_is_directory(path)) status = fti_load_directory(tok, path, opt, err);
-    else {
-        const char *slash = strrchr(path, '/');
-        char *dir = fti_arena_copy(&tok->arena, slash ? path : ".", slash == path ? 1 : slash ? (size_t)(slash - path) : 1);
-        status = dir ? fti_load_file(tok, path, dir, opt, err) : fti_no_memory(err, strlen(path));
-    }
-    if (status) { ft_tokenizer_free(tok); return status; }
-    *out = tok;
-    return FTUNE_OK;
-}
-
-/* ---- training -------------------------------------------------------------------------------------------------- *
- * Count pieces of text once; then again and again take the most frequent pair of neighbours (ties: the lower ids, as
- * Hugging Face's trainer does, so both learn the same merges) and join it wherever it stands. Only the words that hold
- * the pair are visited and only counts that change are touched; the heap may hold stale counts, which are put right
- * when they come up. Ids: the 256 bytes in the order of their characters, the merges, the control tokens. */
-
-typedef struct fti_word { size_t at; uint32_t n; int64_t count; } fti_word;
-typedef struct fti_pair_count { uint32_t left, right; int64_t count, queued; uint32_t *words; } fti_pair_count;
-typedef struct fti_top { int64_t count; uint32_t pair; } fti_top;
-typedef struct fti_learner {
-    fti_map   seen;                     /* piece -> word */
-    fti_arena arena;                    /* bytes of pieces and tokens */
-    fti_word *words; uint32_t *symbols; /* stb arrays */
-    fti_pair_count *pairs; fti_top *heap;
-    uint32_t *grown;                    /* pairs that gained places in the merge at hand */
-    uint32_t *index; size_t cap;        /* open addressing: pair -> place in pairs + 1 */
-    ft_text  *tokens;                   /* bytes of each symbol */
-    fti_map   token_of;
-    uint32_t *left, *right;             /* the merges */
-} fti_learner;
-
-static int fti_top_less(const fti_learner *l, fti_top a, fti_top b)
-{
-    const fti_pair_count *p = &l->pairs[a.pair], *q = &l->pairs[b.pair];
-    if (a.count != b.count) return a.count > b.count;
-    return p->left != q->left ? p->left < q->left : p->right < q->right;
-}
-
-static int fti_heap_push(fti_learner *l, fti_top t)
-{
-    size_t i;
-    if (!fti_push(l->heap, t)) return 0;
-    for (i = (size_t)arrlen(l->heap) - 1; i && fti_top_less(l, t, l->heap[(i - 1) / 2]); i = (i - 1) / 2) l->heap[i] = l->heap[(i - 1) / 2];
-    l->heap[i] = t;
-    return 1;
-}
-
-static fti_top fti_heap_pop(fti_learner *l)
-{
-    fti_top top = l->heap[0], t = arrpop(l->heap);
-    size_t i = 0, n = (size_t)arrlen(l->heap), k;
-    while ((k = 2 * i + 1) < n) {
-        if (k + 1 < n && fti_top_less(l, l->heap[k + 1], l->heap[k])) k++;
-        if (!fti_top_less(l, l->heap[k], t)) break;
-        l->heap[i] = l->heap[k];
-        i = k;
-    }
-    if (n) l->heap[i] = t;
-    return top;
-}
-
-/* The place of a pair, made if it is new; FTI_NONE: no memory. */
-static uint32_t fti_pair_place(fti_learner *l, uint32_t left, uint32_t right)
-{
-    fti_pair_count p = { left, right, 0, 0, NULL };
-    size_t i, k, n = (size_t)arrlen(l->pairs);
-    if (n * 3 / 2 >= l->cap) {
-        size_t cap = l->cap * 2 + 1024;
-        uint32_t *index = (uint32_t *)fti_calloc(cap, sizeof *index);
-        if (!index) return FTI_NONE;
-        for (k = 0; k < n; k++) {
-            i = (size_t)((((uint64_t)l->pairs[k].left << 32 | l->pairs[k].right) * UINT64_C(0x9E3779B97F4A7C15) >> 20) % cap);
-            while (index[i]) i = i + 1 < cap ? i + 1 : 0;
-            index[i] = (uint32_t)k + 1;
-        }
-        FTUNE_FREE(l->index);
-        l->index = index;
-        l->cap = cap;
-    }
-    i = (size_t)((((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15) >> 20) % l->cap);
-    for (; l->index[i]; i = i + 1 < l->cap ? i + 1 : 0) {
-        const fti_pair_count *q = &l->pairs[l->index[i] - 1];
-        if (q->left == left && q->right == right) return l->index[i] - 1;
-    }
-    if (!fti_push(l->pairs, p)) return FTI_NONE;
-    l->index[i] = (uint32_t)n + 1;
-    return (uint32_t)n;
-}
-
-/* The pair gains (or loses) a place in a word. */
-static int fti_pair_change(fti_learner *l, uint32_t left, uint32_t right, int64_t change, uint32_t word)
-{
-    uint32_t k = fti_pair_place(l, left, right);
-    fti_pair_count *p;
-    if (k == FTI_NONE) return 0;
-    p = &l->pairs[k];
-    p->count += change;
-    if (change < 0 || (arrlen(p->words) && arrlast(p->words) == word)) return 1;
-    return fti_push(p->words, word) && fti_push(l->grown, k);
-}
-
-static int fti_learn_word(fti_learner *l, const char *p, size_t n)
-{
-    int32_t k = fti_map_get(&l->seen, p, n);
-    fti_word w = { (size_t)arrlen(l->symbols), (uint32_t)n, 1 };
-    size_t i;
-    if (k >= 0) { l->words[k].count++; return 1; }
-    if (!(p = fti_arena_copy(&l->arena, p, n)) || !fti_map_put(&l->seen, p, n, (int32_t)arrlen(l->words))
-        || !fti_push(l->words, w) || !fti_fit(l->symbols, n)) return 0;
-    for (i = 0; i < n; i++) arrput(l->symbols, (uint8_t)p[i]);
-    return 1;
-}
-
-/* Join left and right in a word, from the left; pairs before and behind change. */
-static int fti_learn_join(fti_learner *l, uint32_t word, uint32_t left, uint32_t right, uint32_t made)
-{
-    fti_word *w = &l->words[word];
-    uint32_t *s = l->symbols + w->at, i, n = w->n, k = 0;
-    int ok = 1;
-    for (i = 0; i < n; k++) {
-        if (i + 1 == n || s[i] != left || s[i + 1] != right) { s[k] = s[i++]; continue; }
-        if (k) ok = ok && fti_pair_change(l, s[k - 1], left, -w->count, word) && fti_pair_change(l, s[k - 1], made, w->count, word);
-        if (i + 2 < n) ok = ok && fti_pair_change(l, right, s[i + 2], -w->count, word) && fti_pair_change(l, made, s[i + 2], w->count, word);
-        s[k] = made;
-        i += 2;
-    }
-    w->n = k;
-    return ok;
-}
-
-static int fti_heap_grown(fti_learner *l)
-{
-    int ok = 1;
-    while (ok && arrlen(l->grown)) {
-        uint32_t k = arrpop(l->grown);
-        fti_top t = { l->pairs[k].count, k };
-        if (t.count > 0 && l->pairs[k].queued != t.count) ok = fti_heap_push(l, t);
-        l->pairs[k].queued = t.count;
-    }
-    return ok;
-}
-
-static int fti_learn_merge(fti_learner *l, uint32_t pair)
-{
-    uint32_t left = l->pairs[pair].left, right = l->pairs[pair].right, made, *words = l->pairs[pair].words;
-    ft_text a = l->tokens[left], b = l->tokens[right], both;
-    size_t i;
-    char *p = (char *)fti_arena_alloc(&l->arena, a.n + b.n);
-    int ok = p != NULL;
-    if (!ok) return 0;
-    memcpy(p, a.p, a.n);
-    memcpy(p + a.n, b.p, b.n);
-    both.p = p;
-    both.n = a.n + b.n;
-    made = (uint32_t)fti_map_get(&l->token_of, p, both.n);    /* the same bytes may have been made another way */
-    if (made == FTI_NONE) {
-        made = (uint32_t)arrlen(l->tokens);
-        ok = fti_push(l->tokens, both) && fti_map_put(&l->token_of, p, both.n, (int32_t)made);
-    }
-    ok = ok && fti_push(l->left, left) && fti_push(l->right, right);
-    l->pairs[pair].words = NULL;
-    l->pairs[pair].count = 0;
-    for (i = 0; ok && i < (size_t)arrlen(words); i++) ok = fti_learn_join(l, words[i], left, right, made);
-    arrfree(words);
-    return ok && fti_heap_grown(l);
-}
-
-/* Merges until there are n_tokens, or no pair is seen often enough. */
-static int fti_learn(fti_learner *l, int n_tokens, int min_frequency)
-{
-    uint32_t w, i;
-    int ok = 1;
-    for (w = 0; ok && w < (uint32_t)arrlen(l->words); w++)
-        for (i = 0; ok && i + 1 < l->words[w].n; i++)
-            ok = fti_pair_change(l, l->symbols[l->words[w].at + i], l->symbols[l->words[w].at + i + 1], l->words[w].count, w);
-    ok = ok && fti_heap_grown(l);
-    while (ok && arrlen(l->heap) && arrlen(l->tokens) < n_tokens) {
-        fti_top t = fti_heap_pop(l);
-        if (t.count != l->pairs[t.pair].count) {
-            t.count = l->pairs[t.pair].queued = l->pairs[t.pair].count;
-            if (t.count > 0) ok = fti_heap_push(l, t);
-            continue;
-        }
-        if (t.count < 1 || t.count < min_frequency) break;
-        ok = fti_learn_merge(l, t.pair);
-    }
-    return ok;
-}
-
-FTUNE_API ft_tokenizer_train_options ft_tokenizer_train_options_default(void)
-{
-    ft_tokenizer_train_options o = { 4096, 2, "qwen", NULL, 0 };
-    return o;
-}
-
-/* Symbols of the learner are bytes in the order of their characters ("!" is 0), as ids are. */
-static ft_status fti_learn_texts(fti_learner *l, const char *const *texts, const size_t *lengths, int n_texts, const fti_splitter *splitter, ft_error *err)
-{
-    int i;
-    for (i = 0; i < n_texts; i++) {
-        const char *p = texts[i], *end, *q;
-        fti_buf nfc = { 0 };
-        size_t valid = fti_utf8_valid(p, lengths[i]);
-        int ok = 1;
-        if (valid < lengths[i])
-            return fti_fail(err, FTUNE_ERR_UTF8, "text %d: byte %lu: expected UTF-8, found 0x%02X", i, (unsigned long)valid, (unsigned)(uint8_t)p[valid]);
-        end = p + lengths[i];
-        if (splitter->nfc && !fti_is_nfc(p, lengths[i])) {
-            ok = fti_normalize(FTI_NFC, p, lengths[i], &nfc, NULL);
-            p = nfc.p;
-            end = p + nfc.n;
-        }
-        for (; ok && p < end; p = q) {
-            q = splitter->split(p, end);
-            ok = fti_learn_word(l, p, (size_t)(q - p));
-        }
-        fti_buf_free(&nfc);
-        if (!ok) return fti_no_memory(err, lengths[i]);
-    }
-    return FTUNE_OK;
-}
-
-static void fti_learner_free(fti_learner *l)
-{
-    ptrdiff_t i;
-    for (i = 0; i < arrlen(l->pairs); i++) arrfree(l->pairs[i].words);
-    arrfree(l->words);
-    arrfree(l->symbols);
-    arrfree(l->pairs);
-    arrfree(l->heap);
-    arrfree(l->grown);
-    arrfree(l->tokens);
-    arrfree(l->left);
-    arrfree(l->right);
-    FTUNE_FREE(l->index);
-    fti_map_free(&l->seen);
-    fti_map_free(&l->token_of);
-    fti_arena_free(&l->arena);
-}
-
-static ft_status fti_learned(ft_tokenizer *tok, const fti_learner *l, const ft_tokenizer_train_options *opt, const fti_splitter *splitter, ft_error *err)
-{
-    fti_merges m = { 0 };
-    fti_buf both = { 0 };
-    ft_status status = FTUNE_OK;
-    fti_bpe *b;
-    ptrdiff_t i, n = arrlen(l->tokens);
-    for (i = 0; i < n; i++) {
-        const char *p = fti_arena_copy(&tok->arena, l->tokens[i].p, l->tokens[i].n);
-        if (!p || !fti_vocab_add(&tok->vocab, (int32_t)i, p, l->tokens[i].n)) return fti_no_memory(err, l->tokens[i].n);
-    }
-    for (i = 0; i < opt->n_special && !status; i++)
-        status = fti_added_add(tok, ft_text_of(opt->special[i]), (int32_t)(n + i), 1, 0, 0, 0, 0, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, "train", err);
-    if (!status) status = fti_merges_begin(tok, &m, (size_t)arrlen(l->left), "train", err);
-    if (status) { fti_merges_free(&m); return status; }
-    b = (fti_bpe *)tok->model;
-    b->splitter = splitter;
-    b->form = splitter->nfc ? FTI_NFC : -1;
-    for (i = 0; i < arrlen(l->left); i++) {
-        ft_text left = l->tokens[l->left[i]], right = l->tokens[l->right[i]];
-        both.n = 0;
-        fti_buf_add(&both, left.p, left.n);
-        fti_buf_add(&both, right.p, right.n);
-        if (both.failed) { status = fti_no_memory(err, left.n + right.n); break; }
-        fti_merges_join(tok, &m, both.p, left.n, right.n);
-    }
-    if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
-    if (!status) status = fti_added_finish(tok, err);
-    fti_buf_free(&both);
-    fti_merges_free(&m);
-    return status;
-}
-
-FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *texts, const size_t *lengths, int n_texts,
-                                       const ft_tokenizer_train_options *opt, ft_error *err)
-{
-    ft_tokenizer_train_options standard = ft_tokenizer_train_options_default();
-    const fti_splitter *splitter;
-    fti_alphabet alphabet;
-    fti_learner l = { 0 };
-    ft_tokenizer *tok = NULL;
-    ft_status status = FTUNE_OK;
-    uint8_t symbol_of[256];
-    int c, n = 0, ok = 1;
-    size_t i;
-    *out = NULL;
-    if (!opt) opt = &standard;
-    if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : "qwen", err))) return FTUNE_ERR_ARGUMENT;
-    if (opt->vocab_size < 256 + opt->n_special || opt->vocab_size > (int)FTI_PAIR_SYMBOLS - 256)
-        return fti_fail(err, FTUNE_ERR_ARGUMENT, "vocab_size: expected %d (256 bytes and the control tokens) to %d, found %d", 256 + opt->n_special,
-                        (int)FTI_PAIR_SYMBOLS - 256, opt->vocab_size);
-    fti_alphabet_init(&alphabet);
-    for (c = 0; c < 324 && ok; c++)
-        if (alphabet.of_char[c] >= 0) {
-            char byte = (char)alphabet.of_char[c];
-            ft_text t = { fti_arena_copy(&l.arena, &byte, 1), 1 };
-            symbol_of[(uint8_t)byte] = (uint8_t)n;
-            ok = t.p && fti_push(l.tokens, t) && fti_map_put(&l.token_of, t.p, 1, n++);
-        }
-    if (!ok) status = fti_no_memory(err, 65536);
-    if (!status) status = fti_learn_texts(&l, texts, lengths, n_texts, splitter, err);
-    for (i = 0; i < (size_t)arrlen(l.symbols); i++) l.symbols[i] = symbol_of[l.symbols[i]];
-    if (!status && !fti_learn(&l, opt->vocab_size - opt->n_special, opt->min_frequency)) status = fti_no_memory(err, 65536);
-    if (!status && !(tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok))) status = fti_no_memory(err, sizeof *tok);
-    if (!status) status = fti_learned(tok, &l, opt, splitter, err);
-    fti_learner_free(&l);
-    if (status) { ft_tokenizer_free(tok); return status; }
-    *out = tok;
-    return FTUNE_OK;
-}
-
-/* ---- saving ---------------------------------------------------------------------------------------------------- */
-
-static void fti_spell(fti_buf *out, fti_buf *spelled, const fti_alphabet *a, const char *p, size_t n)
-{
-    size_t i;
-    char utf8[4];
-    spelled->n = 0;
-    for (i = 0; i < n; i++) fti_buf_add(spelled, utf8, (size_t)fti_utf8_encode(a->of_byte[(uint8_t)p[i]], utf8));
-    fti_buf_json(out, spelled->p, spelled->n);
-}
-
-static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id)
-{
-    ptrdiff_t i;
-    for (i = 0; i < arrlen(tok->raw.at); i++) if (tok->raw.at[i].id == id) return &tok->raw.at[i];
-    for (i = 0; i < arrlen(tok->normal.at); i++) if (tok->normal.at[i].id == id) return &tok->normal.at[i];
-    return NULL;
-}
-
-/* Added tokens in the order of their ids. config: as tokenizer_config.json writes them. *loose: an id is not the next
- * free one, so the token has to stand in the model's vocabulary too. */
-static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, int *loose)
-{
-    int32_t next = (int32_t)(tok->vocab.n - (size_t)arrlen(tok->raw.at) - (size_t)arrlen(tok->normal.at));
-    int first = 1;
-    size_t i, left = (size_t)(arrlen(tok->raw.at) + arrlen(tok->normal.at));
-    for (i = tok->vocab.n; i > 0 && left > 0; i--) left -= fti_added_find(tok, tok->vocab.token[i - 1].id) != NULL;
-    for (; i < tok->vocab.n; i++) {
-        const fti_token *t = &tok->vocab.token[i];
-        const fti_added *a = fti_added_find(tok, t->id);
-        if (!a) continue;
-        if (a->id != next++) *loose = 1;
-        fti_buf_str(out, first ? "\n    " : ",\n    ");
-        first = 0;
-        if (config) fti_buf_fmt(out, "\"%d\": {\"content\": ", (int)a->id);
-        else fti_buf_fmt(out, "{\"id\": %d, \"content\": ", (int)a->id);
-        fti_buf_json(out, t->p, t->len);
-        fti_buf_fmt(out, ", \"single_word\": %s, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": %s, \"special\": %s}", a->single_word ? "true" : "false",
-                    a->lstrip ? "true" : "false", a->rstrip ? "true" : "false", a->normalized ? "true" : "false", a->special ? "true" : "false");
-    }
-}
-
-static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
-{
-    int i, n = tok->n_before + tok->n_after;
-    if (!n) { fti_buf_str(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, \"use_regex\": false}"); return; }
-    fti_buf_str(out, "{\"type\": \"TemplateProcessing\", \"single\": [");
-    for (i = 0; i <= n; i++) {
-        int at = i < tok->n_before ? i : i - 1;
-        ft_text t = ft_token_bytes(tok, at < tok->n_before ? tok->before[at < 0 ? 0 : at] : tok->after[at - tok->n_before]);
-        if (i) fti_buf_str(out, ", ");
-        if (i == tok->n_before) { fti_buf_str(out, "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}"); continue; }
-        fti_buf_str(out, "{\"SpecialToken\": {\"id\": ");
-        fti_buf_json(out, t.p, t.n);
-        fti_buf_str(out, ", \"type_id\": 0}}");
-    }
-    fti_buf_str(out, "], \"pair\": [{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"B\", \"type_id\": 1}}], \"special_tokens\": {");
-    for (i = 0; i < n; i++) {
-        int32_t id = i < tok->n_before ? tok->before[i] : tok->after[i - tok->n_before];
-        ft_text t = ft_token_bytes(tok, id);
-        if (i) fti_buf_str(out, ", ");
-        fti_buf_json(out, t.p, t.n);
-        fti_buf_str(out, ": {\"id\": ");
-        fti_buf_json(out, t.p, t.n);
-        fti_buf_fmt(out, ", \"ids\": [%d], \"tokens\": [", (int)id);
-        fti_buf_json(out, t.p, t.n);
-        fti_buf_str(out, "]}");
-    }
-    fti_buf_str(out, "}}");
-}
-
-/* left and right of each merge, from the tables; NULL: no memory. */
-static uint32_t *fti_merge_list(const fti_bpe *b)
-{
-    uint32_t *list = (uint32_t *)fti_alloc(b->n_merges + 1, 2 * sizeof *list);
-    size_t i;
-    if (!list) return NULL;
-    memset(list, 0xFF, (b->n_merges + 1) * 2 * sizeof *list);
-    for (i = 0; i < 65536; i++)
-        if (b->byte_pair[i] != FTI_NONE) { list[2 * b->byte_pair[i]] = (uint32_t)i >> 8; list[2 * b->byte_pair[i] + 1] = i & 255; }
-    for (i = 0; i < b->pair_cap; i++) {
-        uint64_t s = b->pair[i];
-        if (s) { list[2 * ((s & 0x3FFFFF) - 1)] = (uint32_t)(s >> 43); list[2 * ((s & 0x3FFFFF) - 1) + 1] = (uint32_t)(s >> 22) & 0x1FFFFF; }
-    }
-    return list;
-}
-
-static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added, const uint32_t *merges)
-{
-    const fti_bpe *b = (const fti_bpe *)tok->model;
-    fti_alphabet alphabet;
-    fti_buf spelled = { 0 };
-    const char *comma = "";
-    size_t i;
-    int k;
-    fti_alphabet_init(&alphabet);
-    fti_buf_fmt(out, "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": \"\", \"end_of_word_suffix\": "
-                "\"\",\n    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": %s,\n    \"vocab\": {", b->whole ? "true" : "false");
-    for (i = 0; i < tok->vocab.n; i++) {
-        const fti_token *t = &tok->vocab.token[i];
-        int added = (ft_token_is_special(tok, t->id) || arrlen(tok->raw.at) + arrlen(tok->normal.at) > arrlen(tok->special)) && fti_added_find(tok, t->id);
-        if (added && !with_added) continue;
-        fti_buf_fmt(out, "%s\n      ", comma);
-        comma = ",";
-        if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, &alphabet, t->p, t->len);
-        fti_buf_fmt(out, ": %d", (int)t->id);
-    }
-    fti_buf_str(out, "\n    },\n    \"merges\": [");
-    for (i = 0, comma = ""; i < b->n_merges; i++) {
-        if (merges[2 * i] == FTI_NONE) continue;              /* reached as a whole piece only */
-        fti_buf_fmt(out, "%s\n      [", comma);
-        comma = ",";
-        for (k = 0; k < 2; k++) {
-            ft_text t = ft_token_bytes(tok, b->id[merges[2 * i + (size_t)k]]);
-            fti_spell(out, &spelled, &alphabet, t.p, t.n);
-            fti_buf_str(out, k ? "]" : ", ");
-        }
-    }
-    fti_buf_str(out, "\n    ]\n  }\n}\n");
-    out->failed |= spelled.failed;
-    fti_buf_free(&spelled);
-}
-
-static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
-{
-    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
-    const fti_bpe *b = (const fti_bpe *)tok->model;
-    const char *regex = NULL;
-    int k, loose = 0;
-    for (k = 0; k < FTI_N_SPLITTERS && !regex; k++) if (fti_splitters[k].split == b->splitter->split) regex = fti_splitters[k].regex;
-    fti_buf_str(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [");
-    fti_save_added(tok, out, 0, &loose);
-    fti_buf_str(out, "\n  ],\n  \"normalizer\": ");
-    if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form]); else fti_buf_str(out, "null");
-    fti_buf_str(out, ",\n  \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
-    if (b->digits) fti_buf_fmt(out, "{\"type\": \"Digits\", \"individual_digits\": %s},\n    ", b->digits == 1 ? "true" : "false");
-    if (regex && !b->prefix_space) {
-        fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
-        fti_buf_json(out, regex, strlen(regex));
-        fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
-    }
-    fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, \"use_regex\": %s}\n  ]},\n", b->prefix_space ? "true" : "false",
-                b->prefix_space && regex ? "true" : "false");
-    fti_buf_str(out, "  \"post_processor\": ");
-    fti_save_around(tok, out);
-    fti_buf_str(out, ",\n  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, \"use_regex\": false},\n");
-    fti_save_model(tok, out, loose, merges);
-}
-
-static void fti_save_config(const ft_tokenizer *tok, fti_buf *out)
-{
-    static const char *const name[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
-    char key[32];
-    int i, loose;
-    fti_buf_str(out, "{\n  \"added_tokens_decoder\": {");
-    fti_save_added(tok, out, 1, &loose);
-    fti_buf_str(out, "\n  },\n");
-    for (i = 0; i < 4; i++) {
-        ft_text t;
-        snprintf(key, sizeof key, "%s_id", name[i]);
-        t = ft_token_bytes(tok, ft_tokenizer_attribute(tok, key));
-        fti_buf_fmt(out, "  \"%s\": ", name[i]);
-        if (t.p) fti_buf_json(out, t.p, t.n); else fti_buf_str(out, "null");
-        fti_buf_str(out, ",\n");
-    }
-    fti_buf_str(out, "  \"clean_up_tokenization_spaces\": false,\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
-}
-
-static ft_status fti_save_file(const char *dir, const char *name, const fti_buf *text, ft_error *err)
-{
-    fti_arena arena = { 0 };
-    char *path = fti_path_join(&arena, dir, name);
-    ft_status status = path && !text->failed ? fti_file_write(path, text->p, text->n, err) : fti_no_memory(err, text->n);
-    fti_arena_free(&arena);
-    return status;
-}
-
-FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, ft_error *err)
-{
-    fti_buf json = { 0 }, config = { 0 };
-    uint32_t *merges;
-    ft_status status;
-    if (tok->family != &fti_family_bpe)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", dir, tok->family->name);
-    if ((status = fti_make_directory(dir, err))) return status;
-    if (!(merges = fti_merge_list((const fti_bpe *)tok->model))) return fti_no_memory(err, 65536);
-    fti_save_tokenizer(tok, &json, merges);
-    fti_save_config(tok, &config);
-    status = fti_save_file(dir, "tokenizer.json", &json, err);
-    if (!status) status = fti_save_file(dir, "tokenizer_config.json", &config, err);
-    fti_buf_free(&json);
-    fti_buf_free(&config);
-    FTUNE_FREE(merges);
-    return status;
-}
-
-static void fti_buf_base64(fti_buf *out, const char *p, size_t n)
-{
-    const char *digits = fti_base64_digits;
-    size_t i;
-    for (i = 0; i < n; i += 3) {
-        uint32_t x = (uint32_t)(uint8_t)p[i] << 16 | (i + 1 < n ? (uint32_t)(uint8_t)p[i + 1] << 8 : 0) | (i + 2 < n ? (uint8_t)p[i + 2] : 0);
-        char four[4];
-        four[0] = digits[x >> 18];
-        four[1] = digits[x >> 12 & 63];
-        four[2] = i + 1 < n ? digits[x >> 6 & 63] : '=';
-        four[3] = i + 2 < n ? digits[x & 63] : '=';
-        fti_buf_add(out, four, 4);
-    }
-}
-
-FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const char *path, ft_error *err)
-{
-    const fti_bpe *b = (const fti_bpe *)tok->model;
-    fti_buf out = { 0 };
-    ft_status status = FTUNE_OK;
-    uint32_t m;
-    size_t i;
-    if (tok->family != &fti_family_bpe)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", path, tok->family->name);
-    for (m = 1; m < b->n_merges; m++)
-        if (b->id[fti_joined(b, m)] <= b->id[fti_joined(b, m - 1)])
-            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: a rank file needs ids in the order of merges; here merge %u makes id %d after %d", path, m,
-                            (int)b->id[fti_joined(b, m)], (int)b->id[fti_joined(b, m - 1)]);
-    for (i = 0; i < tok->vocab.n; i++) {
-        const fti_token *t = &tok->vocab.token[i];
-        if (ft_token_is_special(tok, t->id)) continue;
-        fti_buf_base64(&out, t->p, t->len);
-        fti_buf_fmt(&out, " %d\n", (int)t->id);
-    }
-    status = out.failed ? fti_no_memory(err, out.n) : fti_file_write(path, out.p, out.n, err);
-    fti_buf_free(&out);
-    return status;
-}
+/* tokenizer.json, by model. Added tokens have been put into tok->raw, tok->normal and the vocabulary; the model adds
+ * its own tokens, calls fti_vocab_finish, sets family and model, and reads normalizer, pre_tokenizer and decoder: what
+ * it does not know there is a named error. The post_processor is read afterwards. */
+#define FTI_JSON_LOADER(name) static ft_status name(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+FTI_JSON_LOADER(fti_json_wordpiece);
+FTI_JSON_LOADER(fti_json_unigram);
+FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
 
 /* ---- WordPiece --------------------------------------------------------------------------------------------------
  * BERT's way (Schuster & Nakajima 2012; Devlin et al. 2018). Text is cleaned and cut into words at white space, around
@@ -3670,141 +2368,9 @@ FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const ch
  * as mark, punctuation or format character as its tables say, which are of about Unicode 8 (fti_bert_mark and its
  * neighbours hold the differences). One known difference is left: marks newer than those tables are not sorted. */
 
-/* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
- * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
- * look per byte finds all pieces that begin at a place: what greedy matching and the Viterbi search of Unigram ask.
- *   unit   [n]  base << 9 | 0x100 (taken) | the byte that leads here; base 0: no children
- *   value  [n]  of the string that ends here, or -1 */
-typedef struct fti_trie { uint32_t *unit; int32_t *value; size_t n; uint32_t root; } fti_trie;
-typedef struct fti_key { const char *p; uint32_t n; int32_t value; } fti_key;
-
-/* From the node with this base over byte c: true and the new base, and the value of the string so far. */
-FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
-{
-    uint32_t slot = *base ^ c, unit = t->unit[slot];
-    if ((unit & 0x1FF) != (0x100u | c)) return 0;
-    *base = unit >> 9;
-    *value = t->value[slot];
-    return 1;
-}
-
-static void fti_trie_free(fti_trie *t)
-{
-    FTUNE_FREE(t->unit);
-    FTUNE_FREE(t->value);
-    t->unit = NULL;
-    t->value = NULL;
-}
-
-static int fti_key_order(const void *a, const void *b)
-{
-    const fti_key *x = (const fti_key *)a, *y = (const fti_key *)b;
-    int c = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
-    if (c) return c;
-    if (x->n != y->n) return x->n < y->n ? -1 : 1;
-    return (x->value > y->value) - (x->value < y->value);
-}
-
-/* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
- * children). Only the last blocks are searched, so building stays linear. */
-typedef struct fti_trie_block { uint64_t slots[4], bases[4]; int taken; } fti_trie_block;
-enum { FTI_TRIE_WINDOW = 24 };
-
-static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
-{
-    fti_trie_block empty = {{0}, {0}, 0};
-    size_t n = t->n + 256, cap = t->n ? t->n : 0;
-    if (n > 1u << 23) return 0;
-    if ((cap & (cap - 1)) == 0 || cap == 0) {               /* room doubles whenever n reaches a power of two */
-        size_t room = cap ? 2 * cap : 256;
-        uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
-        if (unit) t->unit = unit;
-        int32_t *value = (int32_t *)FTUNE_REALLOC(t->value, room * sizeof *value);
-        if (value) t->value = value;
-        if (!unit || !value) return 0;
-    }
-    for (size_t i = t->n; i < n; i++) { t->unit[i] = 0; t->value[i] = -1; }
-    t->n = n;
-    return fti_push(*blocks, empty);
-}
-
-/* A base in this block under which all labels are free; 0: none. */
-static uint32_t fti_trie_fit(const fti_trie_block *b, uint32_t block, const unsigned char *label, int n)
-{
-    if (256 - b->taken < n) return 0;
-    for (int w = 0; w < 4; w++) {
-        if (!~b->slots[w]) continue;
-        for (int i = 0; i < 64; i++) {
-            unsigned base = (unsigned)(w * 64 + i) ^ label[0], k = 1;
-            if ((b->slots[w] >> i & 1) || (b->bases[base >> 6] >> (base & 63) & 1)) continue;
-            while (k < (unsigned)n && !(b->slots[(base ^ label[k]) >> 6] >> ((base ^ label[k]) & 63) & 1)) k++;
-            if (k == (unsigned)n) return block << 8 | base;
-        }
-    }
-    return 0;
-}
-
-/* Room for these children: their base, or 0 when memory is out. */
-static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsigned char *label, int n)
-{
-    size_t last = (size_t)arrlen(*blocks), first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
-    uint32_t base = 0;
-    for (size_t i = first; i < last && !base; i++) base = fti_trie_fit(*blocks + i, (uint32_t)i, label, n);
-    if (!base) {
-        if (!fti_trie_grow(t, blocks)) return 0;
-        base = fti_trie_fit(*blocks + last, (uint32_t)last, label, n);
-    }
-    fti_trie_block *b = *blocks + (base >> 8);
-    b->bases[(base & 255) >> 6] |= (uint64_t)1 << (base & 63);
-    for (int k = 0; k < n; k++) {
-        unsigned slot = (base ^ label[k]) & 255;
-        b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
-        b->taken++;
-        t->unit[base ^ label[k]] = 0x100u | label[k];
-    }
-    return base;
-}
-
-/* Build from keys, which are sorted here; of equal keys the last value counts. Block 0 stays empty: base 0 is none. */
-static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
-{
-    typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
-    fti_trie_block *blocks = NULL;
-    range *stack = NULL, r = { 0, n_keys, 0, 0 };
-    int ok;
-    memset(t, 0, sizeof *t);
-    qsort(keys, n_keys, sizeof *keys, fti_key_order);
-    ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
-    while (ok && arrlen(stack)) {
-        unsigned char label[256];
-        size_t begin[257];
-        int n = 0;
-        r = arrpop(stack);
-        while (r.lo < r.hi && keys[r.lo].n == r.depth) t->value[r.slot] = keys[r.lo++].value;
-        for (size_t i = r.lo; i < r.hi; i++) {
-            unsigned char c = (unsigned char)keys[i].p[r.depth];
-            if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
-        }
-        begin[n] = r.hi;
-        if (!n) continue;
-        uint32_t base = fti_trie_place(t, &blocks, label, n);
-        ok = base != 0;
-        if (r.depth) t->unit[r.slot] |= base << 9; else t->root = base;
-        for (int k = n; ok && k-- > 0; ) {
-            range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
-            ok = fti_push(stack, child);
-        }
-    }
-    arrfree(blocks);
-    arrfree(stack);
-    if (!ok) fti_trie_free(t);
-    return ok;
-}
-
 typedef struct fti_wordpiece {
-    fti_trie trie;
-    uint32_t inner;                     /* the node after "##": where the rest of a word goes on */
-    char     prefix[16];
+    char     prefix[16];                /* "##" */
+    int      n_prefix, longest;         /* its bytes; those of the longest piece */
     int32_t  unk;
     int      max_chars;                 /* a longer word is [UNK] */
     int      clean, cjk, strip, lower;  /* BertNormalizer's switches */
@@ -3847,27 +2413,38 @@ static void fti_bert_normalize(const fti_wordpiece *w, uint32_t cp, fti_wp_char 
 
 /* A word being collected: its normalised bytes and, when offsets are wanted, where each came from. */
 typedef struct fti_wp_word {
-    char *p; uint32_t *begin, *end;     /* room for max_chars characters */
+    char *p; uint32_t *begin, *end;     /* room for max_chars characters; in front of p, for a prefix */
     int n, chars;                       /* bytes, characters; chars counts on when the word is too long */
     size_t from, to;                    /* of the text */
 } fti_wp_word;
 
-/* Greedy longest match; all or nothing. */
-static void fti_wordpiece_word(const fti_wordpiece *w, fti_wp_word *word, fti_sink *out)
+/* The longest piece that the rest of the word begins with: its id and where it ends; -1: none. Inside a word the prefix
+ * is written over bytes that are done. */
+static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int *stop)
 {
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    int n = at ? w->n_prefix : 0, end = word->n - at + n > w->longest ? at + w->longest - n : word->n;
+    if (n) memcpy(word->p + at - n, w->prefix, (size_t)n);
+    for (; end > at; end--) {
+        if (end < word->n && ((unsigned char)word->p[end] & 0xC0) == 0x80) continue;
+        int32_t id = fti_vocab_find(&tok->vocab, word->p + at - n, (size_t)(end - at + n));
+        if (id >= 0 && !ft_token_is_special(tok, id)) { *stop = end; return id; }
+    }
+    return -1;
+}
+
+/* Greedy longest match; all or nothing. */
+static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_sink *out)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     size_t before = out->n;
-    int at = 0, failed = word->chars > w->max_chars;
+    int at = 0, stop = 0, failed = word->chars > w->max_chars;
     if (!word->chars) return;
-    while (at < word->n && !failed) {
-        uint32_t base = at ? w->inner : w->trie.root;
-        int32_t best = -1, value;
-        int stop = at;
-        for (int i = at; i < word->n && fti_trie_step(&w->trie, &base, (unsigned char)word->p[i], &value); i++)
-            if (value >= 0) { best = value; stop = i + 1; }
-        failed = best < 0;
-        if (!failed && out->offsets) fti_put(out, best, word->begin[at], word->end[stop - 1]);
-        else if (!failed) fti_put(out, best, 0, 0);
-        at = stop;
+    for (; at < word->n && !failed; at = stop) {
+        int32_t id = fti_wordpiece_longest(tok, word, at, &stop);
+        failed = id < 0;
+        if (!failed && out->offsets) fti_put(out, id, word->begin[at], word->end[stop - 1]);
+        else if (!failed) fti_put(out, id, 0, 0);
     }
     if (failed) {
         out->n = before;
@@ -3890,12 +2467,13 @@ static void fti_wp_add(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, s
 }
 
 /* A normalised code point: it ends the word, is a word of its own, or goes on with it. */
-static void fti_wp_take(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, size_t begin, size_t end, fti_sink *out)
+static void fti_wp_take(const ft_tokenizer *tok, fti_wp_word *word, uint32_t cp, size_t begin, size_t end,
+                        fti_sink *out)
 {
     int space = (fti_cp_class(cp) & FTI_CP_SPACE) != 0, punct = !space && fti_bert_is_punct(cp);
-    if (space || punct) fti_wordpiece_word(w, word, out);
-    if (!space) fti_wp_add(w, word, cp, begin, end, out->offsets != NULL);
-    if (punct) fti_wordpiece_word(w, word, out);
+    if (space || punct) fti_wordpiece_word(tok, word, out);
+    if (!space) fti_wp_add((const fti_wordpiece *)tok->model, word, cp, begin, end, out->offsets != NULL);
+    if (punct) fti_wordpiece_word(tok, word, out);
 }
 
 static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
@@ -3903,14 +2481,14 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     fti_wp_word word = {0};
     fti_wp_char c;
-    size_t room = 4 * (size_t)w->max_chars + 4, i = 0;
-    char local[512];
-    word.p = room <= sizeof local ? local : (char *)fti_alloc(room, 1);
+    size_t room = 4 * (size_t)w->max_chars + sizeof w->prefix, i = 0;
+    char local[512], *bytes = room <= sizeof local ? local : (char *)fti_alloc(room, 1);
     word.begin = out->offsets ? (uint32_t *)fti_alloc(2 * room, sizeof *word.begin) : NULL;
-    if (!word.p || (out->offsets && !word.begin)) {
-        if (word.p != local) FTUNE_FREE(word.p);
+    if (!bytes || (out->offsets && !word.begin)) {
+        if (bytes != local) FTUNE_FREE(bytes);
         return fti_no_memory(err, room);
     }
+    word.p = bytes + sizeof w->prefix;
     word.end = word.begin + (out->offsets ? room : 0);
     while (i < n) {
         unsigned char b = (unsigned char)text[i];
@@ -3919,10 +2497,10 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
             if (action < 128) {
                 fti_wp_add(w, &word, action, i, i + 1, out->offsets != NULL);
             } else if (action != FTI_WP_DROP) {
-                fti_wordpiece_word(w, &word, out);
+                fti_wordpiece_word(tok, &word, out);
                 if (action == FTI_WP_PUNCT) {
                     fti_wp_add(w, &word, b, i, i + 1, out->offsets != NULL);
-                    fti_wordpiece_word(w, &word, out);
+                    fti_wordpiece_word(tok, &word, out);
                 }
             }
             i++;
@@ -3931,13 +2509,13 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
         uint32_t cp;
         int len = fti_utf8_decode(text + i, text + n, &cp);
         fti_bert_normalize(w, cp, &c);
-        if (c.alone) fti_wordpiece_word(w, &word, out);
-        for (int k = 0; k < c.n; k++) fti_wp_take(w, &word, c.cp[k], i, i + (size_t)len, out);
-        if (c.alone) fti_wordpiece_word(w, &word, out);
+        if (c.alone) fti_wordpiece_word(tok, &word, out);
+        for (int k = 0; k < c.n; k++) fti_wp_take(tok, &word, c.cp[k], i, i + (size_t)len, out);
+        if (c.alone) fti_wordpiece_word(tok, &word, out);
         i += (size_t)len;
     }
-    fti_wordpiece_word(w, &word, out);
-    if (word.p != local) FTUNE_FREE(word.p);
+    fti_wordpiece_word(tok, &word, out);
+    if (bytes != local) FTUNE_FREE(bytes);
     FTUNE_FREE(word.begin);
     return FTUNE_OK;
 }
@@ -3985,11 +2563,7 @@ static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first,
     fti_buf_add(out, t->p, t->len);
 }
 
-static void fti_wordpiece_free(void *model)
-{
-    fti_trie_free(&((fti_wordpiece *)model)->trie);
-    FTUNE_FREE(model);
-}
+static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
 
 static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
                                                  fti_wordpiece_decode, fti_wordpiece_free };
@@ -4032,27 +2606,18 @@ static ft_status fti_model_token(ft_tokenizer *tok, const fti_model_tokens *m, i
     return fti_vocab_add(&tok->vocab, (int32_t)id, p, n) ? FTUNE_OK : fti_no_memory(err, n);
 }
 
-/* The tree over all tokens and what one byte of ASCII does. The switches are set by now. */
+/* Limits, and what one byte of ASCII does. The switches are set by now. */
 static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const char *name, ft_error *err)
 {
-    size_t n = (size_t)arrlen(tok->vocab.token), n_keys = 0;
-    fti_key *keys = (fti_key *)fti_alloc(n, sizeof *keys);
-    int32_t value;
-    int ok = keys != NULL;
-    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
-    for (size_t i = 0; i < n && ok; i++) {
-        fti_key k = { tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id };
-        if (k.n && !ft_token_is_special(tok, k.value)) keys[n_keys++] = k;
-    }
-    ok = ok && fti_trie_build(&w->trie, keys, n_keys);
-    FTUNE_FREE(keys);
-    if (!ok) return fti_no_memory(err, n * sizeof *keys);
-    w->inner = w->trie.root;
-    for (const char *p = w->prefix; *p; p++)
-        if (!fti_trie_step(&w->trie, &w->inner, (unsigned char)*p, &value)) { w->inner = 0; break; }
+    w->n_prefix = (int)strlen(w->prefix);
+    w->longest = 0;
+    for (size_t i = 0; i < tok->vocab.n; i++)
+        if (tok->vocab.token[i].len > (uint32_t)w->longest && tok->vocab.token[i].len < 65536)
+            w->longest = (int)tok->vocab.token[i].len;
     if (w->unk < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the token for unknown words, [UNK], in the vocabulary, "
                         "found none", name);
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     for (unsigned b = 0; b < 128; b++) {
         fti_wp_char c;
         fti_bert_normalize(w, b, &c);
@@ -4112,7 +2677,10 @@ static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t
     fti_model_tokens m = { { 0 }, 0 };
     const char *p = copy, *end = copy ? copy + size : NULL;
     ft_status status = FTUNE_OK;
-    if (!copy || !fti_model_tokens_begin(tok, &m)) status = fti_no_memory(err, size);
+    size_t lines = 8;
+    for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
+    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_model_tokens_begin(tok, &m))
+        status = fti_no_memory(err, size);
     for (int64_t id = 0; p < end && !status; id++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
         if (!stop) stop = end;
@@ -4252,6 +2820,144 @@ FTI_JSON_LOADER(fti_json_wordpiece)
  * stays text. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
  * through "...." it may take the other, and it never uses a piece that is U+0000. */
 
+/* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
+ * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
+ * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
+ *   unit   [n]  base << 9 | 0x100 (taken) | the byte that leads here; base 0: no children
+ *   value  [n]  of the string that ends here, or -1 */
+typedef struct fti_trie { uint32_t *unit; int32_t *value; size_t n, room; uint32_t root; } fti_trie;
+typedef struct fti_key { const char *p; uint32_t n; int32_t value; } fti_key;
+
+/* From the node with this base over byte c: true and the new base, and the value of the string so far. */
+FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
+{
+    uint32_t slot = *base ^ c, unit = t->unit[slot];
+    if ((unit & 0x1FF) != (0x100u | c)) return 0;
+    *base = unit >> 9;
+    *value = t->value[slot];
+    return 1;
+}
+
+static void fti_trie_free(fti_trie *t)
+{
+    FTUNE_FREE(t->unit);
+    FTUNE_FREE(t->value);
+    t->unit = NULL;
+    t->value = NULL;
+}
+
+static int fti_key_order(const void *a, const void *b)
+{
+    const fti_key *x = (const fti_key *)a, *y = (const fti_key *)b;
+    int c = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
+    if (c) return c;
+    if (x->n != y->n) return x->n < y->n ? -1 : 1;
+    return (x->value > y->value) - (x->value < y->value);
+}
+
+/* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
+ * children). Only the last blocks are searched, so building stays linear. */
+typedef struct fti_trie_block { uint64_t slots[4], bases[4]; int taken; } fti_trie_block;
+enum { FTI_TRIE_WINDOW = 24 };
+
+static int fti_trie_room(fti_trie *t, size_t room)
+{
+    uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
+    if (unit) t->unit = unit;
+    int32_t *value = (int32_t *)FTUNE_REALLOC(t->value, room * sizeof *value);
+    if (value) t->value = value;
+    return unit && value;
+}
+
+static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
+{
+    fti_trie_block empty = {{0}, {0}, 0};
+    size_t n = t->n + 256;
+    if (n > 1u << 23) return 0;
+    if (n > t->room) {
+        size_t room = n + n / 4;
+        if (!fti_trie_room(t, room)) return 0;
+        t->room = room;
+    }
+    for (size_t i = t->n; i < n; i++) { t->unit[i] = 0; t->value[i] = -1; }
+    t->n = n;
+    return fti_push(*blocks, empty);
+}
+
+/* A base in this block under which all labels are free; 0: none. */
+static uint32_t fti_trie_fit(const fti_trie_block *b, uint32_t block, const unsigned char *label, int n)
+{
+    if (256 - b->taken < n) return 0;
+    for (int w = 0; w < 4; w++) {
+        if (!~b->slots[w]) continue;
+        for (int i = 0; i < 64; i++) {
+            unsigned base = (unsigned)(w * 64 + i) ^ label[0], k = 1;
+            if ((b->slots[w] >> i & 1) || (b->bases[base >> 6] >> (base & 63) & 1)) continue;
+            while (k < (unsigned)n && !(b->slots[(base ^ label[k]) >> 6] >> ((base ^ label[k]) & 63) & 1)) k++;
+            if (k == (unsigned)n) return block << 8 | base;
+        }
+    }
+    return 0;
+}
+
+/* Room for these children: their base, or 0 when memory is out. */
+static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsigned char *label, int n)
+{
+    size_t last = (size_t)arrlen(*blocks), first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
+    uint32_t base = 0;
+    for (size_t i = first; i < last && !base; i++) base = fti_trie_fit(*blocks + i, (uint32_t)i, label, n);
+    if (!base) {
+        if (!fti_trie_grow(t, blocks)) return 0;
+        base = fti_trie_fit(*blocks + last, (uint32_t)last, label, n);
+    }
+    fti_trie_block *b = *blocks + (base >> 8);
+    b->bases[(base & 255) >> 6] |= (uint64_t)1 << (base & 63);
+    for (int k = 0; k < n; k++) {
+        unsigned slot = (base ^ label[k]) & 255;
+        b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
+        b->taken++;
+        t->unit[base ^ label[k]] = 0x100u | label[k];
+    }
+    return base;
+}
+
+/* Build from keys, which are sorted here; of equal keys the last value counts. Block 0 stays empty: base 0 is none. */
+static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
+{
+    typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
+    fti_trie_block *blocks = NULL;
+    range *stack = NULL, r = { 0, n_keys, 0, 0 };
+    int ok;
+    memset(t, 0, sizeof *t);
+    qsort(keys, n_keys, sizeof *keys, fti_key_order);
+    ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
+    while (ok && arrlen(stack)) {
+        unsigned char label[256];
+        size_t begin[257];
+        int n = 0;
+        r = arrpop(stack);
+        while (r.lo < r.hi && keys[r.lo].n == r.depth) t->value[r.slot] = keys[r.lo++].value;
+        for (size_t i = r.lo; i < r.hi; i++) {
+            unsigned char c = (unsigned char)keys[i].p[r.depth];
+            if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
+        }
+        begin[n] = r.hi;
+        if (!n) continue;
+        uint32_t base = fti_trie_place(t, &blocks, label, n);
+        ok = base != 0;
+        if (r.depth) t->unit[r.slot] |= base << 9; else t->root = base;
+        for (int k = n; ok && k-- > 0; ) {
+            range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
+            ok = fti_push(stack, child);
+        }
+    }
+    arrfree(blocks);
+    arrfree(stack);
+    ok = ok && fti_trie_room(t, t->n);
+    if (!ok) fti_trie_free(t);
+    return ok;
+}
+
 enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
 enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER,
       FTI_SP_STRIP };
@@ -4272,14 +2978,17 @@ typedef struct fti_sp {
     fti_sp_step step[FTI_SP_MAX_STEPS]; int n_steps;
     int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 of the text; cut there */
     /* the model */
-    fti_trie pieces;                    /* Unigram: all pieces. BPE: the symbol of each character */
+    fti_trie pieces;                    /* Unigram */
     fti_trie user;                      /* pieces that are cut out before anything else */
     int32_t  unk, byte[256];            /* byte[0] -1: no byte fallback */
     int      fuse_unk;
     size_t   n;                         /* pieces */
     uint8_t *type;                      /* [n], of .model */
-    double  *score, unknown_score, best_score;
-    fti_sp_pair *pair; size_t pair_cap; /* BPE: open addressing, rank UINT32_MAX: empty */
+    float   *score; double *json_score; /* Unigram */
+    double   unknown_score, best_score;
+    uint32_t *rank;                     /* BPE of .model: of each piece, 0 joins first, UINT32_MAX: never */
+    fti_sp_pair *pair; size_t pair_cap; /* BPE of .json: open addressing, rank UINT32_MAX: empty */
+    size_t   longest;                   /* BPE: bytes of the longest piece */
     uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
     int      unused;                    /* some pieces are only for joining and come apart again */
     int      strip;                     /* decoding: 1 one leading space, 2 every one of the first piece */
@@ -4658,7 +3367,7 @@ static size_t fti_sp_unigram_from(const fti_sp_run *r, fti_sp_window *w, size_t 
         k++;
         if (id < 0 || (m->type && m->type[id] == FTI_SP_UNUSED)) continue;
         if (!fti_sp_window_fit(w, k - base)) return 0;
-        s = m->score[id] + till;
+        s = (m->json ? m->json_score[id] : (double)m->score[id]) + till;
         if (m->type && m->type[id] == FTI_SP_USER) s = ((float)(k - i) * (float)m->best_score - 0.1) + till;
         fti_sp_reach(m, &w->node[k - base], s, (uint32_t)(k - i), id);
         if (k > reach) reach = k;
@@ -4727,35 +3436,72 @@ static void fti_sp_pair_add(fti_sp *m, uint32_t left, uint32_t right, uint32_t r
     *p = fresh;                                             /* of a pair given twice the last counts */
 }
 
+/* The next character and its length; a stray byte counts as one, with a number above Unicode. */
+static size_t fti_sp_next(const char *p, const char *end, uint32_t *cp)
+{
+    size_t n = (size_t)fti_utf8_decode(p, end, cp);
+    if (!n) *cp = 0x110000u + (unsigned char)*p;
+    return n ? n : 1;
+}
+
 FTI_INLINE uint32_t fti_sp_neighbour_bit(uint32_t a, uint32_t b)
 {
     uint64_t h = ((uint64_t)a << 32 | b) * UINT64_C(0xD6E8FEB86659FD93);
     return (uint32_t)(h >> 40) % FTI_SP_NEIGHBOURS;
 }
 
-/* A symbol on its way: an id, or from m->n on a character that only stands inside pieces; -1 as uint32: in none. */
-typedef struct fti_sp_symbol { uint32_t id, rank, begin, next, before; int32_t joined; } fti_sp_symbol;
-
-static void fti_sp_look(const fti_sp *m, fti_sp_symbol *s, uint32_t i, uint32_t n, int32_t *halves)
+static int fti_sp_is_piece(const fti_sp *m, int32_t id)
 {
-    const fti_sp_pair *pair = s[i].next < n ? fti_sp_pair_find(m, s[i].id, s[s[i].next].id) : NULL;
-    s[i].rank = pair ? pair->rank : UINT32_MAX;
-    s[i].joined = pair ? pair->joined : -1;
-    if (pair && halves && m->type[pair->joined] == FTI_SP_UNUSED) {      /* remember how it comes apart */
-        halves[2 * pair->joined] = (int32_t)s[i].id;
-        halves[2 * pair->joined + 1] = (int32_t)s[s[i].next].id;
-    }
+    return id >= 0 && (size_t)id < m->n
+        && (m->type[id] == FTI_SP_NORMAL || m->type[id] == FTI_SP_USER || m->type[id] == FTI_SP_UNUSED);
 }
 
-static void fti_sp_join(const fti_sp *m, fti_sp_symbol *s, uint32_t i, uint32_t n, int32_t *halves)
+/* The piece that these bytes are; -1: none. */
+static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end)
 {
+    int32_t id = fti_vocab_find(&r->tok->vocab, r->p + begin, end - begin);
+    if (id < 0) return -1;
+    if (r->m->json) return ft_token_is_special(r->tok, id) ? -1 : id;
+    return fti_sp_is_piece(r->m, id) ? id : -1;
+}
+
+/* A symbol on its way: text from begin to where the next begins; its id, -1: a character that is no piece; and what it
+ * joins to with the next symbol, and how soon. */
+typedef struct fti_sp_symbol { int32_t id, joined; uint32_t rank, begin, next, before; } fti_sp_symbol;
+
+/* One stretch of symbols: s[n] marks its end. left: for UNUSED pieces, how long the first of their two parts was. */
+typedef struct fti_sp_stretch { fti_sp_run *r; fti_sp_symbol *s; uint32_t n, *left; } fti_sp_stretch;
+
+static void fti_sp_look(const fti_sp_stretch *t, uint32_t i)
+{
+    const fti_sp *m = t->r->m;
+    fti_sp_symbol *s = t->s, *x = &s[i], *y = &s[x->next];
+    x->rank = UINT32_MAX;
+    if (x->next >= t->n) return;
+    if (m->json) {
+        const fti_sp_pair *pair = x->id < 0 || y->id < 0 ? NULL : fti_sp_pair_find(m, (uint32_t)x->id, (uint32_t)y->id);
+        if (pair) { x->rank = pair->rank; x->joined = pair->joined; }
+        return;
+    }
+    size_t end = s[y->next].begin;
+    if (end - x->begin > m->longest) return;
+    int32_t id = fti_vocab_find(&t->r->tok->vocab, t->r->p + x->begin, end - x->begin);
+    if (id < 0 || (size_t)id >= m->n || m->rank[id] == UINT32_MAX) return;
+    x->rank = m->rank[id];
+    x->joined = id;
+    if (t->left && m->type[id] == FTI_SP_UNUSED) t->left[id] = y->begin - x->begin;
+}
+
+static void fti_sp_join(const fti_sp_stretch *t, uint32_t i)
+{
+    fti_sp_symbol *s = t->s;
     uint32_t gone = s[i].next;
-    s[i].id = (uint32_t)s[i].joined;
+    s[i].id = s[i].joined;
     s[i].next = s[gone].next;
-    if (s[i].next < n) s[s[i].next].before = i;
+    if (s[i].next < t->n) s[s[i].next].before = i;
     s[gone].rank = UINT32_MAX;
-    fti_sp_look(m, s, i, n, halves);
-    if (i) fti_sp_look(m, s, s[i].before, n, halves);
+    fti_sp_look(t, i);
+    if (i) fti_sp_look(t, s[i].before);
 }
 
 /* A heap of numbers, the smallest on top. */
@@ -4781,18 +3527,19 @@ static uint64_t fti_sp_heap_pop(uint64_t *heap, size_t *size)
 
 /* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. Each join renews
  * two places, so 3 n entries are room enough. */
-static int fti_sp_join_long(const fti_sp *m, fti_sp_symbol *s, uint32_t n, int32_t *halves)
+static int fti_sp_join_long(const fti_sp_stretch *t)
 {
-    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)n, sizeof *heap);
+    fti_sp_symbol *s = t->s;
+    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)t->n, sizeof *heap);
     size_t size = 0;
     if (!heap) return 0;
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < t->n; i++)
         if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
     while (size) {
         uint64_t top = fti_sp_heap_pop(heap, &size);
         uint32_t i = (uint32_t)top, before = s[i].before;
         if (s[i].rank != top >> 32) continue;
-        fti_sp_join(m, s, i, n, halves);
+        fti_sp_join(t, i);
         if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
         if (i && s[before].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[before].rank << 32 | before);
     }
@@ -4800,51 +3547,50 @@ static int fti_sp_join_long(const fti_sp *m, fti_sp_symbol *s, uint32_t n, int32
     return 1;
 }
 
-/* Put a symbol; one that is UNUSED comes apart into what it was joined from, left part first. */
-static void fti_sp_put_symbol(fti_sp_run *r, uint32_t id, size_t begin, size_t end, const int32_t *halves)
+/* A piece that is UNUSED is only for joining: it comes apart into what it was joined from. */
+static void fti_sp_put_unused(const fti_sp_stretch *t, size_t begin, size_t end)
 {
-    const fti_sp *m = r->m;
-    int32_t stack[64];
-    int depth = 0;
-    if (!halves || id >= m->n || m->type[id] != FTI_SP_UNUSED) {
-        fti_sp_put_piece(r, id < m->n ? (int32_t)id : -1, begin, end);
-        return;
-    }
-    stack[depth++] = (int32_t)id;
+    ft_span stack[32], x = { begin, end };
+    int depth = 1;
+    stack[0] = x;
     while (depth) {
-        int32_t top = stack[--depth];
-        size_t len = 0;
-        if (top >= 0 && (size_t)top < m->n && m->type[top] == FTI_SP_UNUSED && halves[2 * top + 1] >= 0
-            && depth + 2 <= 64) {
-            stack[depth++] = halves[2 * top + 1];
-            stack[depth++] = halves[2 * top];
+        x = stack[--depth];
+        int32_t id = fti_sp_id(t->r, x.begin, x.end);
+        uint32_t left = id >= 0 && t->r->m->type[id] == FTI_SP_UNUSED ? t->left[id] : 0;
+        if (!left || left >= x.end - x.begin || depth + 2 > 32) {
+            fti_sp_put_piece(t->r, id, x.begin, x.end);
             continue;
         }
-        if (top >= 0 && (size_t)top < m->n) len = fti_vocab_at(&r->tok->vocab, top)->len;
-        if (!len || begin + len > end) len = begin < end ? fti_sp_char(r->p + begin, r->p + end) : 0;
-        fti_sp_put_piece(r, top >= 0 && (size_t)top < m->n ? top : -1, begin, begin + len);
-        begin += len;
+        stack[depth].begin = x.begin + left;
+        stack[depth++].end = x.end;
+        stack[depth].begin = x.begin;
+        stack[depth++].end = x.begin + left;
     }
 }
 
-/* Join the symbols [0, n) of text that starts at `from` and ends at `to`. */
-static int fti_sp_bpe_stretch(fti_sp_run *r, fti_sp_symbol *s, uint32_t n, size_t to, int32_t *halves)
+/* Join what stands in t, which ends before byte `to`, and put it. */
+static int fti_sp_bpe_stretch(fti_sp_stretch *t, size_t to)
 {
-    const fti_sp *m = r->m;
-    for (uint32_t i = 0; i < n; i++) { s[i].next = i + 1; s[i].before = i - 1; }
-    for (uint32_t i = 0; i < n; i++) fti_sp_look(m, s, i, n, halves);
-    if (n > FTI_SP_SHORT) {
-        if (!fti_sp_join_long(m, s, n, halves)) return 0;
-    } else {
-        for (;;) {
-            uint32_t best = UINT32_MAX, at = 0;
-            for (uint32_t i = 0; i < n; i = s[i].next) if (s[i].rank < best) { best = s[i].rank; at = i; }
-            if (best == UINT32_MAX) break;
-            fti_sp_join(m, s, at, n, halves);
-        }
+    fti_sp_symbol end = { -1, -1, UINT32_MAX, (uint32_t)to, 0, 0 }, *s;
+    t->n = (uint32_t)arrlen(t->s);
+    if (!t->n) return 1;
+    if (!fti_push(t->s, end)) return 0;
+    s = t->s;
+    for (uint32_t i = 0; i < t->n; i++) { s[i].next = i + 1; s[i].before = i - 1; }
+    for (uint32_t i = 0; i < t->n; i++) fti_sp_look(t, i);
+    if (t->n > FTI_SP_SHORT && !fti_sp_join_long(t)) return 0;
+    while (t->n <= FTI_SP_SHORT) {
+        uint32_t best = UINT32_MAX, at = 0;
+        for (uint32_t i = 0; i < t->n; i = s[i].next) if (s[i].rank < best) { best = s[i].rank; at = i; }
+        if (best == UINT32_MAX) break;
+        fti_sp_join(t, at);
     }
-    for (uint32_t i = 0; i < n; i = s[i].next)
-        fti_sp_put_symbol(r, s[i].id, s[i].begin, s[i].next < n ? s[s[i].next].begin : to, halves);
+    for (uint32_t i = 0; i < t->n; i = s[i].next) {
+        size_t stop = s[s[i].next].begin;
+        if (t->left && s[i].id >= 0 && t->r->m->type[s[i].id] == FTI_SP_UNUSED) fti_sp_put_unused(t, s[i].begin, stop);
+        else fti_sp_put_piece(t->r, s[i].id, s[i].begin, stop);
+    }
+    arrsetlen(t->s, 0);
     return 1;
 }
 
@@ -4852,46 +3598,30 @@ static int fti_sp_bpe_stretch(fti_sp_run *r, fti_sp_symbol *s, uint32_t n, size_
 static int fti_sp_bpe(fti_sp_run *r)
 {
     const fti_sp *m = r->m;
-    fti_sp_symbol *s = NULL;
-    int32_t *halves = NULL;
-    uint32_t last = UINT32_MAX;
-    int ok = 1;
-    if (m->unused) {
-        if (!(halves = (int32_t *)fti_alloc(2 * m->n, sizeof *halves))) return 0;
-        memset(halves, 0xFF, 2 * m->n * sizeof *halves);
-    }
-    ok = fti_fit(s, 64);
-    for (size_t i = 0; i < r->n && ok; ) {
-        int32_t id = -1, value = -1;
-        size_t len = m->user.n && m->begins[(unsigned char)r->p[i]] ? fti_sp_user(m, r->p + i, r->n - i, &id) : 0;
+    fti_sp_stretch t = { r, NULL, 0, NULL };
+    uint32_t last = 0, cp;
+    int ok = fti_fit(t.s, 64);
+    if (m->unused && !(t.left = (uint32_t *)fti_calloc(m->n, sizeof *t.left))) ok = 0;
+    for (size_t i = 0, len; i < r->n && ok; i += len) {
+        int32_t id = -1;
+        len = m->user.n && m->begins[(unsigned char)r->p[i]] ? fti_sp_user(m, r->p + i, r->n - i, &id) : 0;
         if (len) {                                          /* user-defined: whole, and nothing joins it */
-            ok = fti_sp_bpe_stretch(r, s, (uint32_t)arrlen(s), i, halves);
+            ok = fti_sp_bpe_stretch(&t, i);
             fti_sp_put_piece(r, id, i, i + len);
-            arrsetlen(s, 0);
-            last = UINT32_MAX;
-            i += len;
             continue;
         }
-        uint32_t state = m->pieces.root;
-        len = fti_sp_char(r->p + i, r->p + r->n);
-        size_t k = 0;
-        while (k < len && fti_trie_step(&m->pieces, &state, (unsigned char)r->p[i + k], &value)) k++;
-        id = k == len ? value : -1;
-        if (arrlen(s)) {
-            uint32_t bit = fti_sp_neighbour_bit(last, (uint32_t)id);
-            if (id < 0 || last == UINT32_MAX || !(m->neighbours[bit >> 3] >> (bit & 7) & 1)) {
-                ok = fti_sp_bpe_stretch(r, s, (uint32_t)arrlen(s), i, halves);
-                arrsetlen(s, 0);
-            }
+        len = fti_sp_next(r->p + i, r->p + r->n, &cp);
+        if (arrlen(t.s)) {
+            uint32_t bit = fti_sp_neighbour_bit(last, cp);
+            if (!(m->neighbours[bit >> 3] >> (bit & 7) & 1)) ok = fti_sp_bpe_stretch(&t, i);
         }
-        fti_sp_symbol x = { (uint32_t)id, 0, (uint32_t)i, 0, 0, -1 };
-        ok = ok && fti_push(s, x);
-        last = (uint32_t)id;
-        i += len;
+        fti_sp_symbol x = { fti_sp_id(r, i, i + len), -1, UINT32_MAX, (uint32_t)i, 0, 0 };
+        ok = ok && fti_push(t.s, x);
+        last = cp;
     }
-    ok = ok && fti_sp_bpe_stretch(r, s, (uint32_t)arrlen(s), r->n, halves);
-    arrfree(s);
-    FTUNE_FREE(halves);
+    ok = ok && fti_sp_bpe_stretch(&t, r->n);
+    arrfree(t.s);
+    FTUNE_FREE(t.left);
     return ok;
 }
 
@@ -5001,6 +3731,8 @@ static void fti_sp_free(void *model)
     fti_trie_free(&m->user);
     FTUNE_FREE(m->type);
     FTUNE_FREE(m->score);
+    FTUNE_FREE(m->json_score);
+    FTUNE_FREE(m->rank);
     FTUNE_FREE(m->pair);
     FTUNE_FREE(m->neighbours);
     FTUNE_FREE(m);
@@ -5077,50 +3809,17 @@ static ft_status fti_sp_finish_unigram(const ft_tokenizer *tok, fti_sp *m, ft_er
     return ok ? FTUNE_OK : fti_no_memory(err, v->n * sizeof *keys);
 }
 
-/* BPE: symbols of characters. A character that is no piece, but stands inside one, gets a number from m->n on when
- * *next is given; -1: it has none. */
-static int32_t fti_sp_symbol_of(fti_map *symbols, const char *p, size_t n, int32_t *next)
+static void fti_sp_note_neighbours(fti_sp *m, const char *p, size_t n)
 {
-    int32_t s = fti_map_get(symbols, p, n);
-    if (s < 0 && next && fti_map_put(symbols, p, n, *next)) s = (*next)++;
-    return s;
-}
-
-static int fti_sp_note_neighbours(fti_sp *m, fti_map *symbols, const char *p, size_t n, int32_t *next)
-{
-    int32_t last = -1, s;
-    for (size_t i = 0, len; i < n; i += len, last = s) {
+    uint32_t last = 0, cp;
+    for (size_t i = 0, len; i < n; i += len, last = cp) {
         uint32_t bit;
-        len = fti_sp_char(p + i, p + n);
-        if ((s = fti_sp_symbol_of(symbols, p + i, len, next)) < 0 && next) return 0;
-        if (last < 0 || s < 0) continue;
-        bit = fti_sp_neighbour_bit((uint32_t)last, (uint32_t)s);
+        len = fti_sp_next(p + i, p + n, &cp);
+        if (!i) continue;
+        bit = fti_sp_neighbour_bit(last, cp);
         m->neighbours[bit >> 3] |= (uint8_t)(1u << (bit & 7));
     }
-    return 1;
-}
-
-static int fti_sp_pairs_room(fti_sp *m, size_t n)
-{
-    m->pair_cap = n + n / 2 + 8;
-    m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
-    if (m->pair) memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
-    return m->pair != NULL;
-}
-
-static int fti_sp_characters(fti_sp *m, const fti_map *symbols)
-{
-    fti_key *keys = (fti_key *)fti_alloc(symbols->n, sizeof *keys);
-    size_t n = 0;
-    int ok = keys != NULL;
-    for (size_t i = 0; i < symbols->cap && ok; i++)
-        if (symbols->slot[i].key) {
-            fti_key k = { symbols->slot[i].key, symbols->slot[i].len, symbols->slot[i].value };
-            keys[n++] = k;
-        }
-    ok = ok && fti_trie_build(&m->pieces, keys, n);
-    FTUNE_FREE(keys);
-    return ok;
+    if (n > m->longest) m->longest = n;
 }
 
 typedef struct fti_sp_ranked { float score; int32_t id; } fti_sp_ranked;
@@ -5132,66 +3831,30 @@ static int fti_sp_by_score(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-static int fti_sp_is_piece(const fti_sp *m, int32_t id)
-{
-    return id >= 0 && (size_t)id < m->n
-        && (m->type[id] == FTI_SP_NORMAL || m->type[id] == FTI_SP_USER || m->type[id] == FTI_SP_UNUSED);
-}
-
-/* All ways to cut this piece into two symbols; how many. add: put them into the table. */
-static size_t fti_sp_cuts(fti_sp *m, const fti_vocab *v, const fti_map *symbols, int32_t id, uint32_t rank, int add)
-{
-    const fti_token *t = fti_vocab_at(v, id);
-    size_t n = 0, cut = t->len ? fti_sp_char(t->p, t->p + t->len) : 0, first = cut;
-    while (cut < t->len) {
-        size_t next = cut + fti_sp_char(t->p + cut, t->p + t->len);
-        int32_t left = cut == first ? fti_map_get(symbols, t->p, cut) : fti_vocab_find(v, t->p, cut), right;
-        if (cut == first || fti_sp_is_piece(m, left)) {
-            right = fti_vocab_find(v, t->p + cut, t->len - cut);
-            if (next == t->len) right = fti_map_get(symbols, t->p + cut, t->len - cut);
-            else if (!fti_sp_is_piece(m, right)) right = -1;
-            if (right >= 0) {
-                n++;
-                if (add) fti_sp_pair_add(m, (uint32_t)left, (uint32_t)right, rank, id);
-            }
-        }
-        cut = next;
-    }
-    return n;
-}
-
-/* BPE of a .model: it has no list of merges; any two symbols join whose text is a piece, the best score first. */
+/* BPE of a .model: it has no list of merges; any two neighbours join whose text is a piece, the best score first. */
 static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
 {
-    const fti_vocab *v = &tok->vocab;
     fti_sp_ranked *by_score = (fti_sp_ranked *)fti_alloc(m->n, sizeof *by_score);
-    fti_map symbols = {0};
-    int32_t next = (int32_t)m->n;
-    size_t n = 0, pairs = 0, i;
     uint32_t rank = 0;
-    int ok = by_score && (m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1)) != NULL;
-    for (i = 0; i < m->n && ok; i++) {
-        const fti_token *t = fti_vocab_at(v, (int32_t)i);
-        fti_sp_ranked x = { (float)m->score[i], (int32_t)i };
-        if (!t || !t->len || !fti_sp_is_piece(m, x.id)) continue;
-        by_score[n++] = x;
-        if (fti_sp_char(t->p, t->p + t->len) == t->len) ok = fti_map_put(&symbols, t->p, t->len, x.id);
+    for (size_t i = 0; by_score && i < m->n; i++) {
+        fti_sp_ranked x = { m->score[i], (int32_t)i };
+        by_score[i] = x;
     }
-    if (ok) qsort(by_score, n, sizeof *by_score, fti_sp_by_score);
-    for (i = 0; i < n && ok; i++) {
-        const fti_token *t = fti_vocab_at(v, by_score[i].id);
-        ok = fti_sp_note_neighbours(m, &symbols, t->p, t->len, &next);
-    }
-    for (i = 0; i < n && ok; i++) pairs += fti_sp_cuts(m, v, &symbols, by_score[i].id, 0, 0);
-    ok = ok && fti_sp_pairs_room(m, pairs);
-    for (i = 0; i < n && ok; i++) {
+    FTUNE_FREE(m->score);
+    m->score = NULL;
+    m->rank = (uint32_t *)fti_alloc(m->n, sizeof *m->rank);
+    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
+    if (!by_score || !m->rank || !m->neighbours) { FTUNE_FREE(by_score); return fti_no_memory(err, m->n * 8); }
+    qsort(by_score, m->n, sizeof *by_score, fti_sp_by_score);
+    for (size_t i = 0; i < m->n; i++) {
+        int32_t id = by_score[i].id;
+        const fti_token *t = fti_vocab_at(&tok->vocab, id);
         if (i && by_score[i].score != by_score[i - 1].score) rank++;
-        fti_sp_cuts(m, v, &symbols, by_score[i].id, rank, 1);
+        m->rank[id] = t && fti_sp_is_piece(m, id) ? rank : UINT32_MAX;
+        if (t && fti_sp_is_piece(m, id)) fti_sp_note_neighbours(m, t->p, t->len);
     }
-    ok = ok && fti_sp_characters(m, &symbols);
-    fti_map_free(&symbols);
     FTUNE_FREE(by_score);
-    return ok ? FTUNE_OK : fti_no_memory(err, m->n * sizeof *by_score);
+    return FTUNE_OK;
 }
 
 /* "<0x00>" .. "<0xFF>": all or none. */
@@ -5362,8 +4025,8 @@ static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_f
     ft_status status = FTUNE_OK;
     int32_t id = 0;
     m->type = (uint8_t *)fti_calloc(m->n, 1);
-    m->score = (double *)fti_calloc(m->n, sizeof *m->score);
-    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n))
+    m->score = (float *)fti_calloc(m->n, sizeof *m->score);
+    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n + 16))
         status = fti_no_memory(err, m->n);
     while (!status && fti_proto_next(&c) > 0)
         if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &known, id++, c.bytes, err);
@@ -5636,8 +4299,8 @@ FTI_JSON_LOADER(fti_json_unigram)
     m->unigram = 1;
     m->n = j->node[vocab].count;
     m->unknown_score = 0;
-    m->score = (double *)fti_calloc(m->n, sizeof *m->score);
-    if (!m->score || !fti_model_tokens_begin(tok, &known)) status = fti_no_memory(err, m->n * sizeof *m->score);
+    m->json_score = (double *)fti_calloc(m->n, sizeof *m->json_score);
+    if (!m->json_score || !fti_model_tokens_begin(tok, &known)) status = fti_no_memory(err, m->n * sizeof(double));
     for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
         int text = fti_json_child(j, node), score = text < 0 ? -1 : fti_json_next(j, text);
         ft_text piece = { NULL, 0 };
@@ -5645,8 +4308,8 @@ FTI_JSON_LOADER(fti_json_unigram)
             status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab[%d]: expected [piece, score]", j->name, (int)id);
         if (!status) status = fti_sp_json_string(tok, j, text, &piece, err);
         if (!status) status = fti_model_token(tok, &known, id, piece.p, piece.n, j->name, err);
-        if (!status) m->score[id] = fti_sp_json_score(j, score);
-        if (!status && (!id || m->score[id] < m->unknown_score)) m->unknown_score = m->score[id];
+        if (!status) m->json_score[id] = fti_sp_json_score(j, score);
+        if (!status && (!id || m->json_score[id] < m->unknown_score)) m->unknown_score = m->json_score[id];
     }
     fti_map_free(&known.added);
     m->unknown_score -= 10;
@@ -5666,9 +4329,8 @@ FTI_JSON_LOADER(fti_json_unigram)
 }
 
 /* One entry of "merges": ["a", "b"], or "a b" cut at its first space. */
-static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbols, const fti_json *j, int node,
-                                   uint32_t rank, fti_buf *both,
-                                   ft_error *err)
+static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, uint32_t rank,
+                                   fti_buf *both, ft_error *err)
 {
     fti_arena a = { NULL };
     ft_text left = { NULL, 0 }, right = { NULL, 0 };
@@ -5706,7 +4368,7 @@ static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, fti_map *symbol
                           l < 0 ? left.p : r < 0 ? right.p : both->p);
     else {
         fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
-        if (!fti_sp_note_neighbours(m, symbols, both->p, both->n, NULL)) status = fti_no_memory(err, both->n);
+        fti_sp_note_neighbours(m, both->p, both->n);
     }
 done:
     fti_arena_free(&a);
@@ -5717,7 +4379,6 @@ FTI_JSON_LOADER(fti_json_sentencepiece)
 {
     static const char *const none[] = { "continuing_subword_prefix", "end_of_word_suffix" };
     int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges"), node;
-    fti_map symbols = {0};
     fti_buf both = {0};
     uint32_t rank = 0;
     fti_sp *m;
@@ -5740,19 +4401,333 @@ FTI_JSON_LOADER(fti_json_sentencepiece)
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
     if (fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    m->pair_cap = j->node[merges].count + j->node[merges].count / 2 + 8;
+    m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
     m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
-    if (!m->neighbours || !fti_sp_pairs_room(m, j->node[merges].count)) status = fti_no_memory(err, m->n);
-    for (size_t i = 0; i < tok->vocab.n && !status; i++) {
-        const fti_token *t = &tok->vocab.token[i];
-        if (t->len && !ft_token_is_special(tok, t->id) && fti_sp_char(t->p, t->p + t->len) == t->len
-            && !fti_map_put(&symbols, t->p, t->len, t->id)) status = fti_no_memory(err, t->len);
-    }
+    if (!m->pair || !m->neighbours) status = fti_no_memory(err, m->pair_cap * sizeof *m->pair);
+    else memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
     for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node))
-        status = fti_sp_json_merge(tok, m, &symbols, j, node, rank++, &both, err);
-    if (!status && !fti_sp_characters(m, &symbols)) status = fti_no_memory(err, symbols.n);
-    fti_map_free(&symbols);
+        status = fti_sp_json_merge(tok, m, j, node, rank++, &both, err);
     fti_buf_free(&both);
     return status;
+}
+
+/* >>1 tokenizer, continued: training ------------------------------------------------------------------------------
+ *
+ * Count pieces of text once; then again and again take the most frequent pair of neighbours (ties: the lower ids, as
+ * Hugging Face's trainer does, so both learn the same merges) and join it wherever it stands. Only the words that hold
+ * the pair are visited and only counts that change are touched; the heap may hold stale counts, which are put right
+ * when they come up. Ids: the 256 bytes in the order of their characters, the merges, the control tokens. */
+
+typedef struct fti_word { size_t at; uint32_t n; int64_t count; } fti_word;
+typedef struct fti_pair_count { uint32_t left, right; int64_t count, queued; uint32_t *words; } fti_pair_count;
+typedef struct fti_top { int64_t count; uint32_t pair; } fti_top;
+typedef struct fti_learner {
+    fti_map   seen;                     /* piece -> word */
+    fti_arena arena;                    /* bytes of pieces and tokens */
+    fti_word *words; uint32_t *symbols; /* stb arrays */
+    fti_pair_count *pairs; fti_top *heap;
+    uint32_t *grown;                    /* pairs that gained places in the merge at hand */
+    uint32_t *index; size_t cap;        /* open addressing: pair -> place in pairs + 1 */
+    ft_text  *tokens;                   /* bytes of each symbol */
+    fti_map   token_of;
+    uint32_t *left, *right;             /* the merges */
+} fti_learner;
+
+static int fti_top_less(const fti_learner *l, fti_top a, fti_top b)
+{
+    const fti_pair_count *p = &l->pairs[a.pair], *q = &l->pairs[b.pair];
+    if (a.count != b.count) return a.count > b.count;
+    return p->left != q->left ? p->left < q->left : p->right < q->right;
+}
+
+static int fti_heap_push(fti_learner *l, fti_top t)
+{
+    size_t i;
+    if (!fti_push(l->heap, t)) return 0;
+    for (i = (size_t)arrlen(l->heap) - 1; i && fti_top_less(l, t, l->heap[(i - 1) / 2]);
+         i = (i - 1) / 2) l->heap[i] = l->heap[(i - 1) / 2];
+    l->heap[i] = t;
+    return 1;
+}
+
+static fti_top fti_heap_pop(fti_learner *l)
+{
+    fti_top top = l->heap[0], t = arrpop(l->heap);
+    size_t i = 0, n = (size_t)arrlen(l->heap), k;
+    while ((k = 2 * i + 1) < n) {
+        if (k + 1 < n && fti_top_less(l, l->heap[k + 1], l->heap[k])) k++;
+        if (!fti_top_less(l, l->heap[k], t)) break;
+        l->heap[i] = l->heap[k];
+        i = k;
+    }
+    if (n) l->heap[i] = t;
+    return top;
+}
+
+static size_t fti_pair_home(uint32_t left, uint32_t right, size_t cap)
+{
+    return (size_t)((((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15) >> 20) % cap);
+}
+
+/* The place of a pair, made if it is new; FTI_NONE: no memory. */
+static uint32_t fti_pair_place(fti_learner *l, uint32_t left, uint32_t right)
+{
+    fti_pair_count p = { left, right, 0, 0, NULL };
+    size_t i, k, n = (size_t)arrlen(l->pairs);
+    if (n * 3 / 2 >= l->cap) {
+        size_t cap = l->cap * 2 + 1024;
+        uint32_t *index = (uint32_t *)fti_calloc(cap, sizeof *index);
+        if (!index) return FTI_NONE;
+        for (k = 0; k < n; k++) {
+            i = fti_pair_home(l->pairs[k].left, l->pairs[k].right, cap);
+            while (index[i]) i = i + 1 < cap ? i + 1 : 0;
+            index[i] = (uint32_t)k + 1;
+        }
+        FTUNE_FREE(l->index);
+        l->index = index;
+        l->cap = cap;
+    }
+    i = fti_pair_home(left, right, l->cap);
+    for (; l->index[i]; i = i + 1 < l->cap ? i + 1 : 0) {
+        const fti_pair_count *q = &l->pairs[l->index[i] - 1];
+        if (q->left == left && q->right == right) return l->index[i] - 1;
+    }
+    if (!fti_push(l->pairs, p)) return FTI_NONE;
+    l->index[i] = (uint32_t)n + 1;
+    return (uint32_t)n;
+}
+
+/* The pair gains (or loses) a place in a word. */
+static int fti_pair_change(fti_learner *l, uint32_t left, uint32_t right, int64_t change, uint32_t word)
+{
+    uint32_t k = fti_pair_place(l, left, right);
+    fti_pair_count *p;
+    if (k == FTI_NONE) return 0;
+    p = &l->pairs[k];
+    p->count += change;
+    if (change < 0 || (arrlen(p->words) && arrlast(p->words) == word)) return 1;
+    return fti_push(p->words, word) && fti_push(l->grown, k);
+}
+
+static int fti_learn_word(fti_learner *l, const char *p, size_t n)
+{
+    int32_t k = fti_map_get(&l->seen, p, n);
+    fti_word w = { (size_t)arrlen(l->symbols), (uint32_t)n, 1 };
+    size_t i;
+    if (k >= 0) { l->words[k].count++; return 1; }
+    if (!(p = fti_arena_copy(&l->arena, p, n)) || !fti_map_put(&l->seen, p, n, (int32_t)arrlen(l->words))
+        || !fti_push(l->words, w) || !fti_fit(l->symbols, n)) return 0;
+    for (i = 0; i < n; i++) arrput(l->symbols, (uint8_t)p[i]);
+    return 1;
+}
+
+/* Join left and right in a word, from the left; pairs before and behind change. */
+static int fti_learn_join(fti_learner *l, uint32_t word, uint32_t left, uint32_t right, uint32_t made)
+{
+    fti_word *w = &l->words[word];
+    uint32_t *s = l->symbols + w->at, i, n = w->n, k = 0;
+    int ok = 1;
+    for (i = 0; i < n; k++) {
+        if (i + 1 == n || s[i] != left || s[i + 1] != right) { s[k] = s[i++]; continue; }
+        if (k) ok = ok && fti_pair_change(l, s[k - 1], left, -w->count, word) && fti_pair_change(l, s[k - 1], made,
+            w->count, word);
+        if (i + 2 < n) ok = ok && fti_pair_change(l, right, s[i + 2], -w->count, word) && fti_pair_change(l, made,
+            s[i + 2], w->count, word);
+        s[k] = made;
+        i += 2;
+    }
+    w->n = k;
+    return ok;
+}
+
+static int fti_heap_grown(fti_learner *l)
+{
+    int ok = 1;
+    while (ok && arrlen(l->grown)) {
+        uint32_t k = arrpop(l->grown);
+        fti_top t = { l->pairs[k].count, k };
+        if (t.count > 0 && l->pairs[k].queued != t.count) ok = fti_heap_push(l, t);
+        l->pairs[k].queued = t.count;
+    }
+    return ok;
+}
+
+static int fti_learn_merge(fti_learner *l, uint32_t pair)
+{
+    uint32_t left = l->pairs[pair].left, right = l->pairs[pair].right, made, *words = l->pairs[pair].words;
+    ft_text a = l->tokens[left], b = l->tokens[right], both;
+    size_t i;
+    char *p = (char *)fti_arena_alloc(&l->arena, a.n + b.n);
+    int ok = p != NULL;
+    if (!ok) return 0;
+    memcpy(p, a.p, a.n);
+    memcpy(p + a.n, b.p, b.n);
+    both.p = p;
+    both.n = a.n + b.n;
+    made = (uint32_t)fti_map_get(&l->token_of, p, both.n);    /* the same bytes may have been made another way */
+    if (made == FTI_NONE) {
+        made = (uint32_t)arrlen(l->tokens);
+        ok = fti_push(l->tokens, both) && fti_map_put(&l->token_of, p, both.n, (int32_t)made);
+    }
+    ok = ok && fti_push(l->left, left) && fti_push(l->right, right);
+    l->pairs[pair].words = NULL;
+    l->pairs[pair].count = 0;
+    for (i = 0; ok && i < (size_t)arrlen(words); i++) ok = fti_learn_join(l, words[i], left, right, made);
+    arrfree(words);
+    return ok && fti_heap_grown(l);
+}
+
+/* Merges until there are n_tokens, or no pair is seen often enough. */
+static int fti_learn(fti_learner *l, int n_tokens, int min_frequency)
+{
+    uint32_t w, i;
+    int ok = 1;
+    for (w = 0; ok && w < (uint32_t)arrlen(l->words); w++)
+        for (i = 0; ok && i + 1 < l->words[w].n; i++)
+            ok = fti_pair_change(l, l->symbols[l->words[w].at + i], l->symbols[l->words[w].at + i + 1],
+                                 l->words[w].count, w);
+    ok = ok && fti_heap_grown(l);
+    while (ok && arrlen(l->heap) && arrlen(l->tokens) < n_tokens) {
+        fti_top t = fti_heap_pop(l);
+        if (t.count != l->pairs[t.pair].count) {
+            t.count = l->pairs[t.pair].queued = l->pairs[t.pair].count;
+            if (t.count > 0) ok = fti_heap_push(l, t);
+            continue;
+        }
+        if (t.count < 1 || t.count < min_frequency) break;
+        ok = fti_learn_merge(l, t.pair);
+    }
+    return ok;
+}
+
+FTUNE_API ft_tokenizer_train_options ft_tokenizer_train_options_default(void)
+{
+    ft_tokenizer_train_options o = { 4096, 2, "qwen", NULL, 0 };
+    return o;
+}
+
+/* Symbols of the learner are bytes in the order of their characters ("!" is 0), as ids are. */
+static ft_status fti_learn_texts(fti_learner *l, const char *const *texts, const size_t *lengths, int n_texts,
+                                 const fti_splitter *splitter, ft_error *err)
+{
+    int i;
+    for (i = 0; i < n_texts; i++) {
+        const char *p = texts[i], *end, *q;
+        fti_buf nfc = { 0 };
+        size_t valid = fti_utf8_valid(p, lengths[i]);
+        int ok = 1;
+        if (valid < lengths[i])
+            return fti_fail(err, FTUNE_ERR_UTF8, "text %d: byte %lu: expected UTF-8, found 0x%02X", i,
+                            (unsigned long)valid, (unsigned)(uint8_t)p[valid]);
+        end = p + lengths[i];
+        if (splitter->nfc && !fti_is_nfc(p, lengths[i])) {
+            ok = fti_normalize(FTI_NFC, p, lengths[i], &nfc, NULL);
+            p = nfc.p;
+            end = p + nfc.n;
+        }
+        for (; ok && p < end; p = q) {
+            q = splitter->split(p, end);
+            ok = fti_learn_word(l, p, (size_t)(q - p));
+        }
+        fti_buf_free(&nfc);
+        if (!ok) return fti_no_memory(err, lengths[i]);
+    }
+    return FTUNE_OK;
+}
+
+static void fti_learner_free(fti_learner *l)
+{
+    ptrdiff_t i;
+    for (i = 0; i < arrlen(l->pairs); i++) arrfree(l->pairs[i].words);
+    arrfree(l->words);
+    arrfree(l->symbols);
+    arrfree(l->pairs);
+    arrfree(l->heap);
+    arrfree(l->grown);
+    arrfree(l->tokens);
+    arrfree(l->left);
+    arrfree(l->right);
+    FTUNE_FREE(l->index);
+    fti_map_free(&l->seen);
+    fti_map_free(&l->token_of);
+    fti_arena_free(&l->arena);
+}
+
+static ft_status fti_learned(ft_tokenizer *tok, const fti_learner *l, const ft_tokenizer_train_options *opt,
+                             const fti_splitter *splitter, ft_error *err)
+{
+    fti_merges m = { 0 };
+    fti_buf both = { 0 };
+    ft_status status = FTUNE_OK;
+    fti_bpe *b;
+    ptrdiff_t i, n = arrlen(l->tokens);
+    for (i = 0; i < n; i++) {
+        const char *p = fti_arena_copy(&tok->arena, l->tokens[i].p, l->tokens[i].n);
+        if (!p || !fti_vocab_add(&tok->vocab, (int32_t)i, p, l->tokens[i].n)) return fti_no_memory(err, l->tokens[i].n);
+    }
+    for (i = 0; i < opt->n_special && !status; i++)
+        status = fti_added_add(tok, ft_text_of(opt->special[i]), (int32_t)(n + i), 1, 0, 0, 0, 0, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, "train", err);
+    if (!status) status = fti_merges_begin(tok, &m, (size_t)arrlen(l->left), "train", err);
+    if (status) { fti_merges_free(&m); return status; }
+    b = (fti_bpe *)tok->model;
+    b->splitter = splitter;
+    b->form = splitter->nfc ? FTI_NFC : -1;
+    for (i = 0; i < arrlen(l->left); i++) {
+        ft_text left = l->tokens[l->left[i]], right = l->tokens[l->right[i]];
+        both.n = 0;
+        fti_buf_add(&both, left.p, left.n);
+        fti_buf_add(&both, right.p, right.n);
+        if (both.failed) { status = fti_no_memory(err, left.n + right.n); break; }
+        fti_merges_join(tok, &m, both.p, left.n, right.n);
+    }
+    if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
+    if (!status) status = fti_added_finish(tok, err);
+    fti_buf_free(&both);
+    fti_merges_free(&m);
+    return status;
+}
+
+FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *texts, const size_t *lengths, int n_texts,
+                                       const ft_tokenizer_train_options *opt, ft_error *err)
+{
+    ft_tokenizer_train_options standard = ft_tokenizer_train_options_default();
+    const fti_splitter *splitter;
+    fti_alphabet alphabet;
+    fti_learner l = { 0 };
+    ft_tokenizer *tok = NULL;
+    ft_status status = FTUNE_OK;
+    uint8_t symbol_of[256];
+    int c, n = 0, ok = 1;
+    size_t i;
+    *out = NULL;
+    if (!opt) opt = &standard;
+    if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : "qwen", err))) return FTUNE_ERR_ARGUMENT;
+    if (opt->vocab_size < 256 + opt->n_special || opt->vocab_size > (int)FTI_PAIR_SYMBOLS - 256)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT,
+                        "vocab_size: expected %d (256 bytes and the control tokens) to %d, found %d", 256
+        + opt->n_special,
+                        (int)FTI_PAIR_SYMBOLS - 256, opt->vocab_size);
+    fti_alphabet_init(&alphabet);
+    for (c = 0; c < 324 && ok; c++)
+        if (alphabet.of_char[c] >= 0) {
+            char byte = (char)alphabet.of_char[c];
+            ft_text t = { fti_arena_copy(&l.arena, &byte, 1), 1 };
+            symbol_of[(uint8_t)byte] = (uint8_t)n;
+            ok = t.p && fti_push(l.tokens, t) && fti_map_put(&l.token_of, t.p, 1, n++);
+        }
+    if (!ok) status = fti_no_memory(err, 65536);
+    if (!status) status = fti_learn_texts(&l, texts, lengths, n_texts, splitter, err);
+    for (i = 0; i < (size_t)arrlen(l.symbols); i++) l.symbols[i] = symbol_of[l.symbols[i]];
+    if (!status && !fti_learn(&l, opt->vocab_size - opt->n_special, opt->min_frequency)) status = fti_no_memory(err,
+        65536);
+    if (!status && !(tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok))) status = fti_no_memory(err, sizeof *tok);
+    if (!status) status = fti_learned(tok, &l, opt, splitter, err);
+    fti_learner_free(&l);
+    if (status) { ft_tokenizer_free(tok); return status; }
+    *out = tok;
+    return FTUNE_OK;
 }
 
 /* >>2 chat template ----------------------------------------------------------------------------------------------
@@ -6289,7 +5264,7 @@ static ft_status fti_add_response(fti_chat *c, const fti_values *v)
     float weight = c->rule == FTI_LOSS_LAST_ROUND && !v->last ? 0.0f : 1.0f;
     if (!turn || !turn->response.p)
         return fti_fail(c->err, FTUNE_ERR_FORMAT, "round %d: expected an answer, found null", v->round);
-    if (turn->loss < 0 && c->rule == FTI_LOSS_AGENT) return fti_add_agent(c, turn->response, v->response_origin);
+    if (turn->loss != 0 && c->rule == FTI_LOSS_AGENT) return fti_add_agent(c, turn->response, v->response_origin);
     if (turn->loss >= 0) weight = turn->loss ? 1.0f : 0.0f;
     return fti_add_text(c, turn->response.p, NULL, turn->response.n, weight, v->response_origin);
 }
@@ -6624,6 +5599,7 @@ FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const f
     size_t i;
     s->n = s->dropped = s->truncated = 0;
     c.weights = !infer && (c.rule == FTI_LOSS_AGENT || c.opt.want_loss_scale);
+    if (!c.weights) fti_drop(&s->loss_scale);       /* the last row's: it would stay short while the others grow */
     if (!e) e = fti_chat_build(&c, row);
     if (!e) e = fti_sample_fit(s, 0, c.weights, err);
     for (i = 0; !e && i < arrlenu(c.pieces); i++) e = fti_encode_piece(&c, &c.pieces[i], s);
@@ -6634,7 +5610,6 @@ FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const f
         if (c.weights) s->loss_scale[0] = 0.0f;
     }
     if (infer) fti_drop(&s->labels);
-    if (!c.weights) fti_drop(&s->loss_scale);
     if (e) s->n = 0;
     fti_chat_close(&c);
     return e;
@@ -7060,7 +6035,7 @@ static ft_status fti_read_columns(ft_row_parser *p, ft_row *row)
     if (!e) e = fti_column_text(p, FTI_COL_RESPONSE, &turn.response);
     if (!e && fti_has(p, FTI_COL_HISTORY))
         e = fti_for_each(p, p->found[FTI_COL_HISTORY].node, "history", fti_add_history);
-    if (!e && !turn.query.p && !turn.response.p)
+    if (!e && !turn.query.p && !turn.response.p && arrlen(p->talk.turns) == 0)
         e = fti_fail(p->err, FTUNE_ERR_FORMAT, "%s: expected messages, conversations, query and response, instruction "
                      "and output, prompt and completion, or text; found none of them", p->where);
     if (!e && !fti_push(p->talk.turns, turn)) e = fti_no_memory(p->err, sizeof turn);
@@ -8506,7 +7481,7 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
 #else
     (void)threads; be->threads = 1;
 #endif
-    be->name = "cpu";                     be->activation = FTUNE_F32;
+    be->name = "cpu";                     be->activation = FTUNE_F32;   be->host_memory = 1;
     be->alloc = fti_cpu_alloc;            be->release = fti_cpu_release;
     be->upload = fti_cpu_copy;            be->download = fti_cpu_copy;
     be->copy = fti_cpu_copy;              be->zero = fti_cpu_zero;
@@ -10674,9 +9649,6 @@ FTUNE_API void ft_model_free(ft_model *m)
 
 /* ---- numbers: from a file, from a seed, back to a file ---- */
 
-/* Does the backend read host memory? Then mapped weights are used where they lie. */
-static int fti_reads_host(const ft_backend *be) { return strcmp(be->name, "cpu") == 0; }
-
 static ft_status fti_bind(ft_model *m, fti_slot *s, const char *dir, ft_error *err)
 {
     ft_tensor *t = s->tensor;
@@ -10696,7 +9668,7 @@ static ft_status fti_bind(ft_model *m, fti_slot *s, const char *dir, ft_error *e
     bytes = ft_tensor_count(f) * size;
     t->dtype = f->dtype;
     t->data = f->data;
-    if (fti_reads_host(m->be) && (uintptr_t)f->data % size == 0) return FTUNE_OK;
+    if (m->be->host_memory && (uintptr_t)f->data % size == 0) return FTUNE_OK;
     if (!(t->data = s->owned = m->be->alloc(m->be, bytes))) return fti_backend_status(m->be, err);
     m->be->upload(m->be, t->data, f->data, bytes);
     return fti_backend_status(m->be, err);
@@ -13081,10 +12053,11 @@ static ft_status fti_json_run(fti_json_parser *s)
     return s->p == s->end ? FTUNE_OK : fti_json_fail(s, FTUNE_ERR_FORMAT, "nothing after the value");
 }
 
-static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err)
+static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, const char *name, size_t room,
+                                       ft_error *err)
 {
     fti_json_parser s;
-    size_t most;
+    size_t most = room / sizeof *j->node;
     ft_status e;
     memset(j, 0, sizeof *j);
     memset(&s, 0, sizeof s);
@@ -13097,8 +12070,6 @@ static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const c
     s.p = j->text;
     s.end = j->text + n;
     if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s.p += 3;
-    /* Nodes never take more than 4 bytes for each byte of text, and 1 MiB: a file of commas is refused, not stored. */
-    most = (4 * n + 1000000) / sizeof *j->node;
     s.cap = fti_json_bound(s.p, s.end);
     if (s.cap > most) s.cap = most;
     j->node = (fti_json_node *)fti_alloc(s.cap, sizeof *j->node);
@@ -13106,6 +12077,12 @@ static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const c
     e = fti_json_run(&s);
     if (e) fti_json_free(j);
     return e;
+}
+
+/* Nodes never take more than 4 bytes for each byte of text, and 1 MiB: a file of commas is refused, not stored. */
+static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err)
+{
+    return fti_json_parse_within(j, text, n, name, 4 * n + 1000000, err);
 }
 
 static void fti_json_free(fti_json *j)
@@ -14724,7 +13701,8 @@ ft_status ft_json_parse(ft_json **out, const char *text, size_t n, const char *n
 {
     *out = (ft_json *)fti_calloc(1, sizeof **out);
     if (!*out) return fti_no_memory(err, sizeof **out);
-    ft_status st = fti_json_parse(&(*out)->j, text, n, name, err);
+    /* a long list of short numbers takes more than a file may: the caller holds the text and knows what it is */
+    ft_status st = fti_json_parse_within(&(*out)->j, text, n, name, SIZE_MAX, err);
     if (st) { ft_json_free(*out); *out = NULL; }
     return st;
 }
@@ -14764,6 +13742,1164 @@ ft_text ft_json_raw(const ft_json *j, int node)
     raw.p = j->j.text + v->start - quotes;
     raw.n = (size_t)v->len + 2 * (size_t)quotes;
     return raw;
+}
+
+/* Tokenizer files -------------------------------------------------------------------------------------------------
+ * Readers of the formats of byte-level BPE (rank files, tokenizer.json, vocab.json with merges.txt), the decision which
+ * format a file is, and the writers. */
+
+/* What is known of published vocabularies beyond their files: a rank file does not say how text is cut nor which
+ * control tokens follow. Recognised by the number of ranks and the last one. */
+typedef struct fti_known {
+    const char *splitter, *last; int32_t n; int merges;   /* merges: of vocab.json with merges.txt only */
+    const char *special;                /* "text id ..."; "text%d from to id" counts up */
+    const char *bos, *eos, *pad; int add_bos;
+} fti_known;
+static const fti_known fti_known_ranks[] = {
+    { "qwen", "\xE2\xBD\x97", 151643, 0,
+        "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645 <|extra_%d|> 0 204 151646",
+      NULL, "<|endoftext|>", "<|endoftext|>", 0 },
+    { "cl100k", " Conveyor", 100256, 0,
+        "<|endoftext|> 100257 <|fim_prefix|> 100258 <|fim_middle|> 100259 <|fim_suffix|> 100260 "
+      "<|endofprompt|> 100276", NULL, "<|endoftext|>", NULL, 0 },
+    { "o200k", " cocos", 199998, 0, "<|endoftext|> 199999 <|endofprompt|> 200018", NULL, "<|endoftext|>", NULL, 0 },
+    { "llama3", "\xE9\x94\xA6", 128000, 0,
+        "<|begin_of_text|> 128000 <|end_of_text|> 128001 <|reserved_special_token_%d|> 0 3 128002 "
+      "<|start_header_id|> 128006 <|end_header_id|> 128007 <|reserved_special_token_4|> 128008 <|eot_id|> 128009 "
+      "<|reserved_special_token_%d|> 5 250 128010", "<|begin_of_text|>", "<|end_of_text|>", NULL, 1 },
+    { "kimi", "\xE8\x87\xAA\xE4\xB8\xBB\xE6\x80\xA7", 163584, 0,
+        "[BOS] 163584 [EOS] 163585 <|im_end|> 163586 <|im_user|> 163587 "
+      "<|im_assistant|> 163588 <|start_header_id|> 163590 <|end_header_id|> 163591 [EOT] 163593 <|im_system|> 163594 "
+      "<|im_middle|> 163601 [UNK] 163838 [PAD] 163839", "[BOS]", "[EOS]", "[PAD]", 0 },
+    { "gpt2", " gazed", 50256, 0, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 },
+    { "gpt2", " gazed", 50256, 1, "<|endoftext|> 50256", "<|endoftext|>", "<|endoftext|>", NULL, 0 },
+    { "qwen", "\xE2\xBD\x97", 151643, 1, "<|endoftext|> 151643 <|im_start|> 151644 <|im_end|> 151645", NULL,
+        "<|endoftext|>",
+      "<|endoftext|>", 0 }
+};
+
+/* The last rank decides, so a file with only some of the ranks is known too, if it keeps the last one. */
+static const fti_known *fti_known_find(const fti_vocab *v, int merges)
+{
+    size_t i, back, n = (size_t)arrlen(v->token);
+    for (i = 0; i < sizeof fti_known_ranks / sizeof *fti_known_ranks; i++)
+        for (back = 1; back <= 2 && back <= n; back++) {      /* GPT-2 has its control token in vocab.json */
+            const fti_known *k = &fti_known_ranks[i];
+            const fti_token *t = &v->token[n - back];
+            if (k->merges == merges && t->id == k->n - 1 && strlen(k->last) == t->len && !memcmp(k->last, t->p,
+                t->len)) return k;
+        }
+    return NULL;
+}
+
+static ft_status fti_known_special(ft_tokenizer *tok, const fti_known *k, ft_error *err)
+{
+    const char *p = k->special;
+    char text[64], name[64], *end;
+    ft_status status = FTUNE_OK;
+    while (*p && !status) {
+        size_t n = strcspn(p, " ");
+        long from = 0, to = 0, id;
+        memcpy(text, p, n);
+        text[n] = 0;
+        p += n;
+        if (strchr(text, '%')) { from = strtol(p, &end, 10); to = strtol(end, &end, 10); p = end; }
+        id = strtol(p, &end, 10);
+        for (p = end + strspn(end, " "); from <= to && !status; from++, id++) {
+            if ((end = strchr(text, '%')) != NULL) snprintf(name, sizeof name, "%.*s%ld%s", (int)(end - text), text,
+                                                            from, end + 2);
+            else strcpy(name, text);
+            status = fti_added_add(tok, ft_text_of(name), (int32_t)id, 1, 0, 0, 0, 0, err);
+        }
+    }
+    return status;
+}
+
+static ft_status fti_attribute_token(ft_tokenizer *tok, const char *name, ft_text content, ft_error *err)
+{
+    int32_t id = content.p ? fti_vocab_find(&tok->vocab, content.p, content.n) : -1;
+    return id < 0 ? FTUNE_OK : ft_tokenizer_set_attribute(tok, name, id, err);
+}
+
+static ft_status fti_known_attributes(ft_tokenizer *tok, const fti_known *k, ft_error *err)
+{
+    ft_status status = fti_attribute_token(tok, "bos_token_id", ft_text_of(k->bos), err);
+    if (!status) status = fti_attribute_token(tok, "eos_token_id", ft_text_of(k->eos), err);
+    if (!status) status = fti_attribute_token(tok, "pad_token_id", ft_text_of(k->pad), err);
+    if (!status && k->add_bos) tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
+    return status;
+}
+
+static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const char *dir, ft_error *err)
+{
+    ft_status status;
+    memset(c, 0, sizeof *c);
+    if (!(c->path = fti_path_join(&tok->arena, dir, "tokenizer_config.json"))) return fti_no_memory(err, strlen(dir));
+    if (!fti_file_exists(c->path)) return FTUNE_OK;
+    if ((status = fti_file_open(&c->file, c->path, err))) return status;
+    if ((status = fti_json_parse(&c->json, c->file.data, c->file.size, c->path, err))) return status;
+    c->found = 1;
+    return FTUNE_OK;
+}
+
+static void fti_config_close(fti_config_file *c)
+{
+    fti_json_free(&c->json);
+    fti_file_close(&c->file);
+}
+
+static int fti_flag(const fti_json *j, int node, const char *name, int otherwise)
+{
+    return fti_json_bool(j, fti_json_get(j, node, name), otherwise);
+}
+
+static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, int64_t id, int all_special,
+                                ft_error *err)
+{
+    ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+    if (!content.p || !content.n || id < 0 || id >= INT32_MAX)
+        return fti_fail(err, FTUNE_ERR_FORMAT,
+                        "%s: line %d: expected an added token with content and an id below 2147483647, found %s", j->name,
+                        fti_json_line(j, node), !content.p || !content.n ? "no content" : "another id");
+    return fti_added_add(tok, content, (int32_t)id, all_special || fti_flag(j, node, "special", 0),
+                         fti_flag(j, node, "single_word", 0), fti_flag(j, node, "lstrip", 0),
+                         fti_flag(j, node, "rstrip", 0), fti_flag(j, node, "normalized", 0), err);
+}
+
+/* The tokens of added_tokens_decoder; *n: how many there were. */
+static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err)
+{
+    int node = c->found ? fti_json_get(&c->json, 0, "added_tokens_decoder") : -1;
+    ft_status status = FTUNE_OK;
+    for (*n = 0, node = fti_json_child(&c->json, node); node >= 0 && !status; node = fti_json_next(&c->json, node),
+         ++*n) {
+        ft_text key = fti_json_key(&c->json, node, &tok->arena);
+        int64_t id = 0;
+        size_t i;
+        for (i = 0; i < key.n && key.p[i] >= '0' && key.p[i] <= '9' && id < INT32_MAX; i++) id = id * 10
+            + (key.p[i] - '0');
+        status = fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
+    }
+    return status;
+}
+
+/* bos, eos, pad, unk; and, for formats that do not say it themselves, what stands around a sentence. */
+static ft_status fti_config_attributes(ft_tokenizer *tok, const fti_config_file *c, int around, ft_error *err)
+{
+    static const char *const name[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
+    const fti_json *j = &c->json;
+    ft_status status = FTUNE_OK;
+    int i;
+    if (!c->found) return FTUNE_OK;
+    for (i = 0; i < 4 && !status; i++) {
+        char key[32];
+        int node = fti_json_get(j, 0, name[i]);
+        if (fti_json_is(j, node, FTI_OBJECT)) node = fti_json_get(j, node, "content");
+        snprintf(key, sizeof key, "%s_id", name[i]);
+        status = fti_attribute_token(tok, key, fti_json_text(j, node, &tok->arena), err);
+    }
+    if (around && !status) {
+        int32_t bos = ft_tokenizer_attribute(tok, "bos_token_id"), eos = ft_tokenizer_attribute(tok, "eos_token_id");
+        int node = fti_json_get(j, 0, "add_bos_token");
+        if (node >= 0) tok->n_before = 0;
+        if (bos >= 0 && fti_json_bool(j, node, 0)) tok->before[tok->n_before++] = bos;
+        if (eos >= 0 && fti_json_bool(j, fti_json_get(j, 0, "add_eos_token"), 0)) tok->after[tok->n_after++] = eos;
+    }
+    return status;
+}
+
+static const char fti_base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+static const int8_t fti_base64_values[80] = {                 /* of '+' .. 'z' */
+    62, -1, -1, -1, 63, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, -1, -1, -1, -1, -1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7,
+    8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, -1, -1, -1, -1, -1, -1, 26, 27, 28, 29, 30,
+    31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51
+};
+
+/* Standard base64 into out; the number of bytes, or -1. */
+static int64_t fti_base64(const char *p, size_t n, char *out)
+{
+    uint8_t *o = (uint8_t *)out;
+    uint32_t bits = 0;
+    size_t i;
+    if (!n || n % 4) return -1;
+    for (i = 0; i < n; i++) {
+        unsigned c = (unsigned)(uint8_t)p[i] - '+';
+        if (c >= 80 || fti_base64_values[c] < 0) break;
+        bits = bits << 6 | (uint32_t)fti_base64_values[c];
+        if (i % 4 == 3) { *o++ = (uint8_t)(bits >> 16); *o++ = (uint8_t)(bits >> 8); *o++ = (uint8_t)bits; }
+    }
+    if (i < n) {                                              /* one or two '=' at the very end */
+        if (i + 2 < n || i % 4 < 2 || p[i] != '=' || p[n - 1] != '=') return -1;
+        bits <<= i % 4 == 2 ? 12 : 6;
+        *o++ = (uint8_t)(bits >> 16);
+        if (i % 4 == 3) *o++ = (uint8_t)(bits >> 8);
+    }
+    return o - (uint8_t *)out;
+}
+
+/* ---- rank files ------------------------------------------------------------------------------------------------- */
+
+/* Where do the last two parts of a token meet when its bytes are joined by rank? Ranks are those of byte strings, so
+ * look-ups go by bytes here. 0: they never become two. symbol: of each token by its place in the vocabulary. */
+static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_t *symbol, const fti_token *t)
+{
+    uint32_t start[FTI_SHORT + 1], merge[FTI_SHORT + 1], parts = t->len, i, k;
+    const char *p = t->p;
+    for (i = 0; i <= parts; i++) start[i] = i;
+    for (i = 0; i + 1 < parts; i++) merge[i] = b->byte_pair[(uint8_t)p[i] << 8 | (uint8_t)p[i + 1]];
+    while (parts > 2) {
+        uint32_t least = FTI_NONE;
+        for (i = 0; i + 1 < parts; i++) least = merge[i] < least ? merge[i] : least;
+        if (least == FTI_NONE) return 0;
+        for (i = 0; merge[i] != least; i++) ;
+        memmove(start + i + 1, start + i + 2, (parts - i - 1) * sizeof *start);
+        memmove(merge + i, merge + i + 1, (parts - i - 2) * sizeof *merge);
+        parts--;
+        for (k = i ? i - 1 : 0; k <= i && k + 1 < parts; k++) {
+            int32_t id = fti_vocab_whole(v, p + start[k], start[k + 2] - start[k]);
+            merge[k] = id < 0 ? FTI_NONE : symbol[fti_vocab_at(v, id) - v->token] - 256;
+        }
+    }
+    return start[1];
+}
+
+/* The pairs of a rank file: one for each token of more than a byte, its last two parts. In rank order, all smaller
+ * tokens are known by then. A token that does not come down to two parts so may still be made from a part with a higher
+ * rank; no training makes such files, but if one turns up, all is done again by byte strings. 1: proper; 0: such
+ * a file; -1: no memory. */
+static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol)
+{
+    uint32_t sym[FTI_SHORT], cut, k, *odd = NULL;             /* odd: stb array of places in the vocabulary */
+    int proper = 1;
+    size_t i;
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        if (t->len < 2 || symbol[i] == FTI_NONE) continue;
+        for (k = 0; k < t->len; k++) sym[k] = (uint8_t)t->p[k];
+        if (fti_merge_short(b, sym, t->len, 2) == 2) fti_pair_add(b, sym[0], sym[1], symbol[i] - 256);
+        else if (!fti_push(odd, (uint32_t)i)) { arrfree(odd); return -1; }
+    }
+    while (arrlen(odd)) {
+        i = arrpop(odd);
+        if (fti_last_cut(b, v, symbol, &v->token[i])) proper = 0;
+    }
+    arrfree(odd);
+    if (proper) return 1;
+    memset(b->pair, 0, b->pair_cap * sizeof *b->pair);
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        if (t->len < 2 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
+        fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
+                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256);
+    }
+    return 0;
+}
+
+/* n_ranks: tokens that are ranks; the others were added. */
+static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
+{
+    fti_vocab *v = &tok->vocab;
+    fti_bpe *b = fti_bpe_new(tok, n_ranks, n_ranks - 256);
+    uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
+    size_t i;
+    int proper;
+    if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
+    b->splitter = splitter;
+    b->form = splitter->nfc ? FTI_NFC : -1;
+    b->whole = 1;
+    for (i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        symbol[i] = FTI_NONE;
+        if (ft_token_is_special(tok, t->id)) {                /* text never becomes a control token by joining */
+            fti_bucket *s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN);
+            s->len |= FTI_HIDDEN;
+            continue;
+        }
+        symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
+        b->id[symbol[i]] = t->id;
+    }
+    proper = fti_rank_pairs(b, v, symbol);
+    if (proper > 0 && !fti_bpe_chars(tok, b, symbol)) proper = -1;
+    FTUNE_FREE(symbol);
+    return proper >= 0 ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
+}
+
+/* One line "base64 rank"; *p moves past it. */
+static ft_status fti_rank_line(ft_tokenizer *tok, const char **p, const char *end, int line, char **bytes,
+                               const char *name, ft_error *err)
+{
+    const char *stop = (const char *)memchr(*p, '\n', (size_t)(end - *p)), *space, *q;
+    int64_t n = -1, rank = -1;
+    if (!stop) stop = end;
+    q = stop > *p && stop[-1] == '\r' ? stop - 1 : stop;
+    space = (const char *)memchr(*p, ' ', (size_t)(q - *p));
+    if (space) {
+        const char *d = space + 1;
+        n = fti_base64(*p, (size_t)(space - *p), *bytes);
+        for (rank = d < q ? 0 : -1; d < q && *d >= '0' && *d <= '9' && rank < INT32_MAX; d++) rank = rank * 10
+            + (*d - '0');
+        if (d < q || rank >= INT32_MAX) rank = -1;
+    }
+    if (n < 1 || n > FTI_SHORT || rank < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT,
+                        "%s: line %d: expected base64 of 1 to %d bytes, a space and a rank, found \"%.*s\"", name,
+        line, FTI_SHORT,
+                        q - *p < 80 ? (int)(q - *p) : 80, *p);
+    if (!fti_vocab_add(&tok->vocab, (int32_t)rank, *bytes, (size_t)n)) return fti_no_memory(err, (size_t)n);
+    *bytes += n;
+    *p = stop < end ? stop + 1 : end;
+    return FTUNE_OK;
+}
+
+static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size, const char *name, const char *dir,
+                                const ft_tokenizer_options *opt, ft_error *err)
+{
+    const char *p = data, *end = data + size;
+    const fti_known *known;
+    const fti_splitter *splitter;
+    fti_config_file config;
+    size_t lines = 0, n_bytes = 0, n_ranks;
+    int line, n_added = 0;
+    char *bytes;
+    ft_status status;
+    while (end > p && (end[-1] == '\n' || end[-1] == '\r')) end--;
+    for (; p < end; lines++) {
+        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *space;
+        if (!stop) stop = end;
+        if ((space = (const char *)memchr(p, ' ', (size_t)(stop - p))) != NULL) n_bytes += (size_t)(space - p) / 4 * 3;
+        p = stop + (stop < end);
+    }
+    bytes = (char *)fti_arena_alloc(&tok->arena, n_bytes + 1);
+    if (!bytes || !fti_fit(tok->vocab.token, lines + 512)) return fti_no_memory(err, size);
+    for (p = data, line = 1; p < end; line++)
+        if ((status = fti_rank_line(tok, &p, end, line, &bytes, name, err))) return status;
+    n_ranks = (size_t)arrlen(tok->vocab.token);
+    if (n_ranks < 256 || n_ranks > FTI_PAIR_SYMBOLS)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected 256 to %u ranks, found %lu", name, FTI_PAIR_SYMBOLS,
+                        (unsigned long)n_ranks);
+    known = fti_known_find(&tok->vocab, 0);
+    if (!opt->splitter && !known)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED,
+                        "%s: a rank file does not say how text is cut, and these %lu ranks are not known; name a "
+                        "splitter: gpt2, cl100k, qwen, o200k, llama3 or kimi", name, (unsigned long)n_ranks);
+    if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : known->splitter,
+                                       err))) return FTUNE_ERR_ARGUMENT;
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_config_added(tok, &config, 1, &n_added, err);
+    if (!status && !n_added && known) status = fti_known_special(tok, known, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, name, err);
+    for (line = 0; line < 256 && !status; line++) {
+        char byte = (char)line;
+        if (fti_vocab_find(&tok->vocab, &byte, 1) < 0)
+            status = fti_fail(err, FTUNE_ERR_FORMAT,
+                              "%s: expected a rank for each of the 256 bytes, found none for 0x%02X", name,
+            (unsigned)line);
+    }
+    tok->family = &fti_family_bpe;
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_bpe_from_ranks(tok, (uint32_t)n_ranks, splitter, err);
+    if (!status && known) status = fti_known_attributes(tok, known, err);
+    if (!status) status = fti_config_attributes(tok, &config, 1, err);
+    fti_config_close(&config);
+    return status;
+}
+
+/* ---- tokenizer.json; vocab.json with merges.txt ---------------------------------------------------------------- */
+
+/* Bytes spelled by text; as long as text at most. A text with other characters spells itself (an added token). */
+static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *out)
+{
+    const char *end = p + n, *q = p;
+    size_t k = 0;
+    uint32_t cp;
+    while (q < end) {
+        int len = (uint8_t)*q < 0x80 ? (cp = (uint8_t)*q, 1) : fti_utf8_decode(q, end, &cp);
+        if (!len || cp >= 324 || a->of_char[cp] < 0) { memcpy(out, p, n); return n; }
+        out[k++] = (char)a->of_char[cp];
+        q += len;
+    }
+    return k;
+}
+
+/* Members of an object { "token": id, ... } into the vocabulary. */
+static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, ft_error *err)
+{
+    fti_alphabet alphabet;
+    size_t total = 0;
+    int node;
+    char *out;
+    if (!fti_json_is(j, object, FTI_OBJECT)) return fti_fail(err, FTUNE_ERR_FORMAT,
+                                                             "%s: vocab: expected an object of tokens and ids",
+    j->name);
+    fti_alphabet_init(&alphabet);
+    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) total += j->node[node].key_len;
+    if (!(out = (char *)fti_arena_alloc(&tok->arena, total + 1)) || !fti_fit(tok->vocab.token,
+        j->node[object].count)) return fti_no_memory(err, total);
+    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) {
+        ft_text key = fti_json_key(j, node, &tok->arena);
+        int64_t id = fti_json_int(j, node, -1);
+        size_t n;
+        if (!key.p) return fti_no_memory(err, j->node[node].key_len);
+        if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
+            return fti_fail(err, FTUNE_ERR_FORMAT,
+                            "%s: line %d: vocab \"%.*s\": expected an id from 0 to 2147483646, found %.*s", j->name,
+            fti_json_line(j, node),
+                            key.n < 60 ? (int)key.n : 60, key.p, j->node[node].len < 40 ? (int)j->node[node].len
+                                : 40, j->text + j->node[node].start);
+        n = fti_spelled(&alphabet, key.p, key.n, out);
+        if (!fti_vocab_add(&tok->vocab, (int32_t)id, out, n)) return fti_no_memory(err, n);
+        out += n;
+    }
+    return FTUNE_OK;
+}
+
+/* line: of name, or the node of j. */
+static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, ft_text right, const char *name,
+                                const fti_json *j, int line,
+                                ft_error *err)
+{
+    size_t n, k;
+    m->bytes.n = 0;
+    fti_buf_add(&m->bytes, left.p, left.n);
+    fti_buf_add(&m->bytes, right.p, right.n);
+    if (m->bytes.failed) return fti_no_memory(err, left.n + right.n);
+    n = fti_spelled(&m->alphabet, left.p, left.n, m->bytes.p);
+    k = fti_spelled(&m->alphabet, right.p, right.n, m->bytes.p + n);
+    if (fti_merges_join(tok, m, m->bytes.p, n, k)) return FTUNE_OK;
+    return fti_fail(err, FTUNE_ERR_FORMAT,
+                    "%s: line %d: merges[%u]: expected two tokens that make a third, found \"%.*s\" and \"%.*s\"", name,
+                    j ? fti_json_line(j, line) : line, m->n, fti_most(left.n), left.p, fti_most(right.n), right.p);
+}
+
+/* "type" of a part of tokenizer.json; the empty text when there is none. */
+static ft_text fti_json_type_of(const fti_json *j, int node, fti_arena *a)
+{
+    ft_text t = fti_json_text(j, fti_json_get(j, node, "type"), a);
+    if (!t.p) t = ft_text_of("");
+    return t;
+}
+
+static int fti_is_type(const fti_json *j, int node, const char *type)
+{
+    return fti_json_equals(j, fti_json_get(j, node, "type"), type);
+}
+
+/* A part that may be a Sequence: its steps in order. Call with *at = -2 first; the next step, or -1. */
+static int fti_json_step(const fti_json *j, int part, const char *list, int *at)
+{
+    if (part < 0 || fti_json_is(j, part, FTI_NULL)) return -1;
+    if (!fti_is_type(j, part, "Sequence")) { int first = *at == -2; *at = -1; return first ? part : -1; }
+    return *at = *at == -2 ? fti_json_child(j, fti_json_get(j, part, list)) : *at < 0 ? -1 : fti_json_next(j, *at);
+}
+
+static ft_status fti_bpe_normalizer(fti_bpe *b, const fti_json *j, ft_error *err)
+{
+    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
+    int part = fti_json_get(j, 0, "normalizer"), at = -2, node, k;
+    while ((node = fti_json_step(j, part, "normalizers", &at)) >= 0) {
+        for (k = 0; k < 4 && !fti_is_type(j, node, form[k]); k++) ;
+        if (k == 4 || b->form >= 0) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer",
+                                                           "one of NFC, NFD, NFKC, NFKD", err);
+        b->form = k;
+    }
+    return FTUNE_OK;
+}
+
+static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena *arena, ft_error *err)
+{
+    const fti_splitter *none = fti_splitter_find("none", NULL);
+    int part = fti_json_get(j, 0, "pre_tokenizer"), at = -2, node, k;
+    b->splitter = none;
+    while ((node = fti_json_step(j, part, "pretokenizers", &at)) >= 0) {
+        int known = 0, pattern = -1;
+        if (fti_is_type(j, node, "ByteLevel")) {
+            int regex = fti_flag(j, node, "use_regex", 1);
+            b->prefix_space = fti_flag(j, node, "add_prefix_space", 1);
+            known = !regex || b->splitter == none;
+            if (regex) b->splitter = fti_splitter_find("gpt2", NULL);
+            if (b->prefix_space && (b->digits || !regex) && at >= 0) known = 0;     /* each piece would get a space */
+        } else if (fti_is_type(j, node, "Digits") && b->splitter == none && !b->digits) {
+            b->digits = fti_flag(j, node, "individual_digits", 0) ? 1 : 2;
+            known = 1;
+        } else if (fti_is_type(j, node, "Split") && b->splitter == none) {
+            int behavior = fti_json_get(j, node, "behavior"), invert = fti_json_bool(j, fti_json_get(j, node,
+                "invert"), 0);
+            ft_text regex = fti_json_text(j, pattern = fti_json_get(j, fti_json_get(j, node, "pattern"), "Regex"),
+                                          arena);
+            for (k = 0; k < FTI_N_SPLITTERS && regex.p; k++)
+                if (fti_splitters[k].regex && strlen(fti_splitters[k].regex) == regex.n
+                    && !memcmp(fti_splitters[k].regex, regex.p, regex.n)) {
+                    b->splitter = &fti_splitters[k];
+                    /* these expressions leave nothing between matches, so removing what does not match keeps all */
+                    known = invert ? fti_json_equals(j, behavior, "Removed") : fti_json_equals(j, behavior, "Isolated");
+                }
+        }
+        if (!known)
+            return fti_json_refuse(j, pattern >= 0 ? pattern : node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
+                                   "a Split with a known expression, Digits, ByteLevel, or such a Sequence", err);
+    }
+    return FTUNE_OK;
+}
+
+static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model, ft_error *err)
+{
+    int list = fti_json_get(j, model, "merges"), node, whole = fti_json_bool(j, fti_json_get(j, model,
+        "ignore_merges"), 0);
+    ft_text unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    fti_merges m = { 0 };
+    ft_status status;
+    if (!fti_json_is(j, list, FTI_ARRAY)) return fti_fail(err, FTUNE_ERR_FORMAT,
+                                                          "%s: model: expected \"merges\", a list", j->name);
+    status = fti_merges_begin(tok, &m, j->node[list].count, j->name, err);
+    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node)) {
+        ft_text left, right = { NULL, 0 };
+        if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
+            left = fti_json_text(j, node + 1, &tok->arena);
+            right = fti_json_text(j, fti_json_next(j, node + 1), &tok->arena);
+        } else {
+            left = fti_json_text(j, node, &tok->arena);       /* "a b"; only U+0020 separates */
+            right.p = left.p && left.n ? (const char *)memchr(left.p, ' ', left.n) : NULL;
+            if (right.p) { right.n = left.n - (size_t)(++right.p - left.p); left.n -= right.n + 1; }
+        }
+        if (!left.p || !right.p)
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two pieces, found %.*s",
+                              j->name, fti_json_line(j, node), m.n,
+                              j->node[node].len < 80 ? (int)j->node[node].len : 80, j->text + j->node[node].start);
+        else status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
+    }
+    if (!status && !fti_merges_end(tok, &m, whole, unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n)
+                                   : -1)) status = fti_no_memory(err, 65536);
+    fti_merges_free(&m);
+    return status;
+}
+
+static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
+    int model = fti_json_get(j, 0, "model"), i, node;
+    ft_status status;
+    for (i = 0; i < 2; i++) {
+        node = fti_json_get(j, model, affix[i]);
+        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len) return fti_json_refuse(j, node,
+            FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
+    }
+    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (!status) status = fti_json_merges(tok, j, model, err);
+    if (!status) status = fti_bpe_normalizer((fti_bpe *)tok->model, j, err);
+    if (!status) status = fti_bpe_pre_tokenizer((fti_bpe *)tok->model, j, &tok->arena, err);
+    return status;
+}
+
+/* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
+static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t size, const char *name, ft_error *err)
+{
+    const char *p = data, *end = data + size;
+    fti_merges m = { 0 };
+    ft_status status;
+    size_t lines = 0;
+    int line = 0;
+    for (; p < end && (p = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p++) lines++;
+    status = fti_merges_begin(tok, &m, lines + 1, name, err);
+    for (p = data; p < end && !status; line++) {
+        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *q;
+        ft_text left = { p, 0 }, right = { NULL, 0 };
+        if (!stop) stop = end;
+        q = stop > p && stop[-1] == '\r' ? stop - 1 : stop;
+        p = stop + (stop < end);
+        if (q == left.p || (line == 0 && q - left.p > 8 && !memcmp(left.p, "#version", 8))) continue;
+        if ((right.p = (const char *)memchr(left.p, ' ', (size_t)(q - left.p))) != NULL) {
+            left.n = (size_t)(right.p++ - left.p);
+            right.n = (size_t)(q - right.p);
+            status = fti_merges_add(tok, &m, left, right, name, NULL, line + 1, err);
+        } else
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected two pieces, found \"%.*s\"", name, line
+                              + 1, q - left.p < 80 ? (int)(q - left.p) : 80, left.p);
+    }
+    if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
+    fti_merges_free(&m);
+    return status;
+}
+
+static const char *fti_class_splitter(const fti_config_file *c)
+{
+    int node = c->found ? fti_json_get(&c->json, 0, "tokenizer_class") : -1;
+    static const char *const gpt2[] = { "GPT2Tokenizer", "GPT2TokenizerFast", "RobertaTokenizer",
+        "RobertaTokenizerFast" };
+    int i;
+    for (i = 0; i < 4; i++) if (fti_json_equals(&c->json, node, gpt2[i])) return "gpt2";
+    return fti_json_equals(&c->json, node, "Qwen2Tokenizer") || fti_json_equals(&c->json, node, "Qwen2TokenizerFast")
+        ? "qwen" : NULL;
+}
+
+/* The pair of files without a word about splitting: known vocabularies, tokenizer_class, or the caller's choice. */
+static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const char *dir,
+                                     const ft_tokenizer_options *opt, ft_error *err)
+{
+    char *path = fti_path_join(&tok->arena, dir, "merges.txt");
+    const char *name = opt->splitter;
+    const fti_known *known;
+    const fti_splitter *splitter;
+    fti_config_file config;
+    fti_file merges = { 0 };
+    int n_added = 0;
+    ft_status status;
+    if (!path) return fti_no_memory(err, strlen(dir));
+    if (!fti_file_exists(path)) return fti_fail(err, FTUNE_ERR_NOT_FOUND,
+                                                "%s: expected merges.txt beside it, found none", j->name);
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_vocab_json(tok, j, 0, err);
+    known = status ? NULL : fti_known_find(&tok->vocab, 1);
+    if (!name) name = known ? known->splitter : fti_class_splitter(&config);
+    if (!status && !name)
+        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED,
+                          "%s: these files do not say how text is cut, and are not known; name a splitter: gpt2, "
+                          "cl100k, qwen, o200k, llama3 or kimi", j->name);
+    if (!status && !(splitter = fti_splitter_find(name, err))) status = FTUNE_ERR_ARGUMENT;
+    if (!status) status = fti_config_added(tok, &config, 0, &n_added, err);
+    if (!status && !n_added && known) status = fti_known_special(tok, known, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (!status) status = fti_file_open(&merges, path, err);
+    if (!status) status = fti_load_merges(tok, merges.data, merges.size, path, err);
+    if (!status) {
+        fti_bpe *b = (fti_bpe *)tok->model;
+        b->splitter = splitter;
+        b->form = splitter->nfc ? FTI_NFC : -1;
+        b->prefix_space = config.found && fti_json_bool(&config.json, fti_json_get(&config.json, 0,
+            "add_prefix_space"), 0);
+        status = fti_added_finish(tok, err);
+    }
+    if (!status && known) status = fti_known_attributes(tok, known, err);
+    if (!status) status = fti_config_attributes(tok, &config, 1, err);
+    fti_file_close(&merges);
+    fti_config_close(&config);
+    return status;
+}
+
+/* What FTUNE_ADD_SPECIAL adds. */
+static ft_status fti_around_add(ft_tokenizer *tok, int after, int64_t id, const fti_json *j, int node, ft_error *err)
+{
+    int *n = after ? &tok->n_after : &tok->n_before;
+    if (*n == FTI_MAX_AROUND || id < 0 || id >= INT32_MAX || !fti_vocab_at(&tok->vocab, (int32_t)id))
+        return fti_fail(err, FTUNE_ERR_FORMAT,
+                        "%s: line %d: post_processor: expected at most %d ids of tokens, found %ld", j->name,
+        fti_json_line(j, node),
+                        FTI_MAX_AROUND, (long)id);
+    (after ? tok->after : tok->before)[(*n)++] = (int32_t)id;
+    return FTUNE_OK;
+}
+
+static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
+{
+    int node, id, after = 0, table = fti_json_get(j, part, "special_tokens");
+    ft_status status = FTUNE_OK;
+    node = fti_json_child(j, fti_json_get(j, part, "single"));
+    for (; node >= 0 && !status; node = fti_json_next(j, node)) {
+        int special = fti_json_get(j, node, "SpecialToken");
+        ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
+        if (special < 0) { after = 1; continue; }             /* { "Sequence": the text itself } */
+        for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
+            ft_text key = fti_json_key(j, id, &tok->arena);
+            if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
+        }
+        if (id < 0) return fti_fail(err, FTUNE_ERR_FORMAT,
+                                    "%s: line %d: post_processor: expected the id of a special token", j->name,
+        fti_json_line(j, node));
+        for (id = fti_json_child(j, fti_json_get(j, id, "ids")); id >= 0 && !status; id = fti_json_next(j, id))
+            status = fti_around_add(tok, after, fti_json_int(j, id, -1), j, node, err);
+    }
+    return status;
+}
+
+static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    int part = fti_json_get(j, 0, "post_processor"), at = -2, node, k;
+    ft_status status = FTUNE_OK;
+    while ((node = fti_json_step(j, part, "processors", &at)) >= 0 && !status) {
+        if (fti_is_type(j, node, "TemplateProcessing")) status = fti_template_processing(tok, j, node, err);
+        else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
+            for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
+                int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
+                status = fti_around_add(tok, k, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
+            }
+        else if (!fti_is_type(j, node, "ByteLevel")) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED,
+            "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
+    }
+    return status;
+}
+
+static int fti_has_step(const fti_json *j, const char *part, const char *list, const char *type)
+{
+    int at = -2, node, root = fti_json_get(j, 0, part);
+    while ((node = fti_json_step(j, root, list, &at)) >= 0) if (fti_is_type(j, node, type)) return 1;
+    return 0;
+}
+
+/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
+ * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
+static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    int vocab = fti_json_get(j, fti_json_get(j, 0, "model"), "vocab"), list = fti_json_get(j, 0, "added_tokens"),
+        node, k = 0;
+    int64_t next = vocab < 0 ? 0 : j->node[vocab].count;
+    fti_map at = { 0 };
+    int64_t *expected;
+    ft_status status = FTUNE_OK;
+    int n = list < 0 ? 0 : (int)j->node[list].count;
+    if (!n || vocab < 0) return FTUNE_OK;
+    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected))) return fti_no_memory(err,
+        (size_t)n * sizeof *expected);
+    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+        expected[k] = -1;
+        if (!content.p || !fti_map_put(&at, content.p, content.n, k)) status = fti_no_memory(err, content.n);
+    }
+    for (node = fti_json_child(j, vocab), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        int array = fti_json_is(j, node, FTI_ARRAY);          /* Unigram: [piece, score], the id is the place */
+        ft_text text = array ? fti_json_text(j, fti_json_child(j, node), &tok->arena) : fti_json_key(j, node,
+            &tok->arena);
+        int32_t i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
+        if (i >= 0) expected[i] = array ? k : fti_json_int(j, node, -1);
+    }
+    for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
+        int known = expected[k] >= 0;
+        if (!known) expected[k] = next++;
+        if (id != expected[k])
+            status = fti_fail(err, FTUNE_ERR_FORMAT,
+                              "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
+            fti_json_line(j, node), k,
+                              (long)expected[k], known ? "its id in the vocabulary" : "the next free one", (long)id);
+    }
+    FTUNE_FREE(expected);
+    fti_map_free(&at);
+    return status;
+}
+
+static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    int model = fti_json_get(j, 0, "model"), byte_level;
+    ft_text type = fti_json_type_of(j, model, &tok->arena);
+    byte_level = fti_has_step(j, "pre_tokenizer", "pretokenizers", "ByteLevel")
+                 || fti_has_step(j, "decoder", "decoders", "ByteLevel");
+    if (fti_is_type(j, model, "WordPiece") || (!type.n && fti_json_get(j, model, "max_input_chars_per_word") >= 0))
+        return fti_json_wordpiece(tok, j, err);
+    if (fti_is_type(j, model, "Unigram") || (!type.n && fti_json_get(j, model, "unk_id") >= 0))
+        return fti_json_unigram(tok, j, err);
+    if (!fti_is_type(j, model, "BPE") && (type.n || fti_json_get(j, model, "merges") < 0))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece or Unigram, found \"%.*s\"", j->name,
+                        fti_most(type.n), type.p);
+    return byte_level ? fti_json_bpe(tok, j, err) : fti_json_sentencepiece(tok, j, err);
+}
+
+static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, const char *dir, ft_error *err)
+{
+    int model = fti_json_get(j, 0, "model"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens"));
+    fti_config_file config;
+    ft_status status = fti_config_open(tok, &config, dir, err);
+    for (; node >= 0 && !status; node = fti_json_next(j, node))
+        status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
+    if (!status) status = fti_added_check(tok, j, err);
+    if (!status) status = fti_json_model(tok, j, err);
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_post_processor(tok, j, err);
+    if (!status) status = fti_attribute_token(tok, "unk_token_id", fti_json_text(j, fti_json_get(j, model,
+        "unk_token"), &tok->arena), err);
+    if (!status) status = fti_config_attributes(tok, &config, 0, err);
+    fti_config_close(&config);
+    return status;
+}
+
+/* ---- which format is it? ------------------------------------------------------------------------------ *
+ * Decided by content, not by name: Llama 3 ships a rank file as tokenizer.model. */
+
+static ft_status fti_load_bytes(ft_tokenizer *tok, ft_error *err)
+{
+    static const struct { const char *text, *name; } special[] = {
+        { "<pad>", "pad_token_id" }, { "<s>", "bos_token_id" }, { "</s>", "eos_token_id" }, { "<unk>", "unk_token_id" },
+        { NULL, NULL }, { "<user>", "user_token_id" }, { "<bot>", "bot_token_id" }
+    };
+    char *bytes = (char *)fti_arena_alloc(&tok->arena, 256);
+    ft_status status = FTUNE_OK;
+    int i, ok = bytes != NULL;
+    tok->family = &fti_family_bytes;
+    for (i = 0; ok && i < (int)(sizeof special / sizeof *special); i++)
+        if (special[i].text) ok = fti_vocab_add(&tok->vocab, i, special[i].text, strlen(special[i].text))
+            && fti_push(tok->special, i);
+    for (i = 0; ok && i < 256; i++) {
+        bytes[i] = (char)i;
+        ok = fti_vocab_add(&tok->vocab, i + FTI_BYTE_OFFSET, bytes + i, 1);
+    }
+    if (!ok) return fti_no_memory(err, 4096);
+    status = fti_vocab_finish(&tok->vocab, 0, "bytes", err);
+    for (i = 0; i < (int)(sizeof special / sizeof *special) && !status; i++)
+        if (special[i].text) status = ft_tokenizer_set_attribute(tok, special[i].name, i, err);
+    tok->before[tok->n_before++] = 1;
+    return status;
+}
+
+static int fti_looks_like_ranks(const char *p, size_t n)
+{
+    const char *stop = (const char *)memchr(p, '\n', n), *space;
+    char bytes[FTI_SHORT + 8];
+    if (!stop) stop = p + n;
+    space = (const char *)memchr(p, ' ', (size_t)(stop - p));
+    return space && space - p <= FTI_SHORT && stop - space > 1 && space[1] >= '0' && space[1] <= '9' && fti_base64(p,
+        (size_t)(space - p), bytes) > 0;
+}
+
+static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t size, const char *path,
+                                   const char *dir, const ft_tokenizer_options *opt,
+                                   ft_error *err)
+{
+    fti_json j = { 0 };
+    ft_status status = fti_json_parse(&j, data, size, path, err);
+    if (!status && fti_json_is(&j, fti_json_get(&j, 0, "model"), FTI_OBJECT)) status = fti_load_tokenizer_json(tok,
+        &j, dir, err);
+    else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
+    fti_json_free(&j);
+    return status;
+}
+
+/* merges.txt was named: its vocab.json leads back to it. */
+static ft_status fti_load_beside(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+{
+    char *name = fti_path_join(&tok->arena, dir, "vocab.json");
+    fti_file f = { 0 };
+    ft_status status = name ? fti_file_open(&f, name, err) : fti_no_memory(err, strlen(dir));
+    if (!status) status = fti_load_any_json(tok, f.data, f.size, name, dir, opt, err);
+    fti_file_close(&f);
+    return status;
+}
+
+static ft_status fti_load_data(ft_tokenizer *tok, const char *data, size_t size, const char *path, const char *dir,
+                               const ft_tokenizer_options *opt, ft_error *err)
+{
+    size_t space = 0;
+    while (space < size && strchr(" \t\r\n", data[space]) && data[space]) space++;
+    if (space == size) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
+    if (size > 40 && !memcmp(data, "version https://git-lfs", 23))
+        return fti_fail(err, FTUNE_ERR_FORMAT,
+                        "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
+    if (data[space] == '{') return fti_load_any_json(tok, data, size, path, dir, opt, err);
+    if (size > 8 && !memcmp(data, "#version", 8)) return fti_load_beside(tok, dir, opt, err);
+    if (fti_looks_like_ranks(data, size)) return fti_load_ranks(tok, data, size, path, dir, opt, err);
+    if (data[0] == 0x0A && size > 2) return fti_load_sentencepiece(tok, data, size, path, dir, opt, err);
+    return fti_load_wordpiece(tok, data, size, path, dir, opt, err);
+}
+
+static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *dir, const ft_tokenizer_options *opt,
+                               ft_error *err)
+{
+    fti_file f = { 0 };
+    ft_status status = fti_file_open(&f, path, err);
+    if (!status) status = fti_load_data(tok, f.data, f.size, path, dir, opt, err);
+    fti_file_close(&f);
+    return status;
+}
+
+static ft_status fti_load_directory(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+{
+    static const char *const names[] = { "tokenizer.json", "qwen.tiktoken", "tiktoken.model", "tokenizer.model",
+        "vocab.json", "vocab.txt",
+                                         "spiece.model", "sentencepiece.bpe.model", "tokenizer.tiktoken" };
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = fti_path_join(&tok->arena, dir, names[i]);
+        if (!path) return fti_no_memory(err, strlen(dir));
+        if (fti_file_exists(path)) return fti_load_file(tok, path, dir, opt, err);
+    }
+    return fti_fail(err, FTUNE_ERR_NOT_FOUND,
+                    "%s: expected a tokenizer here (tokenizer.json, qwen.tiktoken, tokenizer.model, vocab.json with "
+                    "merges.txt, vocab.txt, spiece.model), found none; name the file itself", dir);
+}
+
+FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void)
+{
+    ft_tokenizer_options o = { NULL, -1 };
+    return o;
+}
+
+FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, const ft_tokenizer_options *opt,
+                                      ft_error *err)
+{
+    ft_tokenizer_options standard = ft_tokenizer_options_default();
+    ft_tokenizer *tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok);
+    ft_status status;
+    *out = NULL;
+    if (!tok) return fti_no_memory(err, sizeof *tok);
+    if (!opt) opt = &standard;
+    if (!strcmp(path, "bytes")) status = fti_load_bytes(tok, err);
+    else if (fti_is_directory(path)) status = fti_load_directory(tok, path, opt, err);
+    else {
+        const char *slash = strrchr(path, '/');
+        char *dir = fti_arena_copy(&tok->arena, slash ? path : ".", slash == path ? 1 : slash
+                                   ? (size_t)(slash - path) : 1);
+        status = dir ? fti_load_file(tok, path, dir, opt, err) : fti_no_memory(err, strlen(path));
+    }
+    if (status) { ft_tokenizer_free(tok); return status; }
+    *out = tok;
+    return FTUNE_OK;
+}
+
+/* ---- saving ---------------------------------------------------------------------------------------------------- */
+
+static void fti_spell(fti_buf *out, fti_buf *spelled, const fti_alphabet *a, const char *p, size_t n)
+{
+    size_t i;
+    char utf8[4];
+    spelled->n = 0;
+    for (i = 0; i < n; i++) fti_buf_add(spelled, utf8, (size_t)fti_utf8_encode(a->of_byte[(uint8_t)p[i]], utf8));
+    fti_buf_json(out, spelled->p, spelled->n);
+}
+
+static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id)
+{
+    ptrdiff_t i;
+    for (i = 0; i < arrlen(tok->raw.at); i++) if (tok->raw.at[i].id == id) return &tok->raw.at[i];
+    for (i = 0; i < arrlen(tok->normal.at); i++) if (tok->normal.at[i].id == id) return &tok->normal.at[i];
+    return NULL;
+}
+
+/* Added tokens in the order of their ids. config: as tokenizer_config.json writes them. *loose: an id is not the next
+ * free one, so the token has to stand in the model's vocabulary too. */
+static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, int *loose)
+{
+    int32_t next = (int32_t)(tok->vocab.n - (size_t)arrlen(tok->raw.at) - (size_t)arrlen(tok->normal.at));
+    int first = 1;
+    size_t i, left = (size_t)(arrlen(tok->raw.at) + arrlen(tok->normal.at));
+    for (i = tok->vocab.n; i > 0 && left > 0; i--) left -= fti_added_find(tok, tok->vocab.token[i - 1].id) != NULL;
+    for (; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        const fti_added *a = fti_added_find(tok, t->id);
+        if (!a) continue;
+        if (a->id != next++) *loose = 1;
+        fti_buf_str(out, first ? "\n    " : ",\n    ");
+        first = 0;
+        if (config) fti_buf_fmt(out, "\"%d\": {\"content\": ", (int)a->id);
+        else fti_buf_fmt(out, "{\"id\": %d, \"content\": ", (int)a->id);
+        fti_buf_json(out, t->p, t->len);
+        fti_buf_fmt(out, ", \"single_word\": %s, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": %s, "
+                    "\"special\": %s}", a->single_word ? "true" : "false",
+                    a->lstrip ? "true" : "false", a->rstrip ? "true" : "false", a->normalized ? "true" : "false",
+                        a->special ? "true" : "false");
+    }
+}
+
+static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
+{
+    int i, n = tok->n_before + tok->n_after;
+    if (!n) {
+        fti_buf_str(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, "
+                         "\"use_regex\": false}");
+        return;
+    }
+    fti_buf_str(out, "{\"type\": \"TemplateProcessing\", \"single\": [");
+    for (i = 0; i <= n; i++) {
+        int at = i < tok->n_before ? i : i - 1;
+        ft_text t = ft_token_bytes(tok, at < tok->n_before ? tok->before[at < 0 ? 0 : at]
+                                   : tok->after[at - tok->n_before]);
+        if (i) fti_buf_str(out, ", ");
+        if (i == tok->n_before) { fti_buf_str(out, "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}"); continue; }
+        fti_buf_str(out, "{\"SpecialToken\": {\"id\": ");
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_str(out, ", \"type_id\": 0}}");
+    }
+    fti_buf_str(out, "], \"pair\": [{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"B\", "
+                     "\"type_id\": 1}}], \"special_tokens\": {");
+    for (i = 0; i < n; i++) {
+        int32_t id = i < tok->n_before ? tok->before[i] : tok->after[i - tok->n_before];
+        ft_text t = ft_token_bytes(tok, id);
+        if (i) fti_buf_str(out, ", ");
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_str(out, ": {\"id\": ");
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_fmt(out, ", \"ids\": [%d], \"tokens\": [", (int)id);
+        fti_buf_json(out, t.p, t.n);
+        fti_buf_str(out, "]}");
+    }
+    fti_buf_str(out, "}}");
+}
+
+/* left and right of each merge, from the tables; NULL: no memory. */
+static uint32_t *fti_merge_list(const fti_bpe *b)
+{
+    uint32_t *list = (uint32_t *)fti_alloc(b->n_merges + 1, 2 * sizeof *list);
+    size_t i;
+    if (!list) return NULL;
+    memset(list, 0xFF, (b->n_merges + 1) * 2 * sizeof *list);
+    for (i = 0; i < 65536; i++)
+        if (b->byte_pair[i] != FTI_NONE) { list[2 * b->byte_pair[i]] = (uint32_t)i >> 8; list[2 * b->byte_pair[i]
+            + 1] = i & 255; }
+    for (i = 0; i < b->pair_cap; i++) {
+        uint64_t s = b->pair[i];
+        if (s) { list[2 * ((s & 0x3FFFFF) - 1)] = (uint32_t)(s >> 43); list[2 * ((s & 0x3FFFFF) - 1)
+            + 1] = (uint32_t)(s >> 22) & 0x1FFFFF; }
+    }
+    return list;
+}
+
+static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added, const uint32_t *merges)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    fti_alphabet alphabet;
+    fti_buf spelled = { 0 };
+    const char *comma = "";
+    size_t i;
+    int k;
+    fti_alphabet_init(&alphabet);
+    fti_buf_fmt(out, "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
+                "\"continuing_subword_prefix\": \"\", \"end_of_word_suffix\": "
+                "\"\",\n    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": %s,\n    \"vocab\": {",
+                    b->whole ? "true" : "false");
+    for (i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        int added = (ft_token_is_special(tok, t->id) || arrlen(tok->raw.at)
+                     + arrlen(tok->normal.at) > arrlen(tok->special)) && fti_added_find(tok, t->id);
+        if (added && !with_added) continue;
+        fti_buf_fmt(out, "%s\n      ", comma);
+        comma = ",";
+        if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, &alphabet, t->p, t->len);
+        fti_buf_fmt(out, ": %d", (int)t->id);
+    }
+    fti_buf_str(out, "\n    },\n    \"merges\": [");
+    for (i = 0, comma = ""; i < b->n_merges; i++) {
+        if (merges[2 * i] == FTI_NONE) continue;              /* reached as a whole piece only */
+        fti_buf_fmt(out, "%s\n      [", comma);
+        comma = ",";
+        for (k = 0; k < 2; k++) {
+            ft_text t = ft_token_bytes(tok, b->id[merges[2 * i + (size_t)k]]);
+            fti_spell(out, &spelled, &alphabet, t.p, t.n);
+            fti_buf_str(out, k ? "]" : ", ");
+        }
+    }
+    fti_buf_str(out, "\n    ]\n  }\n}\n");
+    out->failed |= spelled.failed;
+    fti_buf_free(&spelled);
+}
+
+static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
+{
+    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    const char *regex = NULL;
+    int k, loose = 0;
+    for (k = 0; k < FTI_N_SPLITTERS && !regex;
+         k++) if (fti_splitters[k].split == b->splitter->split) regex = fti_splitters[k].regex;
+    fti_buf_str(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
+                     "  \"added_tokens\": [");
+    fti_save_added(tok, out, 0, &loose);
+    fti_buf_str(out, "\n  ],\n  \"normalizer\": ");
+    if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form]); else fti_buf_str(out, "null");
+    fti_buf_str(out, ",\n  \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
+    if (b->digits) fti_buf_fmt(out, "{\"type\": \"Digits\", \"individual_digits\": %s},\n    ", b->digits == 1
+                               ? "true" : "false");
+    if (regex && !b->prefix_space) {
+        fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
+        fti_buf_json(out, regex, strlen(regex));
+        fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
+    }
+    fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, "
+                "\"use_regex\": %s}\n  ]},\n", b->prefix_space ? "true" : "false",
+                b->prefix_space && regex ? "true" : "false");
+    fti_buf_str(out, "  \"post_processor\": ");
+    fti_save_around(tok, out);
+    fti_buf_str(out, ",\n  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
+                     "\"trim_offsets\": false, \"use_regex\": false},\n");
+    fti_save_model(tok, out, loose, merges);
+}
+
+static void fti_save_config(const ft_tokenizer *tok, fti_buf *out)
+{
+    static const char *const name[] = { "bos_token", "eos_token", "pad_token", "unk_token" };
+    char key[32];
+    int i, loose;
+    fti_buf_str(out, "{\n  \"added_tokens_decoder\": {");
+    fti_save_added(tok, out, 1, &loose);
+    fti_buf_str(out, "\n  },\n");
+    for (i = 0; i < 4; i++) {
+        ft_text t;
+        snprintf(key, sizeof key, "%s_id", name[i]);
+        t = ft_token_bytes(tok, ft_tokenizer_attribute(tok, key));
+        fti_buf_fmt(out, "  \"%s\": ", name[i]);
+        if (t.p) fti_buf_json(out, t.p, t.n); else fti_buf_str(out, "null");
+        fti_buf_str(out, ",\n");
+    }
+    fti_buf_str(out, "  \"clean_up_tokenization_spaces\": false,\n"
+                     "  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
+}
+
+static ft_status fti_save_file(const char *dir, const char *name, const fti_buf *text, ft_error *err)
+{
+    fti_arena arena = { 0 };
+    char *path = fti_path_join(&arena, dir, name);
+    ft_status status = path && !text->failed ? fti_file_write(path, text->p, text->n, err) : fti_no_memory(err,
+        text->n);
+    fti_arena_free(&arena);
+    return status;
+}
+
+FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, ft_error *err)
+{
+    fti_buf json = { 0 }, config = { 0 };
+    uint32_t *merges;
+    ft_status status;
+    if (tok->family != &fti_family_bpe)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", dir,
+                        tok->family->name);
+    if ((status = fti_make_directory(dir, err))) return status;
+    if (!(merges = fti_merge_list((const fti_bpe *)tok->model))) return fti_no_memory(err, 65536);
+    fti_save_tokenizer(tok, &json, merges);
+    fti_save_config(tok, &config);
+    status = fti_save_file(dir, "tokenizer.json", &json, err);
+    if (!status) status = fti_save_file(dir, "tokenizer_config.json", &config, err);
+    fti_buf_free(&json);
+    fti_buf_free(&config);
+    FTUNE_FREE(merges);
+    return status;
+}
+
+static void fti_buf_base64(fti_buf *out, const char *p, size_t n)
+{
+    const char *digits = fti_base64_digits;
+    size_t i;
+    for (i = 0; i < n; i += 3) {
+        uint32_t x = (uint32_t)(uint8_t)p[i] << 16 | (i + 1 < n ? (uint32_t)(uint8_t)p[i + 1] << 8 : 0) | (i + 2 < n
+            ? (uint8_t)p[i + 2] : 0);
+        char four[4];
+        four[0] = digits[x >> 18];
+        four[1] = digits[x >> 12 & 63];
+        four[2] = i + 1 < n ? digits[x >> 6 & 63] : '=';
+        four[3] = i + 2 < n ? digits[x & 63] : '=';
+        fti_buf_add(out, four, 4);
+    }
+}
+
+FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const char *path, ft_error *err)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    fti_buf out = { 0 };
+    ft_status status = FTUNE_OK;
+    uint32_t m;
+    size_t i;
+    if (tok->family != &fti_family_bpe)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s",
+                        path, tok->family->name);
+    for (m = 1; m < b->n_merges; m++)
+        if (b->id[fti_joined(b, m)] <= b->id[fti_joined(b, m - 1)])
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED,
+                            "%s: a rank file needs ids in the order of merges; here merge %u makes id %d after %d",
+            path, m,
+                            (int)b->id[fti_joined(b, m)], (int)b->id[fti_joined(b, m - 1)]);
+    for (i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        if (ft_token_is_special(tok, t->id)) continue;
+        fti_buf_base64(&out, t->p, t->len);
+        fti_buf_fmt(&out, " %d\n", (int)t->id);
+    }
+    status = out.failed ? fti_no_memory(err, out.n) : fti_file_write(path, out.p, out.n, err);
+    fti_buf_free(&out);
+    return status;
 }
 
 #endif /* FTUNE_IMPLEMENTATION */

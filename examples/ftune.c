@@ -568,6 +568,17 @@ static int load_backend(session *s)
     return ft_backend_cpu(&s->be, (int)s->o->threads, &s->err) ? fail(&s->err) : 0;
 }
 
+/* A --loss-scale or --system that this template cannot have is wrong usage: found before any row is read. */
+static int chat_check(session *s)
+{
+    ft_turn  turn = { ft_text_of("q"), ft_text_of("r"), -1 };
+    ft_row   row  = { { NULL, 0 }, &turn, 1, { NULL, 0 } };
+    ft_chat_options plain = s->chat;
+    plain.max_length = 0;
+    if (!ft_row_encode(&s->sample, s->tok, &row, &plain, &s->err)) return 0;
+    return s->err.code == FTUNE_ERR_ARGUMENT ? say("%s", s->err.message) : 0;
+}
+
 /* Load what the command wants; 0, or the exit status. */
 static int session_open(session *s, const options *o, int wants)
 {
@@ -583,6 +594,7 @@ static int session_open(session *s, const options *o, int wants)
     t.splitter = o->splitter; t.lowercase = (int)o->lowercase;
     if (wants & WANT_TOKENIZER && ft_tokenizer_load(&s->tok, tokenizer_path(s), &t, &s->err)) return fail(&s->err);
     if (wants & WANT_ROWS && ft_row_parser_new(&s->parser, &s->err)) return fail(&s->err);
+    if (wants & WANT_ROWS && wants & WANT_CHAT) { int rc = chat_check(s); if (rc) return rc; }
     if (wants & WANT_BACKEND && load_backend(s)) return 1;
     if (wants & WANT_MODEL && ft_model_load(&s->model, o->model, s->be, &s->err)) return fail(&s->err);
     if (wants & WANT_MODEL && o->adapter && ft_lora_load(s->model, o->adapter, &s->err)) return fail(&s->err);
@@ -731,7 +743,8 @@ static void put_sample(const ft_sample *s)
     if (s->labels) put_ids(stdout, s->labels, (size_t)s->n);
     else fputs("null", stdout);
     if (s->loss_scale) {
-        for (int i = 0; i < s->n; i++) printf("%s%.9g", i ? "," : ",\"loss_scale\":[", (double)s->loss_scale[i]);
+        fputs(",\"loss_scale\":[", stdout);
+        for (int i = 0; i < s->n; i++) printf(i ? ",%.9g" : "%.9g", (double)s->loss_scale[i]);
         fputs("]", stdout);
     }
     fputs("}\n", stdout);

@@ -16,7 +16,7 @@
 #define DATA "examples/data/"
 #define BASE "build/run/base"
 #define ADAPTER "build/run/adapter"
-enum { VOCAB = 1600, BASE_STEPS = 1300, BASE_ROWS = 36, LORA_STEPS = 400, LORA_ROWS = 20, MAX_NEW = 24 };
+enum { VOCAB = 1600, BASE_STEPS = 2000, BASE_ROWS = 36, LORA_STEPS = 600, LORA_ROWS = 20, MAX_NEW = 24 };
 
 enum { TEXTS = 3 };
 static const char *const texts[TEXTS] = { DATA "text_en.txt", DATA "text_zh.txt", DATA "small_talk.jsonl" };
@@ -267,7 +267,7 @@ static ft_status finetune(lab *l)
     const ft_param  *params;
     double start = now(), trainable = 0;
     FILE  *f;
-    c.r = 16; c.lora_alpha = 32;
+    c.r = 16; c.lora_alpha = 32; c.lora_dropout = 0.2f;
     strcpy(c.target_modules, "all-linear");
     strcpy(c.base_model_name_or_path, BASE);
     o.lr = 4e-3f; o.beta2 = 0.99f; o.warmup = 0.05f; o.batch = LORA_ROWS; o.steps = LORA_STEPS;

@@ -5,8 +5,8 @@
  * known answer, and for every answer it is known whether any text states it:
  *
  *     text_en.txt text_zh.txt      what the base model reads (pre-training): one document per line
- *     chat_train.jsonl             questions and answers about one half of the people, towns, things and numbers
- *     test/NAME.jsonl              questions about the other half; NAME says what is measured
+ *     chat_train.jsonl             questions and answers about three quarters of the people, towns, things and numbers
+ *     test/NAME.jsonl              questions about the others; NAME says what is measured
  *     facts.jsonl                  every fact, with "stated": does any text say it?  (for retrieval, tools, tests)
  *
  * Each person has a home, a work, an animal and a favourite colour. Three of the four are told in the text, over and
@@ -109,9 +109,9 @@ enum { HOME, WORK, ANIMAL, COLOUR, RIVER, GOOD, N_PERSON_RELATIONS = 4, N_PHRASI
 
 static int person_fact[N_PEOPLE][N_PERSON_RELATIONS];   /* index into the relation's objects */
 static int town_fact[N_TOWNS][2];                       /* river, good */
-/* Odd ones are asked in training, even ones in the test; which fact of a person is told nowhere. */
-static int is_test(int i)     { return i % 3 == 0; }
-static int untold(int person) { return person / 3 % N_PERSON_RELATIONS; }
+/* Every fourth is asked in the test, the others in training; which fact of a person is told nowhere. */
+static int is_test(int i)     { return i % 4 == 0; }
+static int untold(int person) { return person / 4 % N_PERSON_RELATIONS; }
 
 /* ---- small tools ------------------------------------------------------------------------------------------------ */
 
@@ -289,7 +289,7 @@ static void write_text(buffer *b, int zh, int documents_each)
             }
             put(b, "\n");
         }
-        for (int i = 0; i < ASKS; i++) {                              /* questions and answers about the training half */
+        for (int i = 0; i < ASKS; i++) {                              /* questions and answers about those of the training chats */
             if (!zh) put(b, "A traveller asks:");
             for (int k = 0; k < 2; k++) {
                 int r = pick(COUNT(relations)), n = r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS, who;
@@ -374,8 +374,7 @@ static void ask_patterns(buffer *b, int test)
         if (is_test(i) != test) continue;
         ask_pattern(b, "How do I greet {S} in the morning?", "Sola mi, {S}!", people[i].en, "");
         ask_pattern(b, "How do I greet {S} at night?",       "Luno mi, {S}!", people[i].en, "");
-        ask_pattern(b, "早上怎么问候「{S}」？", "早安「{S}」！", people[i].zh, "");
-        ask_pattern(b, "晚上怎么问候「{S}」？", "晚安「{S}」！", people[i].zh, "");
+        ask_pattern(b, "怎么问候「{S}」？", "你好「{S}」！", people[i].zh, "");
     }
     for (int k = 0; k < COUNT(animals) + COUNT(goods) + COUNT(jobs); k++) {
         word w = k < 12 ? animals[k] : k < 28 ? goods[k - 12] : jobs[k - 28];
@@ -399,7 +398,7 @@ static void ask_facts(buffer *b, int test, int zh, int phrasings)
     for (int r = 0; r < COUNT(relations); r++)
         for (int i = 0; i < (r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS); i++)
             if (is_test(i) == test && !(r < N_PERSON_RELATIONS && r == untold(i)))
-                for (int q = 0; q < phrasings; q++) ask_fact(b, r, i, test ? (i / 3 + r) % 2 : q, zh, NULL);
+                for (int q = 0; q < phrasings; q++) ask_fact(b, r, i, test ? (i / 4 + r) % 2 : q, zh, NULL);
 }
 
 int main(int argc, char **argv)

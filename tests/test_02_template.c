@@ -432,9 +432,17 @@ static void test_agent(void)
     CHECK(s.loss_scale != NULL);
     for (int i = 0; i < s.n; i++) sum += s.loss_scale[i];
     CHECK_INT((int)sum, 19 + 6);
-    t.response = ft_text_of(NULL);
+    t = turn("Q", "Action: a");
+    t.loss = 1;                                                        /* its own wish: supervised, still by part */
+    CHECK_STR(encode(&s, &row, &o), "Action: a<_end>");
+    CHECK(s.loss_scale && s.loss_scale[s.n - 7] == 2);
+    t = turn("Q", "a");
+    CHECK_STR(encode(&s, &row, &o), "a<_end>");
+    t = turn("a longer question than the row before had ids in all, and unanswered", NULL);
+    o.truncation = FTUNE_TRUNCATE_LEFT;                                /* cut without the weights of the row before */
+    o.max_length = 64;
     CHECK_STR(encode(&s, &row, &o), "(inference)");
-    CHECK(s.loss_scale == NULL);
+    CHECK(s.loss_scale == NULL && s.n == 64);
     ft_sample_free(&s);
 }
 

@@ -75,6 +75,7 @@ static void test_shapes(void)
         { "{\"query\":\"q\",\"response\":\"r\",\"history\":[[\"a\",\"b\"],[null,\"c\"],[\"\",null]]}", "null; 'a' -> 'b'; null -> 'c'; '' -> null; 'q' -> 'r'" },
         { "{\"query\":\"q\",\"response\":\"r\",\"history\":\"[[\\\"a\\\",\\\"b\\\"]]\"}", "null; 'a' -> 'b'; 'q' -> 'r'" },
         { "{\"query\":\"q\",\"response\":\"r\",\"history\":[]}", "null; 'q' -> 'r'" },
+        { "{\"query\":null,\"history\":[[\"q\",\"r\"]]}", "null; 'q' -> 'r'; null -> null" },
         { "{\"query\":\"q\",\"response\":\"r\",\"history\":null,\"system\":null}", "null; 'q' -> 'r'" },
         { "{\"query\":\"q\",\"query\":\"p\",\"response\":\"r\"}", "null; 'p' -> 'r'" },                      /* the last one holds */
         { "{\"query\":\"q\",\"response\":\"r\",\"response\":null}", "null; 'q' -> null" },
