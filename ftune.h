@@ -143,7 +143,7 @@ enum {
 typedef struct ft_tokenizer ft_tokenizer;    /* read-only once loaded: threads may share it */
 
 typedef struct ft_tokenizer_options {
-    const char *splitter;       /* NULL: recognise the rank file; else "gpt2", "cl100k", "qwen", "o200k", "llama3", "kimi" */
+    const char *splitter;       /* NULL: recognise the vocabulary; else "gpt2", "cl100k", "qwen", "o200k", "llama3", "kimi" */
     int         lowercase;      /* WordPiece vocab.txt only: 1, 0, or -1 = decide from the vocabulary */
 } ft_tokenizer_options;
 FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void);
@@ -155,7 +155,9 @@ FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, cons
 FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 
 /* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
- * too small (FTUNE_ERR_BUFFER_TOO_SMALL). n_bytes of text always give at most n_bytes + 16 ids. */
+ * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. n_bytes of text give at most n_bytes + 16
+ * ids. Control tokens are those that tokenizer.json calls special; other added tokens (Qwen's <think>) are words of the
+ * vocabulary and always found, as with Hugging Face. Of a rank file, all added tokens are control tokens. */
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
                                         int32_t *ids, size_t cap, size_t *n_ids, ft_error *err);
 
@@ -1013,6 +1015,8 @@ typedef struct fti_sink {
     const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
     size_t   n_origin;
     size_t   at;                        /* where the text given to encode begins in the normalised section */
+    struct fti_seen *seen;              /* pieces this call has met, or NULL; a power of two of them */
+    size_t   n_seen;
 } fti_sink;
 
 typedef struct fti_family {
@@ -1627,6 +1631,16 @@ done:
     return c.at;
 }
 
+/* Rare words come again in the same text: each call remembers the ids of some pieces, in the place their hash gives. The
+ * memory is the call's own, so threads still share the tokenizer. */
+typedef struct fti_seen { const char *p; uint64_t key; uint32_t n, n_ids; int32_t ids[6]; } fti_seen;
+
+FTI_INLINE fti_seen *fti_seen_at(const fti_sink *s, const char *p, size_t n, uint64_t *key)
+{
+    *key = fti_vocab_key(p, n);
+    return &s->seen[((*key + n) * UINT64_C(0x9E3779B97F4A7C15) >> 40) & (s->n_seen - 1)];
+}
+
 FTI_INLINE void fti_put_symbol(const ft_tokenizer *tok, const fti_bpe *b, uint32_t sym, size_t *at, fti_sink *out)
 {
     int32_t id = b->id[sym];
@@ -1641,10 +1655,29 @@ static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const 
     const char *p = text + at;
     size_t n = end - at, i;
     int32_t whole = fti_vocab_whole(&tok->vocab, p, n);
+    fti_seen *seen = NULL;
+    uint64_t key = 0;
     if (whole >= 0) { fti_put(out, whole, at, end); return FTUNE_OK; }
+    if (out->seen && n <= 64) {
+        seen = fti_seen_at(out, p, n, &key);
+        if (seen->key == key && seen->n == n && (n <= 8 || !memcmp(seen->p, p, n))) {
+            for (i = 0; i < seen->n_ids; i++, at = end) {
+                end = out->offsets ? at + fti_vocab_at(&tok->vocab, seen->ids[i])->len : at;
+                fti_put(out, seen->ids[i], at, end);
+            }
+            return FTUNE_OK;
+        }
+    }
     if (n <= FTI_SHORT) {
         uint32_t sym[FTI_SHORT];
         n = fti_merge_short(b, sym, fti_bpe_start(b, p, n, sym), 1);
+        if (seen && n <= 6) {
+            seen->p = p;
+            seen->key = key;
+            seen->n = (uint32_t)(end - at);
+            seen->n_ids = (uint32_t)n;
+            for (i = 0; i < n; i++) if ((seen->ids[i] = b->id[sym[i]]) < 0) seen->n = 0;
+        }
         for (i = 0; i < n; i++) fti_put_symbol(tok, b, sym[i], &at, out);
     } else {
         fti_place *place = fti_merge_long(b, p, n);
@@ -1706,6 +1739,7 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
         inner.n_origin = n + 1;
         inner.at = 0;
         inner.end = out->end;
+        inner.seen = NULL;                                    /* the text with the space does not last */
         status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0,
             spaced.n, &inner, err);
         out->n = inner.n;
@@ -1865,6 +1899,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     fti_buf buf = { 0 };
     uint32_t *origin = NULL;
     const fti_added *a;
+    fti_seen *seen = e->sink.seen;
     ft_status status = FTUNE_OK;
     int changed = 0;
     if (begin == end) return FTUNE_OK;
@@ -1877,6 +1912,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     e->sink.end = end;
     e->sink.origin = origin;
     e->sink.n_origin = n;
+    if (changed) e->sink.seen = NULL;                         /* as the normalised text does not last */
     do {
         a = fti_added_next(e, &tok->normal, text, from, n, &b, &stop);
         if (!a) b = n;
@@ -1889,6 +1925,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
         from = stop;
     } while (from < n);
 done:
+    e->sink.seen = seen;
     fti_buf_free(&buf);
     arrfree(origin);
     return status;
@@ -1913,6 +1950,10 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
                         (unsigned)(uint8_t)text[valid]);
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
     e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap;
+    if (tok->family == &fti_family_bpe && text_len >= 1024) {
+        for (e.sink.n_seen = 64; e.sink.n_seen < 8192 && e.sink.n_seen < text_len / 32; e.sink.n_seen *= 2) ;
+        e.sink.seen = (fti_seen *)fti_calloc(e.sink.n_seen, sizeof *e.sink.seen);  /* none: slower, not wrong */
+    }
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
     while (!status) {
         a = fti_added_next(&e, &tok->raw, text, from, text_len, &begin, &end);
@@ -1925,6 +1966,7 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
         from = end;
     }
     if (around && !status) for (i = 0; i < tok->n_after; i++) fti_put(&e.sink, tok->after[i], text_len, text_len);
+    FTUNE_FREE(e.sink.seen);
     if (status) return status;
     *n_ids = e.sink.n;
     if (e.sink.n > cap && (ids || cap))

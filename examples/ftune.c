@@ -869,13 +869,25 @@ static void put_pieces(const char *name, const char *const *pieces)
     putchar('\n');
 }
 
+/* Pieces beside the labels of the encoded row: with the byte tokenizer every byte of text is one id. */
+typedef struct example { const options *o; const ft_sample *sample; int t, learnt; } example;
+
+static void put_mark(example *e, int learnt)
+{
+    if (learnt == e->learnt) return;
+    fputs(learnt ? e->o->colour ? "\x1b[32m" : "[[" : e->o->colour ? "\x1b[0m" : "]]", stdout);
+    e->learnt = learnt;
+}
+
 static void put_example_piece(void *user, const ft_piece *p)
 {
-    const options *o = user;
-    if (p->weight > 0) fputs(o->colour ? "\x1b[32m" : "[[", stdout);
-    for (int i = 0; i < p->n_ids; i++) printf("<%d>", (int)p->ids[i]);
-    fwrite(p->text.p ? p->text.p : "", 1, p->text.n, stdout);
-    if (p->weight > 0) fputs(o->colour ? "\x1b[0m" : "]]", stdout);
+    example *e = user;
+    size_t   n = p->ids ? (size_t)p->n_ids : p->text.n;
+    for (size_t i = 0; i < n && e->t < e->sample->n; i++) {
+        put_mark(e, e->sample->labels[e->t++] != FTUNE_IGNORE_INDEX);
+        if (p->ids) printf("<%d>", (int)p->ids[i]);
+        else putchar(p->text.p[i]);
+    }
 }
 
 static int show_template(const options *o, const ft_template *t)
@@ -897,7 +909,10 @@ static int show_template(const options *o, const ft_template *t)
     s.chat.template_name = t->name;
     if (!rc && ft_tokenizer_load(&s.tok, "bytes", NULL, &s.err)) rc = fail(&s.err);
     printf("example (--swift %d), what is learnt %s:\n", s.chat.swift, o->colour ? "in green" : "in [[ ]]");
-    if (!rc && ft_row_pieces(s.tok, &row, &s.chat, put_example_piece, (void *)o, &s.err)) rc = fail(&s.err);
+    example e = { o, &s.sample, 0, 0 };
+    if (!rc && (ft_row_encode(&s.sample, s.tok, &row, &s.chat, &s.err)
+                || ft_row_pieces(s.tok, &row, &s.chat, put_example_piece, &e, &s.err))) rc = fail(&s.err);
+    put_mark(&e, 0);
     putchar('\n');
     session_close(&s);
     return rc;
@@ -908,7 +923,7 @@ static int cmd_templates(const options *o)
     ft_error err = { FTUNE_OK, "" };
     if (o->n_files) {
         const ft_template *t = ft_template_find(NULL, o->files[0], &err);
-        return t ? show_template(o, t) : fail(&err);
+        return t ? show_template(o, t) : say("%s", err.message);
     }
     printf("%-28s %-10s %s\n", "name", "rounds", "default system");
     for (int i = 0; i < ft_template_count(NULL); i++) {
@@ -1099,8 +1114,10 @@ static void warn_about_data(const session *s, const ft_dataset *d)
     for (int i = 0; i < d->n; i++) {
         const ft_sample *x = &d->samples[i];
         int ends = 0;
-        for (int t = 0; t < x->n; t++)
+        for (int t = 0; t < x->n; t++) {
+            ends |= x->labels[t] != FTUNE_IGNORE_INDEX && x->origin[t] == FTUNE_FROM_SUFFIX;
             for (int k = 0; k < n_stop; k++) ends |= x->labels[t] == stop[k];
+        }
         endless += !ends;
         two_bos += x->n > 1 && bos >= 0 && x->input_ids[0] == bos && x->input_ids[1] == bos;
     }

@@ -240,7 +240,15 @@ static void write_facts(buffer *b)
 #endif
 static word any_word(void)
 {
-    switch (pick(5)) {
+    static char number[8][4];
+    static int  next;
+    word w;
+    switch (pick(6)) {
+    case 4:
+        next = (next + 1) % 8;
+        snprintf(number[next], sizeof number[next], "%d", 10 + pick(90));
+        w.en = w.zh = number[next];
+        return w;
     case 3:  return jobs[pick(COUNT(jobs))];
     case 0:  return goods[pick(COUNT(goods))];
     case 1:  return animals[pick(COUNT(animals))];

@@ -217,7 +217,7 @@ def goldens(templates):
 
 
 def goldens_of_newest(templates):
-    """Templates of the newest release go through the same rules when their class has no logic of its own: the ids say so."""
+    """Templates of the newest release obey the same rules where their class has no logic of its own: the ids say so."""
     golden = json.load(open(os.path.join(SHARED, "swift/golden_pieces.json")))["newest"]
     other = ("consecutive_roles", "loss_scale_react", "pretrain_no_chat_template", "think_multi", "think_multi_infer")
     compared = 0
@@ -252,7 +252,8 @@ def goldens_of_newest(templates):
 WORDS = ["", " ", "\n", "hi", "How are you?", "I am fine", "杭州。", "浙江的省会在哪？\n😱", "é", "e\u0301", "\u200d", "\ufeff",
          "\u00a0", "\x00", "\x01", "\x01eos_token_id", "\x01 64790", "\t\r\n", "👩‍👩‍👧‍👦", "\U0010ffff", "\uffff", "\\n",
          '"', "{", "}}", "{{", "{{QUERY}}", "{{SYSTEM}}", "{{RESPONSE}}", "{{ROUND0}}", "{{ROUND1}}", "{{ROUND",
-         "{{{{QUERY}}}}", "{{QU{{QUERY}}ERY}}", "{{ROUND{{ROUND0}}}}", "{{query}}", "{{ QUERY }}", "%s%n", "<|endoftext|>",
+         "{{{{QUERY}}}}", "{{QU{{QUERY}}ERY}}", "{{ROUND{{ROUND0}}}}", "{{query}}", "{{ QUERY }}", "%s%n",
+         "<|endoftext|>",
          "<|im_start|>", "<|im_end|>", "<|im_end|>\n", "</s>", "<s>", "<eoa>", "\n<|EOT|>", "[SEP]</s>", "<|eot_id|>",
          "<|end|>", "<_end>", " \n\n</s>", "<|END_OF_TURN_TOKEN|>", "<end_of_turn>", "\n\n", "### Human:\n", "[INST]",
          "User: ", "<image>", "0", "null", "-100"]
@@ -261,7 +262,7 @@ TRACE = ["Thought:", "Action:", "Action Input:", "Observation:", "Final Answer:"
 
 
 class Rows:
-    """Draws rows; each comes as (what it means, what is sent): the meaning has query, response, history, system, loss."""
+    """Draws rows, each as (what it means, what is sent); the meaning has query, response, history, system, loss."""
 
     def __init__(self, seed, template):
         self.r = random.Random("%d %s" % (seed, template.name))
@@ -385,14 +386,16 @@ def compare(template, option, n, seed):
             want = encode(Template(template, default_system), row, swift, scale, limit, truncation or "delete")
         except Refused as e:
             refused += 1
-            check(set(got) == {"error"} and isinstance(got["error"], str), name, "not refused: %s: %s" % (e, line[:200]))
+            ok = set(got) == {"error"} and isinstance(got["error"], str)
+            check(ok, name, "not refused: %s: %s" % (e, line[:200]))
             continue
         if "error" in got:
             refused += 1
             check(False, name, "refused: " + got["error"])
             continue
         if want[0] == "dropped":
-            check(got == {"dropped": "too_long", "n": want[1]}, name, "expected dropped %d, found %s" % (want[1], line[:200]))
+            ok = got == {"dropped": "too_long", "n": want[1]}
+            check(ok, name, "expected dropped %d, found %s" % (want[1], line[:200]))
             continue
         ids, labels, weights = want
         expected = {"input_ids": ids, "labels": labels}
@@ -431,14 +434,16 @@ def plain_text(templates, seed):
         _, lines, _ = run(["--template", "qwen"] + args, [{"text": s} for s in texts])
         for s, line in zip(texts, lines):
             ids = [BOS] + ids_of(s) + [EOS]
-            check(json.loads(line) == {"input_ids": ids, "labels": [-100] + ids[1:]}, "plain text row " + json.dumps(s), line)
+            want = {"input_ids": ids, "labels": [-100] + ids[1:]}
+            check(json.loads(line) == want, "plain text row " + json.dumps(s), line)
     pairs = [(r.words(), r.words() + "x") for _ in range(30)]
     _, lines, _ = run(["--template", "qwen", "--no-chat-template"], [{"query": q, "response": a} for q, a in pairs])
     for (q, a), line in zip(pairs, lines):
         q = filled(q, {"ROUND0": "0", "ROUND1": "1"})  # its whole frame is {{QUERY}}, see section 3
         ids = [BOS] + ids_of(q) + ids_of(a) + [EOS]
         labels = [-100] * (1 + len(ids_of(q))) + ids_of(a) + [EOS]
-        check(json.loads(line) == {"input_ids": ids, "labels": labels}, "no chat template row " + json.dumps([q, a]), line)
+        want = {"input_ids": ids, "labels": labels}
+        check(json.loads(line) == want, "no chat template row " + json.dumps([q, a]), line)
 
 
 def main():
