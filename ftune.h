@@ -924,7 +924,7 @@ enum {
 static unsigned fti_cp_class(uint32_t cp);
 /* Canonical normal forms. out gets the result; origin (may be NULL) gets, for each byte written, the byte offset in text
  * of the character it came from, as an stb_ds array. False: no memory. fti_is_nfc: quick check, true only when the text is certainly NFC. */
-typedef enum fti_form { FTI_NFC, FTI_NFD, FTI_NFKC, FTI_NFKD } fti_form;
+typedef enum fti_form { FTI_NFC, FTI_NFD } fti_form;
 static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out, uint32_t **origin);
 static int fti_is_nfc(const char *text, size_t n);
 static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower case; extra[] the further code points or 0 */
@@ -1179,14 +1179,14 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
             return fti_fail(err, FTUNE_ERR_FORMAT,
                             "%s: expected one token for each id, found \"%.*s\" and \"%.*s\" for %d", name,
                             last->len < 60 ? (int)last->len : 60, last->p, t->len < 60 ? (int)t->len : 60, t->p,
-                                (int)t->id);
+                            (int)t->id);
     }
     if (n) arrsetlen(v->token, k);
     n = v->n = k;
     FTUNE_FREE(v->slot);
     v->cap = n + n / 2 + 8;
-    if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot))) return fti_no_memory(err,
-        v->cap * sizeof *v->slot);
+    if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
+        return fti_no_memory(err, v->cap * sizeof *v->slot);
     for (i = 0; i < n; i++) {
         const fti_token *t = &v->token[i];
         uint64_t key = fti_vocab_key(t->p, t->len);
@@ -1506,8 +1506,8 @@ static size_t fti_bpe_start(const fti_bpe *b, const char *p, size_t n, uint32_t 
         behind = i + len < n ? (uint32_t)s[i + len - 1] << 8 | s[i + len] : 0;
         behind = (uint32_t)(b->crossing[behind >> 6] >> (behind & 63)) & 1;
         if (!(before | behind) && (len == 2 || len == 3))
-            whole = b->of_char[len == 2 ? (s[i] & 31u) << 6 | (s[i + 1] & 63u) : (s[i] & 15u) << 12 | (s[i
-                + 1] & 63u) << 6 | (s[i + 2] & 63u)];
+            whole = b->of_char[len == 2 ? (s[i] & 31u) << 6 | (s[i + 1] & 63u)
+                               : (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u)];
         if (whole != FTI_NONE) sym[k++] = whole;
         else for (j = 0; j < len; j++) sym[k++] = s[i + j];
     }
@@ -1631,8 +1631,8 @@ done:
     return c.at;
 }
 
-/* Rare words come again in the same text: each call remembers the ids of some pieces, in the place their hash gives. The
- * memory is the call's own, so threads still share the tokenizer. */
+/* Rare words come again in the same text: each call remembers the ids of some pieces, in the place their hash gives.
+ * The memory is the call's own, so threads still share the tokenizer. */
 typedef struct fti_seen { const char *p; uint64_t key; uint32_t n, n_ids; int32_t ids[6]; } fti_seen;
 
 FTI_INLINE fti_seen *fti_seen_at(const fti_sink *s, const char *p, size_t n, uint64_t *key)
@@ -1741,7 +1741,7 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
         inner.end = out->end;
         inner.seen = NULL;                                    /* the text with the space does not last */
         status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0,
-            spaced.n, &inner, err);
+                spaced.n, &inner, err);
         out->n = inner.n;
         arrfree(origin);
         fti_buf_free(&spaced);
@@ -1866,8 +1866,8 @@ static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_se
         q = p + a->n;
         if (a->special && e->n_plain && fti_touches_plain(e, (size_t)(p - text), (size_t)(q - text))) { p++; continue; }
         if ((a->special && as_text)
-            || (a->single_word && ((p > text && fti_is_word_char(fti_char_before(p))) || (q < stop
-                && fti_is_word_char(q))))) {
+            || (a->single_word && ((p > text && fti_is_word_char(fti_char_before(p)))
+                                   || (q < stop && fti_is_word_char(q))))) {
             p = q;
             continue;
         }
@@ -1887,7 +1887,7 @@ static ft_status fti_refused(const fti_encoding *e, const fti_added *a, size_t a
     return fti_fail(e->err, FTUNE_ERR_SPECIAL,
                     "text: byte %lu: expected no control token, found \"%.*s\"; take it out, or encode with "
                     "FTUNE_SPECIAL_AS_TEXT or FTUNE_SPECIAL_PARSE", (unsigned long)at, a->n < 100 ? (int)a->n : 100,
-                        a->p);
+                    a->p);
 }
 
 /* The caller's text [begin, end), free of tokens of tok->raw: normalize, cut again, encode. */
@@ -1941,9 +1941,9 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
     ft_status status = FTUNE_OK;
     int i, around = (special & FTUNE_ADD_SPECIAL) != 0;
     *n_ids = 0;
-    if (text_len > INT32_MAX) return fti_fail(err, FTUNE_ERR_ARGUMENT,
-                                              "text: expected less than 2 GiB in one call, found %lu bytes",
-    (unsigned long)text_len);
+    if (text_len > INT32_MAX)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "text: expected less than 2 GiB in one call, found %lu bytes",
+                        (unsigned long)text_len);
     if (tok->family->utf8 && (valid = fti_utf8_valid(text, text_len)) < text_len)
         return fti_fail(err, FTUNE_ERR_UTF8, "text: byte %lu: expected UTF-8, found 0x%02X; convert the text first",
                         (unsigned long)valid,
@@ -2047,7 +2047,7 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
         }
         if (skip_special && ft_token_is_special(tok, t->id)) continue;
         fti_decode_one(tok, t, first, &bytes);
-        first = 0;
+        first = first && !bytes.n && ft_token_is_special(tok, t->id);      /* <s> in front adds nothing to the text */
     }
     fti_buf_lossy(&out, bytes.p, bytes.n, 0);
     if (bytes.failed || out.failed) { status = fti_no_memory(err, bytes.n); goto done; }
@@ -2077,7 +2077,7 @@ FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap
     if (!t || (s->skip_special && ft_token_is_special(s->tok, id))) return text;
     fti_buf_add(&bytes, s->held, (size_t)s->n_held);
     fti_decode_one(s->tok, t, !s->started, &bytes);
-    s->started = 1;
+    s->started = s->started || bytes.n || !ft_token_is_special(s->tok, id);
     s->n_held = fti_buf_lossy(&whole, bytes.p, bytes.n, 1);
     if (s->n_held) memcpy(s->held, bytes.p + bytes.n - s->n_held, (size_t)s->n_held);
     text.n = whole.n < cap ? whole.n : fti_utf8_valid(whole.p, cap);       /* never half a character */
@@ -2283,12 +2283,11 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
     if (v->n + 256 > FTI_PAIR_SYMBOLS || n > FTI_PAIR_MERGES)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED,
                         "%s: expected at most %u tokens and %u merges, found %lu and %lu", name,
-        FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES,
-                        (unsigned long)v->n, (unsigned long)n);
+                        FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES, (unsigned long)v->n, (unsigned long)n);
     b = fti_bpe_new(tok, 256 + (uint32_t)v->n, (uint32_t)n);
     fti_alphabet_init(&m->alphabet);
-    if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol)) || !(b->join = (uint32_t *)fti_calloc(n,
-        sizeof *b->join)))
+    if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol))
+        || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
         return fti_no_memory(err, n * sizeof *b->join);
     m->next = 256;
     for (i = 0; i < v->n; i++) {
@@ -4572,10 +4571,12 @@ static int fti_learn_join(fti_learner *l, uint32_t word, uint32_t left, uint32_t
     int ok = 1;
     for (i = 0; i < n; k++) {
         if (i + 1 == n || s[i] != left || s[i + 1] != right) { s[k] = s[i++]; continue; }
-        if (k) ok = ok && fti_pair_change(l, s[k - 1], left, -w->count, word) && fti_pair_change(l, s[k - 1], made,
-            w->count, word);
-        if (i + 2 < n) ok = ok && fti_pair_change(l, right, s[i + 2], -w->count, word) && fti_pair_change(l, made,
-            s[i + 2], w->count, word);
+        if (k)
+            ok = ok && fti_pair_change(l, s[k - 1], left, -w->count, word) && fti_pair_change(l, s[k - 1], made,
+                    w->count, word);
+        if (i + 2 < n)
+            ok = ok && fti_pair_change(l, right, s[i + 2], -w->count, word) && fti_pair_change(l, made, s[i + 2],
+                    w->count, word);
         s[k] = made;
         i += 2;
     }
@@ -4748,9 +4749,8 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
     if (!(splitter = fti_splitter_find(opt->splitter ? opt->splitter : "qwen", err))) return FTUNE_ERR_ARGUMENT;
     if (opt->vocab_size < 256 + opt->n_special || opt->vocab_size > (int)FTI_PAIR_SYMBOLS - 256)
         return fti_fail(err, FTUNE_ERR_ARGUMENT,
-                        "vocab_size: expected %d (256 bytes and the control tokens) to %d, found %d", 256
-        + opt->n_special,
-                        (int)FTI_PAIR_SYMBOLS - 256, opt->vocab_size);
+                        "vocab_size: expected %d (256 bytes and the control tokens) to %d, found %d",
+                        256 + opt->n_special, (int)FTI_PAIR_SYMBOLS - 256, opt->vocab_size);
     fti_alphabet_init(&alphabet);
     for (c = 0; c < 324 && ok; c++)
         if (alphabet.of_char[c] >= 0) {
@@ -4762,8 +4762,8 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
     if (!ok) status = fti_no_memory(err, 65536);
     if (!status) status = fti_learn_texts(&l, texts, lengths, n_texts, splitter, err);
     for (i = 0; i < (size_t)arrlen(l.symbols); i++) l.symbols[i] = symbol_of[l.symbols[i]];
-    if (!status && !fti_learn(&l, opt->vocab_size - opt->n_special, opt->min_frequency)) status = fti_no_memory(err,
-        65536);
+    if (!status && !fti_learn(&l, opt->vocab_size - opt->n_special, opt->min_frequency))
+        status = fti_no_memory(err, 65536);
     if (!status && !(tok = (ft_tokenizer *)fti_calloc(1, sizeof *tok))) status = fti_no_memory(err, sizeof *tok);
     if (!status) status = fti_learned(tok, &l, opt, splitter, err);
     fti_learner_free(&l);
@@ -7751,7 +7751,7 @@ typedef struct fti_result { float *C; size_t ldc; float alpha, beta; const float
 FTI_INLINE void fti_tile(const int rows, const int vectors, int K, const float *a, const float *b, const fti_result *o,
                          float *c, const float *bias, int cols)
 {
-    fti_vec acc[FTI_MR][2], alpha = fti_splat(o->alpha), beta = fti_splat(o->beta);
+    fti_vec acc[FTI_MR > 8 ? FTI_MR : 8][2], alpha = fti_splat(o->alpha), beta = fti_splat(o->beta);
     float edge[FTI_NR];
     FTI_UNROLL
     for (int r = 0; r < rows; r++) {
@@ -13829,7 +13829,8 @@ static const fti_known *fti_known_find(const fti_vocab *v, int merges)
             const fti_known *k = &fti_known_ranks[i];
             const fti_token *t = &v->token[n - back];
             if (k->merges == merges && t->id == k->n - 1 && strlen(k->last) == t->len && !memcmp(k->last, t->p,
-                t->len)) return k;
+                    t->len))
+                return k;
         }
     return NULL;
 }
@@ -13901,8 +13902,8 @@ static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, 
     ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
     if (!content.p || !content.n || id < 0 || id >= INT32_MAX)
         return fti_fail(err, FTUNE_ERR_FORMAT,
-                        "%s: line %d: expected an added token with content and an id below 2147483647, found %s", j->name,
-                        fti_json_line(j, node), !content.p || !content.n ? "no content" : "another id");
+                        "%s: line %d: expected an added token with content and an id below 2147483647, found %s",
+                        j->name, fti_json_line(j, node), !content.p || !content.n ? "no content" : "another id");
     return fti_added_add(tok, content, (int32_t)id, all_special || fti_flag(j, node, "special", 0),
                          fti_flag(j, node, "single_word", 0), fti_flag(j, node, "lstrip", 0),
                          fti_flag(j, node, "rstrip", 0), fti_flag(j, node, "normalized", 0), err);
@@ -14085,8 +14086,7 @@ static ft_status fti_rank_line(ft_tokenizer *tok, const char **p, const char *en
     if (n < 1 || n > FTI_SHORT || rank < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT,
                         "%s: line %d: expected base64 of 1 to %d bytes, a space and a rank, found \"%.*s\"", name,
-        line, FTI_SHORT,
-                        q - *p < 80 ? (int)(q - *p) : 80, *p);
+                        line, FTI_SHORT, q - *p < 80 ? (int)(q - *p) : 80, *p);
     if (!fti_vocab_add(&tok->vocab, (int32_t)rank, *bytes, (size_t)n)) return fti_no_memory(err, (size_t)n);
     *bytes += n;
     *p = stop < end ? stop + 1 : end;
@@ -14135,7 +14135,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
         if (fti_vocab_find(&tok->vocab, &byte, 1) < 0)
             status = fti_fail(err, FTUNE_ERR_FORMAT,
                               "%s: expected a rank for each of the 256 bytes, found none for 0x%02X", name,
-            (unsigned)line);
+                              (unsigned)line);
     }
     tok->family = &fti_family_bpe;
     if (!status) status = fti_added_finish(tok, err);
@@ -14167,32 +14167,33 @@ static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *
 static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, ft_error *err)
 {
     fti_alphabet alphabet;
-    size_t total = 0;
+    fti_arena keys = { 0 };                                   /* those written with escapes */
+    size_t total = 0, n;
     int node;
     char *out;
-    if (!fti_json_is(j, object, FTI_OBJECT)) return fti_fail(err, FTUNE_ERR_FORMAT,
-                                                             "%s: vocab: expected an object of tokens and ids",
-    j->name);
+    ft_status status = FTUNE_OK;
+    if (!fti_json_is(j, object, FTI_OBJECT))
+        return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, "vocab", "an object of tokens and ids", err);
     fti_alphabet_init(&alphabet);
     for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) total += j->node[node].key_len;
-    if (!(out = (char *)fti_arena_alloc(&tok->arena, total + 1)) || !fti_fit(tok->vocab.token,
-        j->node[object].count)) return fti_no_memory(err, total);
-    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) {
-        ft_text key = fti_json_key(j, node, &tok->arena);
+    out = (char *)fti_arena_alloc(&tok->arena, total + 1);
+    if (!out || !fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, total);
+    for (node = fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
+        ft_text key;
         int64_t id = fti_json_int(j, node, -1);
-        size_t n;
-        if (!key.p) return fti_no_memory(err, j->node[node].key_len);
-        if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
-            return fti_fail(err, FTUNE_ERR_FORMAT,
-                            "%s: line %d: vocab \"%.*s\": expected an id from 0 to 2147483646, found %.*s", j->name,
-            fti_json_line(j, node),
-                            key.n < 60 ? (int)key.n : 60, key.p, j->node[node].len < 40 ? (int)j->node[node].len
-                                : 40, j->text + j->node[node].start);
-        n = fti_spelled(&alphabet, key.p, key.n, out);
-        if (!fti_vocab_add(&tok->vocab, (int32_t)id, out, n)) return fti_no_memory(err, n);
-        out += n;
+        if (arrlen(tok->vocab.token) % 1024 == 0) fti_arena_free(&keys);
+        key = fti_json_key(j, node, &keys);
+        if (!key.p) status = fti_no_memory(err, j->node[node].key_len);
+        else if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
+            status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "an id from 0 to 2147483646", err);
+        else {
+            n = fti_spelled(&alphabet, key.p, key.n, out);
+            if (!fti_vocab_add(&tok->vocab, (int32_t)id, out, n)) status = fti_no_memory(err, n);
+            out += n;
+        }
     }
-    return FTUNE_OK;
+    fti_arena_free(&keys);
+    return status;
 }
 
 /* line: of name, or the node of j. */
@@ -14236,12 +14237,12 @@ static int fti_json_step(const fti_json *j, int part, const char *list, int *at)
 
 static ft_status fti_bpe_normalizer(fti_bpe *b, const fti_json *j, ft_error *err)
 {
-    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
+    static const char *const form[] = { "NFC", "NFD" };
     int part = fti_json_get(j, 0, "normalizer"), at = -2, node, k;
     while ((node = fti_json_step(j, part, "normalizers", &at)) >= 0) {
-        for (k = 0; k < 4 && !fti_is_type(j, node, form[k]); k++) ;
-        if (k == 4 || b->form >= 0) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer",
-                                                           "one of NFC, NFD, NFKC, NFKD", err);
+        for (k = 0; k < 2 && !fti_is_type(j, node, form[k]); k++) ;
+        if (k == 2 || b->form >= 0)
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "NFC or NFD", err);
         b->form = k;
     }
     return FTUNE_OK;
@@ -14264,8 +14265,7 @@ static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena 
             b->digits = fti_flag(j, node, "individual_digits", 0) ? 1 : 2;
             known = 1;
         } else if (fti_is_type(j, node, "Split") && b->splitter == none) {
-            int behavior = fti_json_get(j, node, "behavior"), invert = fti_json_bool(j, fti_json_get(j, node,
-                "invert"), 0);
+            int behavior = fti_json_get(j, node, "behavior"), invert = fti_flag(j, node, "invert", 0);
             ft_text regex = fti_json_text(j, pattern = fti_json_get(j, fti_json_get(j, node, "pattern"), "Regex"),
                                           arena);
             for (k = 0; k < FTI_N_SPLITTERS && regex.p; k++)
@@ -14285,32 +14285,33 @@ static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena 
 
 static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model, ft_error *err)
 {
-    int list = fti_json_get(j, model, "merges"), node, whole = fti_json_bool(j, fti_json_get(j, model,
-        "ignore_merges"), 0);
+    int list = fti_json_get(j, model, "merges"), whole = fti_flag(j, model, "ignore_merges", 0), node;
     ft_text unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    int32_t unk_id = unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n) : -1;
     fti_merges m = { 0 };
+    fti_arena texts = { 0 };                                  /* those written with escapes */
     ft_status status;
-    if (!fti_json_is(j, list, FTI_ARRAY)) return fti_fail(err, FTUNE_ERR_FORMAT,
-                                                          "%s: model: expected \"merges\", a list", j->name);
+    if (!fti_json_is(j, list, FTI_ARRAY)) return fti_json_refuse(j, list, FTUNE_ERR_FORMAT, "merges", "a list", err);
     status = fti_merges_begin(tok, &m, j->node[list].count, j->name, err);
     for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node)) {
         ft_text left, right = { NULL, 0 };
+        if (m.n % 1024 == 0) fti_arena_free(&texts);
         if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
-            left = fti_json_text(j, node + 1, &tok->arena);
-            right = fti_json_text(j, fti_json_next(j, node + 1), &tok->arena);
+            left = fti_json_text(j, node + 1, &texts);
+            right = fti_json_text(j, fti_json_next(j, node + 1), &texts);
         } else {
-            left = fti_json_text(j, node, &tok->arena);       /* "a b"; only U+0020 separates */
+            left = fti_json_text(j, node, &texts);            /* "a b"; only U+0020 separates */
             right.p = left.p && left.n ? (const char *)memchr(left.p, ' ', left.n) : NULL;
             if (right.p) { right.n = left.n - (size_t)(++right.p - left.p); left.n -= right.n + 1; }
         }
-        if (!left.p || !right.p)
+        if (left.p && right.p) status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
+        else
             status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two pieces, found %.*s",
-                              j->name, fti_json_line(j, node), m.n,
-                              j->node[node].len < 80 ? (int)j->node[node].len : 80, j->text + j->node[node].start);
-        else status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
+                              j->name, fti_json_line(j, node), m.n, fti_most(j->node[node].len),
+                              j->text + j->node[node].start);
     }
-    if (!status && !fti_merges_end(tok, &m, whole, unk.p ? fti_vocab_find(&tok->vocab, unk.p, unk.n)
-                                   : -1)) status = fti_no_memory(err, 65536);
+    if (!status && !fti_merges_end(tok, &m, whole, unk_id)) status = fti_no_memory(err, 65536);
+    fti_arena_free(&texts);
     fti_merges_free(&m);
     return status;
 }
@@ -14322,8 +14323,8 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
     ft_status status;
     for (i = 0; i < 2; i++) {
         node = fti_json_get(j, model, affix[i]);
-        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len) return fti_json_refuse(j, node,
-            FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
+        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
     }
     status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
@@ -14407,8 +14408,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
         fti_bpe *b = (fti_bpe *)tok->model;
         b->splitter = splitter;
         b->form = splitter->nfc ? FTI_NFC : -1;
-        b->prefix_space = config.found && fti_json_bool(&config.json, fti_json_get(&config.json, 0,
-            "add_prefix_space"), 0);
+        b->prefix_space = config.found && fti_flag(&config.json, 0, "add_prefix_space", 0);
         status = fti_added_finish(tok, err);
     }
     if (!status && known) status = fti_known_attributes(tok, known, err);
@@ -14425,8 +14425,7 @@ static ft_status fti_around_add(ft_tokenizer *tok, int after, int64_t id, const 
     if (*n == FTI_MAX_AROUND || id < 0 || id >= INT32_MAX || !fti_vocab_at(&tok->vocab, (int32_t)id))
         return fti_fail(err, FTUNE_ERR_FORMAT,
                         "%s: line %d: post_processor: expected at most %d ids of tokens, found %ld", j->name,
-        fti_json_line(j, node),
-                        FTI_MAX_AROUND, (long)id);
+                        fti_json_line(j, node), FTI_MAX_AROUND, (long)id);
     (after ? tok->after : tok->before)[(*n)++] = (int32_t)id;
     return FTUNE_OK;
 }
@@ -14444,9 +14443,9 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
             ft_text key = fti_json_key(j, id, &tok->arena);
             if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
         }
-        if (id < 0) return fti_fail(err, FTUNE_ERR_FORMAT,
-                                    "%s: line %d: post_processor: expected the id of a special token", j->name,
-        fti_json_line(j, node));
+        if (id < 0)
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token",
+                            j->name, fti_json_line(j, node));
         for (id = fti_json_child(j, fti_json_get(j, id, "ids")); id >= 0 && !status; id = fti_json_next(j, id))
             status = fti_around_add(tok, after, fti_json_int(j, id, -1), j, node, err);
     }
@@ -14465,7 +14464,7 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
                 status = fti_around_add(tok, k, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
             }
         else if (!fti_is_type(j, node, "ByteLevel")) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED,
-            "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
+                "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
     }
     return status;
 }
@@ -14485,12 +14484,13 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
         node, k = 0;
     int64_t next = vocab < 0 ? 0 : j->node[vocab].count;
     fti_map at = { 0 };
+    fti_arena texts = { 0 };
     int64_t *expected;
     ft_status status = FTUNE_OK;
     int n = list < 0 ? 0 : (int)j->node[list].count;
     if (!n || vocab < 0) return FTUNE_OK;
-    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected))) return fti_no_memory(err,
-        (size_t)n * sizeof *expected);
+    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected)))
+        return fti_no_memory(err, (size_t)n * sizeof *expected);
     for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), k++) {
         ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
         expected[k] = -1;
@@ -14498,9 +14498,11 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
     }
     for (node = fti_json_child(j, vocab), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
         int array = fti_json_is(j, node, FTI_ARRAY);          /* Unigram: [piece, score], the id is the place */
-        ft_text text = array ? fti_json_text(j, fti_json_child(j, node), &tok->arena) : fti_json_key(j, node,
-            &tok->arena);
-        int32_t i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
+        ft_text text;
+        int32_t i;
+        if (k % 1024 == 0) fti_arena_free(&texts);
+        text = array ? fti_json_text(j, fti_json_child(j, node), &texts) : fti_json_key(j, node, &texts);
+        i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
         if (i >= 0) expected[i] = array ? k : fti_json_int(j, node, -1);
     }
     for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
@@ -14510,10 +14512,11 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
         if (id != expected[k])
             status = fti_fail(err, FTUNE_ERR_FORMAT,
                               "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
-            fti_json_line(j, node), k,
-                              (long)expected[k], known ? "its id in the vocabulary" : "the next free one", (long)id);
+                              fti_json_line(j, node), k, (long)expected[k], known ? "its id in the vocabulary"
+                              : "the next free one", (long)id);
     }
     FTUNE_FREE(expected);
+    fti_arena_free(&texts);
     fti_map_free(&at);
     return status;
 }
@@ -14529,8 +14532,8 @@ static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *
     if (fti_is_type(j, model, "Unigram") || (!type.n && fti_json_get(j, model, "unk_id") >= 0))
         return fti_json_unigram(tok, j, err);
     if (!fti_is_type(j, model, "BPE") && (type.n || fti_json_get(j, model, "merges") < 0))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece or Unigram, found \"%.*s\"", j->name,
-                        fti_most(type.n), type.p);
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece or Unigram, found \"%.*s\"",
+                        j->name, fti_most(type.n), type.p);
     return byte_level ? fti_json_bpe(tok, j, err) : fti_json_sentencepiece(tok, j, err);
 }
 
@@ -14538,6 +14541,7 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
 {
     int model = fti_json_get(j, 0, "model"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens"));
     fti_config_file config;
+    ft_text unk;
     ft_status status = fti_config_open(tok, &config, dir, err);
     for (; node >= 0 && !status; node = fti_json_next(j, node))
         status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
@@ -14545,8 +14549,8 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
     if (!status) status = fti_json_model(tok, j, err);
     if (!status) status = fti_added_finish(tok, err);
     if (!status) status = fti_post_processor(tok, j, err);
-    if (!status) status = fti_attribute_token(tok, "unk_token_id", fti_json_text(j, fti_json_get(j, model,
-        "unk_token"), &tok->arena), err);
+    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    if (!status) status = fti_attribute_token(tok, "unk_token_id", unk, err);
     if (!status) status = fti_config_attributes(tok, &config, 0, err);
     fti_config_close(&config);
     return status;
@@ -14587,7 +14591,7 @@ static int fti_looks_like_ranks(const char *p, size_t n)
     if (!stop) stop = p + n;
     space = (const char *)memchr(p, ' ', (size_t)(stop - p));
     return space && space - p <= FTI_SHORT && stop - space > 1 && space[1] >= '0' && space[1] <= '9' && fti_base64(p,
-        (size_t)(space - p), bytes) > 0;
+            (size_t)(space - p), bytes) > 0;
 }
 
 static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t size, const char *path,
@@ -14596,8 +14600,8 @@ static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t s
 {
     fti_json j = { 0 };
     ft_status status = fti_json_parse(&j, data, size, path, err);
-    if (!status && fti_json_is(&j, fti_json_get(&j, 0, "model"), FTI_OBJECT)) status = fti_load_tokenizer_json(tok,
-        &j, dir, err);
+    if (!status && fti_json_is(&j, fti_json_get(&j, 0, "model"), FTI_OBJECT))
+        status = fti_load_tokenizer_json(tok, &j, dir, err);
     else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
     fti_json_free(&j);
     return status;
@@ -14640,20 +14644,39 @@ static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *
     return status;
 }
 
+/* The one file in dir whose name ends in .tiktoken, .model or .spm; several: the first by name. NULL: none, or no memory. */
+static char *fti_find_vocabulary(fti_arena *arena, const char *dir)
+{
+    char *found = NULL;
+#if !defined(_WIN32)
+    static const char *const ends[] = { ".tiktoken", ".model", ".spm" };
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    while (d && (e = readdir(d)) != NULL)
+        for (size_t i = 0, n = strlen(e->d_name); i < sizeof ends / sizeof *ends; i++) {
+            size_t end = strlen(ends[i]);
+            if (n > end && !strcmp(e->d_name + n - end, ends[i]) && (!found || strcmp(e->d_name, found) < 0))
+                found = fti_arena_copy(arena, e->d_name, n);
+        }
+    if (d) closedir(d);
+#endif
+    return found ? fti_path_join(arena, dir, found) : NULL;
+}
+
 static ft_status fti_load_directory(ft_tokenizer *tok, const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 {
-    static const char *const names[] = { "tokenizer.json", "qwen.tiktoken", "tiktoken.model", "tokenizer.model",
-        "vocab.json", "vocab.txt",
-                                         "spiece.model", "sentencepiece.bpe.model", "tokenizer.tiktoken" };
+    static const char *const names[] = { "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt" };
+    char *other;
     size_t i;
     for (i = 0; i < sizeof names / sizeof *names; i++) {
         char *path = fti_path_join(&tok->arena, dir, names[i]);
         if (!path) return fti_no_memory(err, strlen(dir));
         if (fti_file_exists(path)) return fti_load_file(tok, path, dir, opt, err);
     }
+    if ((other = fti_find_vocabulary(&tok->arena, dir)) != NULL) return fti_load_file(tok, other, dir, opt, err);
     return fti_fail(err, FTUNE_ERR_NOT_FOUND,
-                    "%s: expected a tokenizer here (tokenizer.json, qwen.tiktoken, tokenizer.model, vocab.json with "
-                    "merges.txt, vocab.txt, spiece.model), found none; name the file itself", dir);
+                    "%s: expected a tokenizer here (tokenizer.json, *.tiktoken, *.model, vocab.json with merges.txt, "
+                    "vocab.txt), found none; name the file itself", dir);
 }
 
 FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void)
@@ -14722,9 +14745,8 @@ static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, in
         else fti_buf_fmt(out, "{\"id\": %d, \"content\": ", (int)a->id);
         fti_buf_json(out, t->p, t->len);
         fti_buf_fmt(out, ", \"single_word\": %s, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": %s, "
-                    "\"special\": %s}", a->single_word ? "true" : "false",
-                    a->lstrip ? "true" : "false", a->rstrip ? "true" : "false", a->normalized ? "true" : "false",
-                        a->special ? "true" : "false");
+                    "\"special\": %s}", a->single_word ? "true" : "false", a->lstrip ? "true" : "false", a->rstrip
+                    ? "true" : "false", a->normalized ? "true" : "false", a->special ? "true" : "false");
     }
 }
 
@@ -14822,7 +14844,7 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
 
 static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
 {
-    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
+    static const char *const form[] = { "NFC", "NFD" };
     const fti_bpe *b = (const fti_bpe *)tok->model;
     const char *regex = NULL;
     int k, loose = 0;
@@ -14868,7 +14890,7 @@ static void fti_save_config(const ft_tokenizer *tok, fti_buf *out)
         fti_buf_str(out, ",\n");
     }
     fti_buf_str(out, "  \"clean_up_tokenization_spaces\": false,\n"
-                     "  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
+                "  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
 }
 
 static ft_status fti_save_file(const char *dir, const char *name, const fti_buf *text, ft_error *err)
@@ -14876,7 +14898,7 @@ static ft_status fti_save_file(const char *dir, const char *name, const fti_buf 
     fti_arena arena = { 0 };
     char *path = fti_path_join(&arena, dir, name);
     ft_status status = path && !text->failed ? fti_file_write(path, text->p, text->n, err) : fti_no_memory(err,
-        text->n);
+            text->n);
     fti_arena_free(&arena);
     return status;
 }
@@ -14907,7 +14929,7 @@ static void fti_buf_base64(fti_buf *out, const char *p, size_t n)
     size_t i;
     for (i = 0; i < n; i += 3) {
         uint32_t x = (uint32_t)(uint8_t)p[i] << 16 | (i + 1 < n ? (uint32_t)(uint8_t)p[i + 1] << 8 : 0) | (i + 2 < n
-            ? (uint8_t)p[i + 2] : 0);
+                ? (uint8_t)p[i + 2] : 0);
         char four[4];
         four[0] = digits[x >> 18];
         four[1] = digits[x >> 12 & 63];
@@ -14931,8 +14953,7 @@ FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const ch
         if (b->id[fti_joined(b, m)] <= b->id[fti_joined(b, m - 1)])
             return fti_fail(err, FTUNE_ERR_UNSUPPORTED,
                             "%s: a rank file needs ids in the order of merges; here merge %u makes id %d after %d",
-            path, m,
-                            (int)b->id[fti_joined(b, m)], (int)b->id[fti_joined(b, m - 1)]);
+                            path, m, (int)b->id[fti_joined(b, m)], (int)b->id[fti_joined(b, m - 1)]);
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
         if (ft_token_is_special(tok, t->id)) continue;

@@ -38,7 +38,8 @@ typedef struct lab {                                 /* what all steps share */
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + 1e-9 * t.tv_nsec; }
 static void heading(const char *s) { printf("\n== %s\n", s); fflush(stdout); }
-static void print_line(void *user, const char *line) { (void)user; printf("   %s\n", line); fflush(stdout); }
+/* The trainer reports 64 times, the file gets all of it, the terminal every eighth. */
+static void print_line(void *user, const char *line) { int *n = user; if ((*n)++ % 8 == 0) printf("   %s\n", line); }
 
 static char *read_file(const char *path, size_t *n, ft_error *err)
 {
@@ -114,6 +115,7 @@ static ft_status make_base(lab *l)
     ft_config c = shape(l->tok);
     ft_train_options o = ft_train_options_default();
     char   made_from[120];
+    int    lines = 0;
     double start = now();
     size_t n;
     ft_error none = { FTUNE_OK, "" };
@@ -129,7 +131,7 @@ static ft_status make_base(lab *l)
                c.num_hidden_layers, c.hidden_size, 1e-6 * ft_config_parameters(&c), (long long)l->text.n_tokens,
                (double)BASE_STEPS * BASE_ROWS / l->text.n);
         o.lr = 4e-3f; o.beta2 = 0.99f; o.warmup = 0.05f; o.batch = BASE_ROWS; o.steps = BASE_STEPS;
-        o.log = print_line; o.log_every = BASE_STEPS / 8;
+        o.log = print_line; o.log_user = &lines; o.log_every = BASE_STEPS / 64;
         if (ft_model_init(&l->m, &c, 1, l->be, &l->err) || ft_model_unfreeze(l->m, &l->err)) return l->err.code;
         if (ft_trainer_new(&l->t, l->m, &l->text, NULL, &o, &l->err) || ft_trainer_run(l->t, &l->err)) return l->err.code;
         ft_trainer_free(l->t); l->t = NULL;
@@ -265,13 +267,14 @@ static ft_status finetune(lab *l)
     ft_lora_config   c = ft_lora_config_default();
     ft_train_options o = ft_train_options_default();
     const ft_param  *params;
+    int    lines = 0;
     double start = now(), trainable = 0;
     FILE  *f;
-    c.r = 16; c.lora_alpha = 32; c.lora_dropout = 0.2f;
+    c.r = 16; c.lora_alpha = 32; c.lora_dropout = 0.1f;
     strcpy(c.target_modules, "all-linear");
     strcpy(c.base_model_name_or_path, BASE);
     o.lr = 4e-3f; o.beta2 = 0.99f; o.warmup = 0.05f; o.batch = LORA_ROWS; o.steps = LORA_STEPS;
-    o.out_dir = ADAPTER; o.log = print_line; o.log_every = LORA_STEPS / 8;
+    o.out_dir = ADAPTER; o.log = print_line; o.log_user = &lines; o.log_every = LORA_STEPS / 64;
     if (ft_lora_attach(l->m, &c, 7, &l->err)) return l->err.code;
     for (int i = ft_model_params(l->m, &params) - 1; i >= 0; i--) {
         double count = 1;
@@ -312,6 +315,7 @@ static ft_status draw_loss(lab *l)
         s = end + 1;
     }
     free(file);
+    for (int x = 1; x < W; x++) if (!count[x]) { sum[x] = sum[x - 1]; count[x] = count[x - 1]; }
     for (int x = 0; x < W; x++) if (count[x] && sum[x] / count[x] > top) top = sum[x] / count[x];
     for (int y = H; y-- > 0; ) {
         printf(y == H - 1 ? "   %5.2f |" : y == 0 ? "    0.00 |" : "         |", top);
