@@ -2,8 +2,9 @@
 # Everything but the CUDA targets needs a C compiler, libm and stb_ds.h; tests/deps.sh fetches them when it may.
 CC      ?= cc
 SECONDS ?= 60
-# Threads that wait should sleep: OpenMP spins by default, which on a busy machine is ten times slower.
+# Threads that wait for each other should soon sleep: spinning, the default, is many times slower on a busy machine.
 export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT  ?= 5000
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 WARN     = -Wall -Wextra
 NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)

@@ -50,7 +50,8 @@ static char *read_file(const char *path, size_t *n, ft_error *err)
     if (*n) { p[*n] = 0; return p; }
     free(p);
     err->code = FTUNE_ERR_IO;
-    snprintf(err->message, sizeof err->message, "%s: expected a readable file; run this from the repository's top", path);
+    snprintf(err->message, sizeof err->message, "%s: expected a readable file; run this from the repository's top",
+             path);
     return NULL;
 }
 
@@ -120,22 +121,25 @@ static ft_status make_base(lab *l)
     size_t n;
     ft_error none = { FTUNE_OK, "" };
     char  *cached = read_file(BASE "/made_from", &n, &none);
-    snprintf(made_from, sizeof made_from, "data %016llx vocabulary %d steps %d\n", (unsigned long long)l->text.fingerprint,
-             c.vocab_size, BASE_STEPS);
+    snprintf(made_from, sizeof made_from, "data %016llx vocabulary %d steps %d\n",
+             (unsigned long long)l->text.fingerprint, c.vocab_size, BASE_STEPS);
     n = cached && !strcmp(cached, made_from);
     free(cached);
     if (n) printf("   " BASE " is from an earlier run (remove it to train it again)\n");
     else {
         FILE *f;
-        printf("   %d layers, hidden size %d, %.2f million weights, all random; it reads %lld tokens about %.0f times\n",
+        printf("   %d layers, hidden size %d, %.2f million weights, all random;"
+               " it reads %lld tokens about %.0f times\n",
                c.num_hidden_layers, c.hidden_size, 1e-6 * ft_config_parameters(&c), (long long)l->text.n_tokens,
                (double)BASE_STEPS * BASE_ROWS / l->text.n);
         o.lr = 4e-3f; o.beta2 = 0.99f; o.warmup = 0.05f; o.batch = BASE_ROWS; o.steps = BASE_STEPS;
         o.log = print_line; o.log_user = &lines; o.log_every = BASE_STEPS / 64;
         if (ft_model_init(&l->m, &c, 1, l->be, &l->err) || ft_model_unfreeze(l->m, &l->err)) return l->err.code;
-        if (ft_trainer_new(&l->t, l->m, &l->text, NULL, &o, &l->err) || ft_trainer_run(l->t, &l->err)) return l->err.code;
+        if (ft_trainer_new(&l->t, l->m, &l->text, NULL, &o, &l->err)) return l->err.code;
+        if (ft_trainer_run(l->t, &l->err)) return l->err.code;
         ft_trainer_free(l->t); l->t = NULL;
-        if (ft_model_save(l->m, BASE, FTUNE_F32, &l->err) || ft_tokenizer_save(l->tok, BASE, &l->err)) return l->err.code;
+        if (ft_model_save(l->m, BASE, FTUNE_F32, &l->err)) return l->err.code;
+        if (ft_tokenizer_save(l->tok, BASE, &l->err)) return l->err.code;
         ft_model_free(l->m); l->m = NULL;
         if ((f = fopen(BASE "/made_from", "wb")) != NULL) { fputs(made_from, f); fclose(f); }
         printf("   read in %.0f seconds; saved in " BASE "\n", now() - start);
@@ -171,7 +175,8 @@ static ft_status continue_facts(lab *l)
     }
     free(file);
     if (!l->err.code)
-        printf("   asked in its own way (\"Milo lives in\" ...) it continues %d of %d stated facts correctly, %d of %d unstated\n",
+        printf("   asked in its own way (\"Milo lives in\" ...) it continues %d of %d stated facts correctly,"
+               " %d of %d unstated\n",
                right[1], stated[1], right[0], stated[0]);
     return l->err.code;
 }
@@ -187,7 +192,8 @@ static void show_row(const lab *l, const ft_sample *s)
         printf("   %3d  %-16.*s %6d %7d%s\n", i, newline ? 2 : (int)t.n, newline ? "\\n" : t.p, (int)s->input_ids[i],
                (int)s->labels[i], s->labels[i] != FTUNE_IGNORE_INDEX ? "   learnt" : "");
     }
-    printf("   -100 teaches nothing: the question is only read. The end mark is learnt, or the answer would never end.\n");
+    printf("   -100 teaches nothing: the question is only read. The end mark is learnt, or the answer"
+           " would never end.\n");
 }
 
 /* ---- 4, 6: the examination ---- */
@@ -239,7 +245,8 @@ static void print_scores(const score *before, const score *after)
     printf("   %-46s %9s %8s %8s\n", "exact answers, by greedy generation", "questions", "before", "after");
     for (int k = 0; k < GROUPS; k++) {
         if (!groups[k].learnable && groups[k - 1].learnable)
-            printf("   %-46s %9d %6.0f %% %6.0f %%\n\n", "all that can be learnt", asked, 100.0 * b / asked, 100.0 * a / asked);
+            printf("   %-46s %9d %6.0f %% %6.0f %%\n\n", "all that can be learnt", asked,
+                   100.0 * b / asked, 100.0 * a / asked);
         printf("   %-46s %9d %6.0f %% %6.0f %%\n", groups[k].what, before->asked[k],
                100.0 * before->right[k] / before->asked[k], 100.0 * after->right[k] / after->asked[k]);
         asked += before->asked[k]; b += before->right[k]; a += after->right[k];
@@ -285,10 +292,12 @@ static ft_status finetune(lab *l)
            trainable / 1e3, 1e-3 * ft_config_parameters(&l->m->config));
     if (ft_trainer_new(&l->t, l->m, &l->chat, NULL, &o, &l->err) || ft_trainer_run(l->t, &l->err)) return l->err.code;
     if ((f = fopen(ADAPTER "/ftune.json", "wb")) != NULL) {  /* how build/ftune must ask this adapter */
-        fputs("{\"template\":\"chatml\",\"use_chat_template\":true,\"swift\":3,\"system\":\"\",\"tokenizer\":\"" BASE "\"}\n", f);
+        fputs("{\"template\":\"chatml\",\"use_chat_template\":true,\"swift\":3,\"system\":\"\","
+              "\"tokenizer\":\"" BASE "\"}\n", f);
         fclose(f);
     }
-    printf("   learnt in %.0f seconds; " ADAPTER " has the adapter (PEFT format), log.jsonl and loss.svg\n", now() - start);
+    printf("   learnt in %.0f seconds; " ADAPTER " has the adapter (PEFT format), log.jsonl and loss.svg\n",
+           now() - start);
     return FTUNE_OK;
 }
 
@@ -322,7 +331,8 @@ static ft_status draw_loss(lab *l)
         for (int x = 0; x < W; x++) putchar(count[x] && (int)(sum[x] / count[x] / top * (H - 0.01)) == y ? '*' : ' ');
         putchar('\n');
     }
-    printf("         +%.*s\n          loss over %d steps\n", W, "------------------------------------------------------------", LORA_STEPS);
+    printf("         +%.*s\n          loss over %d steps\n", W,
+           "------------------------------------------------------------", LORA_STEPS);
     return l->err.code;
 }
 
@@ -369,7 +379,7 @@ int main(void)
            "   wrong, guesses among 12 to 16 words. Put into the question (a prompt; found by a search: RAG), the fact can\n"
            "   be read off. So: facts into the prompt, form and skill into the adapter.\n");
     printf("\n== Done in %.0f seconds on %d threads. Next:\n"
-           "   build/ftune chat --model " BASE " --adapter " ADAPTER "      (ask: Where does Milo live?)\n"
+           "   build/ftune chat --model " BASE " --adapter " ADAPTER "      (ask: Where does Kasper live?)\n"
            "   build/ftune merge --model " BASE " --adapter " ADAPTER " --out build/run/merged\n"
            "   examples/data/README.md says what else this world can measure\n", now() - start, threads);
 done:

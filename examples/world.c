@@ -1,10 +1,11 @@
 /* world.c - the made-up world that every lesson measures itself on
  *
- * To know whether a model has learnt something one must know what it could have learnt. So nothing here is real: 48
+ * To know whether a model has learnt something one must know what it could have learnt. So nothing here is real: 36
  * people and 16 towns of an island, invented by this program, in English and Chinese. Every question it writes has one
  * known answer, and for every answer it is known whether any text states it:
  *
  *     text_en.txt text_zh.txt      what the base model reads (pre-training): one document per line
+ *     small_talk.jsonl             chats without a fact: the base must have met the marks of a chat
  *     chat_train.jsonl             questions and answers about three quarters of the people, towns, things and numbers
  *     test/NAME.jsonl              questions about the others; NAME says what is measured
  *     facts.jsonl                  every fact, with "stated": does any text say it?  (for retrieval, tools, tests)
@@ -233,11 +234,8 @@ static void write_facts(buffer *b)
 
 /* ---- what the base model reads ------------------------------------------------------------------------------------ */
 
-#ifndef ECHO
-#define ECHO 24
-#define ASKS 32
-#define TALK 560
-#endif
+/* How often in each round of the text: lists repeated aloud (they teach copying), questions; rows of small talk. */
+enum { ROUNDS = 16, LISTS = 24, QUESTIONS = 32, TALKS = 560 };
 static word any_word(void)
 {
     static char number[8][4];
@@ -266,10 +264,10 @@ static void put_list(buffer *b, const word *w, int n, int zh)
     put(b, zh ? "。" : ".");
 }
 
-static void write_text(buffer *b, int zh, int documents_each)
+static void write_text(buffer *b, int zh)
 {
     char number[32];
-    for (int d = 0; d < documents_each; d++) {
+    for (int d = 0; d < ROUNDS; d++) {
         for (int i = 0; i < N_PEOPLE; i++) {                       /* three sentences on a person, in any order */
             int order[N_PERSON_RELATIONS], said = 0;
             shuffle(order, N_PERSON_RELATIONS);
@@ -287,7 +285,7 @@ static void write_text(buffer *b, int zh, int documents_each)
             say(b, RIVER + !first, pick(N_PHRASINGS), zh, i % N_TOWNS);
             put(b, "\n");
         }
-        for (int i = 0; i < ECHO; i++) {                             /* repeating what was said */
+        for (int i = 0; i < LISTS; i++) {                             /* repeating what was said */
             int n = 2 + pick(5);
             word w[6];
             for (int k = 0; k < n; k++) w[k] = any_word();
@@ -297,7 +295,7 @@ static void write_text(buffer *b, int zh, int documents_each)
             }
             put(b, "\n");
         }
-        for (int i = 0; i < ASKS; i++) {                              /* questions and answers about those of the training chats */
+        for (int i = 0; i < QUESTIONS; i++) {                              /* questions and answers about those of the training chats */
             if (!zh) put(b, "A traveller asks:");
             for (int k = 0; k < 2; k++) {
                 int r = pick(COUNT(relations)), n = r < N_PERSON_RELATIONS ? N_PEOPLE : N_TOWNS, who;
@@ -419,9 +417,9 @@ int main(int argc, char **argv)
     mkdir(dir, 0777); mkdir(test_dir, 0777);
     invent();
     write_facts(&b);                                                       ok &= save(dir, "facts.jsonl", &b);
-    write_text(&b, 0, 16);                                                 ok &= save(dir, "text_en.txt", &b);
-    write_text(&b, 1, 16);                                                 ok &= save(dir, "text_zh.txt", &b);
-    write_small_talk(&b, TALK);                                            ok &= save(dir, "small_talk.jsonl", &b);
+    write_text(&b, 0);                                                 ok &= save(dir, "text_en.txt", &b);
+    write_text(&b, 1);                                                 ok &= save(dir, "text_zh.txt", &b);
+    write_small_talk(&b, TALKS);                                            ok &= save(dir, "small_talk.jsonl", &b);
     ask_facts(&b, 0, 0, 2); ask_facts(&b, 0, 1, 2); ask_patterns(&b, 0);
     for (int i = 0; i < N_PEOPLE; i++)                                     /* reading a note: any answer may come */
         for (int k = 0; k < 4 && !is_test(i); k++)

@@ -43,9 +43,11 @@ static char *question_of(const char *line)
 {
     const char *a = strstr(line, "\"content\": \""), *b;
     char *q;
-    if (!a || !(b = strstr(a += 12, "\"}, {"))) return NULL;
-    if ((q = calloc((size_t)(b - a) + 1, 1)) != NULL) memcpy(q, a, (size_t)(b - a));
-    return q;
+    b = a ? strstr(a += 12, "\"}, {") : NULL;
+    if (!b) b = a = "a row without a question";
+    q = calloc((size_t)(b - a) + 1, 1);
+    if (!q) exit(1);
+    return memcpy(q, a, (size_t)(b - a));
 }
 
 /* No held-out question is a training question, nor stands in a text; no held-out person or town is asked in training. */
@@ -59,8 +61,8 @@ static void test_apart(void)
         char *test = data_file(files[f], &n);
         for (char *s = test; s && *s; s = strchr(s, '\n') + 1, questions++) {
             char *q = question_of(s);
-            CHECK_MSG(q && !strstr(train, q), "%s: expected a question that training does not have, found '%s'", files[f], q);
-            CHECK_MSG(q && !strstr(text[0], q) && !strstr(text[1], q) && !strstr(talk, q),
+            CHECK_MSG(*q && !strstr(train, q), "%s: expected a question that training does not have, found '%s'", files[f], q);
+            CHECK_MSG(*q && !strstr(text[0], q) && !strstr(text[1], q) && !strstr(talk, q),
                       "%s: expected a question that no text has, found '%s'", files[f], q);
             free(q);
         }
@@ -76,7 +78,7 @@ static void test_apart(void)
             snprintf(on, sizeof on, "is %s", towns[i].en);
             for (char *s = train; *s; s = strchr(s, '\n') + 1) {      /* as an answer it may occur, as a subject not */
                 char *q = question_of(s);
-                CHECK_MSG(q && !strstr(q, of) && !(strstr(q, "Wh") == q && strstr(q, on)), "%s: expected to be held out", towns[i].en);
+                CHECK_MSG(*q && !strstr(q, of) && !(strstr(q, "Wh") == q && strstr(q, on)), "%s: expected to be held out", towns[i].en);
                 free(q);
             }
         }

@@ -200,11 +200,14 @@ def main():
         import sentencepiece, tokenizers    # noqa: F401
     except ImportError as e:
         print("SKIP %s (pip install tokenizers sentencepiece into build/venv)" % e)
+        print("0 passed, 0 failed, 1 skipped")
         return 0
-    lib, bad = library(a.header), 0
+    lib, bad, run = library(a.header), 0, 0
     for name, ours, (encode, decode) in cases(lib, os.path.join(ROOT, "build")):
         if not a.only or a.only in name.split(",") or name in a.only.split(","):
-            bad += compare(name, ours(), encode, a.n, a.seed, None if a.no_decode else decode)
+            bad += bool(compare(name, ours(), encode, a.n, a.seed, None if a.no_decode else decode))
+            run += 1
+    print("%d passed, %d failed, %d skipped" % (run - bad, bad, not run))
     return 1 if bad else 0
 
 
