@@ -1,13 +1,13 @@
 /* ftune.h - supervised fine-tuning of language models, in one C header that explains itself
  *
  *   "How are you?"   "I am fine"          a row of a data set
- *        |  >>2 chat template              <|im_start|>user ... each piece supervised or not
- *        |  >>1 tokenizer                  input_ids  ... 4340  525  498   30 ...   40 1079 6915 151645
- *        |  >>3 labels and batch           labels     ... -100 -100 -100 -100 ...   40 1079 6915 151645
- *        |  >>8 model = >>4 weights, frozen, + >>7 lora, trained, over >>6 ops of a >>5 backend
- *        |  >>6 cross-entropy              -log p of each id that has a label; -100 teaches nothing
- *        |  >>8 backward, >>9 AdamW        gradients of lora_A and lora_B only
- *        v  >>10 generate, save            adapter_model.safetensors, as PEFT writes it
+ *        |  (2) chat template              <|im_start|>user ... each piece supervised or not
+ *        |  (1) tokenizer                  input_ids  ... 4340  525  498   30 ...   40 1079 6915 151645
+ *        |  (3) labels and batch           labels     ... -100 -100 -100 -100 ...   40 1079 6915 151645
+ *        |  (8) model = (4) weights, frozen, + (7) lora, trained, over (6) ops of a (5) backend
+ *        |  (6) cross-entropy              -log p of each id that has a label; -100 teaches nothing
+ *        |  (8) backward, (9) AdamW        gradients of lora_A and lora_B only
+ *        v  (10) generate, save            adapter_model.safetensors, as PEFT writes it
  *
  * Quick start: one file of your program says #define FTUNE_IMPLEMENTATION before including this header.
  *
@@ -29,7 +29,7 @@
  *
  *     cc -O3 -march=native -fopenmp program.c -lm        (needs stb_ds.h: Debian and Ubuntu, libstb-dev)
  *
- * Contents: search for ">>6" and stop twice, at the declarations of the ops and at their implementation.
+ * Contents: a search for ">>6" stops here, then twice: at the declarations of the ops and at their implementation.
  *
  *     >>0  conventions       status and error, text, random numbers
  *     >>1  tokenizer         text -> ids: BPE, WordPiece, SentencePiece; learning a vocabulary
@@ -131,7 +131,8 @@ FTUNE_API uint64_t ft_rng_below(ft_rng *rng, uint64_t n);         /* 0 .. n-1 wi
 
 /* >>1 tokenizer: text -> ids ------------------------------------------------------------------------------------- */
 
-/* What happens to text that spells a control token ("<|im_end|>"). One of the first three, or'ed with FTUNE_ADD_SPECIAL. */
+/* What happens to text that spells a control token ("<|im_end|>"): one of the first three, or'ed with
+ * FTUNE_ADD_SPECIAL if wanted. */
 typedef unsigned ft_special;
 enum {
     FTUNE_SPECIAL_AS_TEXT = 0,  /* it is split like any other text: a user cannot inject control tokens */
@@ -143,7 +144,7 @@ enum {
 typedef struct ft_tokenizer ft_tokenizer;    /* read-only once loaded: threads may share it */
 
 typedef struct ft_tokenizer_options {
-    const char *splitter;       /* NULL: recognise the vocabulary; else "gpt2", "cl100k", "qwen", "o200k", "llama3", "kimi" */
+    const char *splitter;       /* "gpt2", "cl100k", "qwen", "o200k", "llama3", "kimi"; NULL: known vocabularies only */
     int         lowercase;      /* WordPiece vocab.txt only: 1, 0, or -1 = decide from the vocabulary */
 } ft_tokenizer_options;
 FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void);
@@ -156,8 +157,9 @@ FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 
 /* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
  * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. n_bytes of text give at most n_bytes + 16
- * ids. Control tokens are those that tokenizer.json calls special; other added tokens (Qwen's <think>) are words of the
- * vocabulary and always found, as with Hugging Face. Of a rank file, all added tokens are control tokens. */
+ * ids, except where normalisation lengthens the text (SentencePiece). Control tokens are those that tokenizer.json calls
+ * special; other added tokens (Qwen's <think>) are words of the vocabulary and always found, as with Hugging Face. Of a
+ * rank file, all added tokens are control tokens. */
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
                                         int32_t *ids, size_t cap, size_t *n_ids, ft_error *err);
 
@@ -178,13 +180,16 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
 /* Decode one id at a time, holding back the bytes of a character until it is complete. */
 typedef struct ft_stream { const ft_tokenizer *tok; int skip_special, started, n_held; char held[16]; } ft_stream;
 FTUNE_API void   ft_stream_init(ft_stream *s, const ft_tokenizer *tok, int skip_special);
-FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap);  /* cap >= 1024 suffices for any token met so far; text in out */
+/* What can be shown now, written to out. A capacity of 1024 holds any token of the vocabularies known so far. */
+FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap);
 FTUNE_API ft_text ft_stream_finish(ft_stream *s, char *out, size_t cap);            /* what was held, as U+FFFD */
 
 FTUNE_API int     ft_tokenizer_size(const ft_tokenizer *tok);                       /* highest id + 1 */
-FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id);              /* the bytes it stands for; p NULL: no such id */
+/* The bytes an id stands for; p NULL: no such id. */
+FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id);
 FTUNE_API int     ft_token_is_special(const ft_tokenizer *tok, int32_t id);
-FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n); /* exact token or control token; -1: none */
+/* The id of exactly this token or control token; -1: none. */
+FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n);
 /* "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id" and, where a tokenizer has them, other attributes
  * such as "user_token_id"; -1: none. */
 FTUNE_API int32_t ft_tokenizer_attribute(const ft_tokenizer *tok, const char *name);
@@ -604,16 +609,23 @@ FTUNE_API void      ft_model_free(ft_model *m);
 FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype dtype, ft_error *err);
 
 /* Every trainable tensor by its name in a file: PEFT's key for adapters, the checkpoint's for full training. */
-typedef struct ft_param { const char *name; float *value, *grad; int rank, shape[4]; int decay; /* weight decay applies */ } ft_param;
+typedef struct ft_param {
+    const char *name;
+    float *value, *grad;                /* backend memory */
+    int rank, shape[4];
+    int decay;                          /* weight decay applies */
+} ft_param;
 FTUNE_API int       ft_model_params(const ft_model *m, const ft_param **params);     /* owned by the model */
 
 /* Attach fresh adapters: A uniform in +-1/sqrt(in), B zero, so the first forward is the base's, bit for bit.
  * No module matches: FTUNE_ERR_NOT_FOUND. */
 FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_t seed, ft_error *err);
-FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err);       /* PEFT directory; missing or unmatched keys are listed errors */
-FTUNE_API ft_status ft_lora_save(const ft_model *m, const char *dir, ft_error *err); /* adapter_config.json + adapter_model.safetensors */
-FTUNE_API ft_status ft_lora_merge(ft_model *m, ft_error *err);                       /* W += scaling * B A; adapters stay, switched off */
-FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err);                     /* the original W, bit for bit */
+/* A PEFT directory: adapter_config.json + adapter_model.safetensors. Missing or unmatched keys: an error lists them. */
+FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err);
+FTUNE_API ft_status ft_lora_save(const ft_model *m, const char *dir, ft_error *err);
+/* W += scaling * B A; the adapters stay, switched off. Unmerge: the original W, bit for bit. */
+FTUNE_API ft_status ft_lora_merge(ft_model *m, ft_error *err);
+FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err);
 /* Make every weight trainable (copied to f32). */
 FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err);
 
@@ -624,7 +636,8 @@ typedef struct ft_loss {
 } ft_loss;
 /* Forward, and with dloss != 0 also backward of dloss * sum: gradients of everything trainable grow.
  * The mean over a window of n targets has dloss = 1/n. seed: of dropout; 0 means none (evaluation). */
-FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss, ft_error *err);
+FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, uint64_t seed, ft_loss *loss,
+                                  ft_error *err);
 /* Logits [N, V] of a small batch, host memory: for lessons and tests. */
 FTUNE_API ft_status ft_model_logits(ft_model *m, const ft_batch *b, float *logits, ft_error *err);
 FTUNE_API void      ft_model_zero_grad(ft_model *m);
@@ -635,8 +648,8 @@ typedef struct ft_plan {
     int64_t weights, packed, adapters, gradients, moments, activations, logits, kv_cache, peak;
     double  flop_per_token_forward, flop_per_token_backward;
 } ft_plan;
-FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights, const ft_lora_config *lora /* NULL: full */,
-                                  int tokens_per_batch, ft_error *err);
+FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights,
+                                  const ft_lora_config *lora /* NULL: full */, int tokens_per_batch, ft_error *err);
 
 /* >>9 training: AdamW, schedule, clipping, step, checkpoint ------------------------------------------------------ */
 
@@ -675,10 +688,13 @@ FTUNE_API void      ft_trainer_free(ft_trainer *t);
 /* FTUNE_ERR_NOT_FINITE when loss or gradient is NaN or infinite; the weights are then as they were. */
 FTUNE_API ft_status ft_trainer_step(ft_trainer *t, ft_progress *p, ft_error *err);  /* one update */
 FTUNE_API int       ft_trainer_done(const ft_trainer *t);
-FTUNE_API ft_status ft_trainer_run(ft_trainer *t, ft_error *err);                   /* steps until done; logs, checkpoints, curve */
-FTUNE_API ft_status ft_trainer_save(ft_trainer *t, const char *dir, ft_error *err); /* a checkpoint: adapter + optimizer + state */
-/* Refused, by name: another data set, base model or option than the checkpoint's. Goes on bit for bit. */
-FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *err); /* dir: a checkpoint, or a run directory: its newest */
+/* Steps until done, with log lines, checkpoints and the loss curve. */
+FTUNE_API ft_status ft_trainer_run(ft_trainer *t, ft_error *err);
+/* A checkpoint: adapter (or weights), optimizer, state. */
+FTUNE_API ft_status ft_trainer_save(ft_trainer *t, const char *dir, ft_error *err);
+/* Go on bit for bit from a checkpoint, or from the newest of a run directory. Refused, by name: another data set, base
+ * model or option than the checkpoint's. */
+FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *err);
 typedef struct ft_evaluation { double loss, perplexity, accuracy; int64_t targets; } ft_evaluation;
 FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_evaluation *e, ft_error *err);
 
@@ -705,8 +721,9 @@ FTUNE_API ft_status ft_generate_batch(ft_model *m, const int32_t *const *ids, co
                                       const ft_generate_options *o, int32_t *out, int cap, int *n_out, ft_error *err);
 /* Prompt text in, answer text out, through a template: the shortest way to hear a model. out is 0-terminated.
  * o->stop_ids NULL: stops at the end tokens of the model, of the tokenizer and of the template. */
-FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, const ft_message *messages,
-                              int n_messages, const ft_generate_options *o, char *out, size_t cap, ft_error *err);
+FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat,
+                              const ft_message *messages, int n_messages, const ft_generate_options *o,
+                              char *out, size_t cap, ft_error *err);
 
 /* Reading JSON, for programs that use ftune: rows, settings, logs ------------------------------------------------- */
 
@@ -860,7 +877,9 @@ static char *fti_path_join(fti_arena *a, const char *dir, const char *name);
 
 /* JSON: the text is parsed once, without recursion, into a flat array of nodes; node 0 is the root. Strings stay in
  * the text until asked for. The file outlives the nodes. Depth is limited to FTI_JSON_DEPTH. */
-typedef enum fti_json_type { FTI_NULL, FTI_FALSE, FTI_TRUE, FTI_NUMBER, FTI_STRING, FTI_ARRAY, FTI_OBJECT } fti_json_type;
+typedef enum fti_json_type {
+    FTI_NULL, FTI_FALSE, FTI_TRUE, FTI_NUMBER, FTI_STRING, FTI_ARRAY, FTI_OBJECT
+} fti_json_type;
 typedef struct fti_json_node {
     uint32_t start, len;          /* bytes of the value in the text; strings without their quotes */
     uint32_t key, key_len;        /* inside an object: its key, raw, without quotes */
@@ -922,12 +941,13 @@ enum {
     FTI_CP_NONSPACING = 4096  /* Mn */
 };
 static unsigned fti_cp_class(uint32_t cp);
-/* Canonical normal forms. out gets the result; origin (may be NULL) gets, for each byte written, the byte offset in text
- * of the character it came from, as an stb_ds array. False: no memory. fti_is_nfc: quick check, true only when the text is certainly NFC. */
+/* Canonical normal forms. out gets the result; origin (may be NULL) gets, for each byte written, the byte offset in
+ * text of the character it came from, as an stb_ds array. False: no memory. fti_is_nfc: quick check, true only when the
+ * text is certainly NFC. */
 typedef enum fti_form { FTI_NFC, FTI_NFD } fti_form;
 static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out, uint32_t **origin);
 static int fti_is_nfc(const char *text, size_t n);
-static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower case; extra[] the further code points or 0 */
+static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower case; extra: further code points or 0 */
 
 /* The shortest decimal that reads back the same with this many digits at most (9: a float, 17: a double), as Python
  * writes it: 1e-06, 0.02, 16.0. The same in every locale; null when not finite. */
@@ -4453,7 +4473,7 @@ FTI_JSON_LOADER(fti_json_sentencepiece)
     return status;
 }
 
-/* >>1 tokenizer, continued: training ------------------------------------------------------------------------------
+/* ---- training, the other half of chapter 1 ----------------------------------------------------------------------
  *
  * Count pieces of text once; then again and again take the most frequent pair of neighbours (ties: the lower ids, as
  * Hugging Face's trainer does, so both learn the same merges) and join it wherever it stands. Only the words that hold
@@ -7374,10 +7394,10 @@ FTUNE_API int64_t ft_config_parameters(const ft_config *c)
  * as a graph for an engine to run keeps it single and hides it from a newcomer. The way between is a struct of function
  * pointers, one an op, which each machine fills:
  *
- *     >>8 model:   be->rmsnorm_forward(be, y, rstd, x, &layer->input_layernorm, eps, N, C);
+ *     chapter 8 model:   be->rmsnorm_forward(be, y, rstd, x, &layer->input_layernorm, eps, N, C);
  *                  be->linear_forward (be, qkv, xa, y, &layer->qkv, N, seed);
  *                      |                                            |
- *     ft_backend_cpu:  fti_cpu_rmsnorm_forward ... (>>6)      ft_backend_cuda:  kernels of ftune_cuda.cu
+ *     ft_backend_cpu:  fti_cpu_rmsnorm_forward ... (6)        ft_backend_cuda:  kernels of ftune_cuda.cu
  *
  * The model never looks through a pointer that belongs to a backend; it moves numbers with upload and download. So it
  * reads like the formulas of a paper and knows nothing of caches or kernels. What makes a machine fast needs room on
@@ -7498,7 +7518,7 @@ FTUNE_API ft_status ft_backend_check(const ft_backend *be, ft_error *err)
     return FTUNE_OK;
 }
 
-static void fti_cpu_fill(ft_backend *be);           /* the ops, at the end of >>6 */
+static void fti_cpu_fill(ft_backend *be);           /* the ops, at the end of chapter 6 */
 
 static void fti_cpu_destroy(ft_backend *be)
 {
@@ -9015,7 +9035,7 @@ typedef struct fti_pass {
     ft_act *h, *dh, *dx, *wide1, *wide2; /* working rows; wide: the wider of F and q|k|v */
 } fti_pass;
 
-/* Keys and values of the past, for >>10: [L, rows, 2KD], the rows of one prompt side by side. */
+/* Keys and values of the past, for chapter 10: [L, rows, 2KD], the rows of one prompt side by side. */
 typedef struct fti_cache {
     ft_act  *kv, *fresh;                 /* fresh [N, 2KD]: of the new tokens */
     int      rows, decode;               /* decode: each prompt brings one token; else whole prompts come, packed */
@@ -9130,7 +9150,7 @@ static ft_attention fti_attention_of(const fti_shape *s, const fti_pass *p)
 static ft_act *fti_at(const fti_shape *s, const ft_act *p, size_t i) { return (char *)p + i * s->act; }
 static size_t fti_bytes(const fti_shape *s, int rows, int width) { return (size_t)rows * (size_t)width * s->act; }
 
-/* With a cache (>>10): store the new keys and values; while decoding, each prompt's one query reads its own past. */
+/* With a cache (chapter 10): store the new keys and values; while decoding, each prompt's query reads its own past. */
 static void fti_attend(ft_model *m, const fti_shape *s, const fti_pass *p, const fti_saved *a, int l,
                        const fti_cache *cache)
 {
@@ -11160,7 +11180,7 @@ FTUNE_API ft_status ft_trainer_run(ft_trainer *t, ft_error *err)
  * means: the largest, the lowest id among equals.
  *
  * Usual mistakes: a prompt template that differs from training by one newline; not stopping because the end token was
- * never supervised (>>2), or because the base's end of text was expected instead of the chat's end of turn.
+ * never supervised (chapter 2), or because the base's end of text was expected instead of the chat's end of turn.
  * See examples/11_generate.c. */
 
 FTUNE_API ft_generate_options ft_generate_options_default(void)
@@ -11527,7 +11547,7 @@ FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_cha
     return st;
 }
 
-/* >>appendix: errors, memory, text, JSON, files, numbers ---------------------------------------------------------
+/* appendix: errors, memory, text, JSON, files, numbers ---------------------------------------------------------
  *
  * Plumbing. Nothing here knows what a token or a tensor is. Three promises hold throughout:
  *   - an allocation may fail, and then the caller gets an answer and not a crash;
@@ -12600,7 +12620,7 @@ FTUNE_API uint64_t ft_rng_below(ft_rng *rng, uint64_t n)
     return r % n;
 }
 
-/* >>91 Unicode 16 ------------------------------------------------------------------------------------------------
+/* appendix: Unicode 16 ------------------------------------------------------------------------------------------------
  *
  * Three questions are asked of a character: what class it has (letter, number, mark, space ..), how it is written in a
  * normal form, and what its lower case is. All answers come from one number per code point, its kind, found with
@@ -14644,7 +14664,7 @@ static ft_status fti_load_file(ft_tokenizer *tok, const char *path, const char *
     return status;
 }
 
-/* The one file in dir whose name ends in .tiktoken, .model or .spm; several: the first by name. NULL: none, or no memory. */
+/* The file in dir whose name ends in .tiktoken, .model or .spm; of several the first by name. NULL: none, no memory. */
 static char *fti_find_vocabulary(fti_arena *arena, const char *dir)
 {
     char *found = NULL;
