@@ -7,6 +7,8 @@ export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT  ?= 5000
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 WARN     = -Wall -Wextra
+# First of all, because what follows asks the compiler what it can do.
+$(if $(filter-out help clean check-ops,$(or $(MAKECMDGOALS),help)),$(shell CC="$(CC)" sh tests/deps.sh >&2))
 NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
 CFLAGS  ?= -std=c99 -O3 $(NATIVE) $(OPENMP) -g $(WARN)
