@@ -99,7 +99,10 @@ notebooks: build/ftune build/venv/ready
 	@$(PYTHON) notebooks/run.py
 
 golden: build/venv/ready build/ftune
-	@for f in tests/golden/make_*.py; do echo $$f; $(PYTHON) $$f || exit 1; done
+	$(PYTHON) tests/golden/make_model.py
+	$(PYTHON) tests/golden/make_weights.py
+	$(PYTHON) tests/golden/make_ops.py > build/ops.txt && mv build/ops.txt tests/golden/ops.txt
+	$(PYTHON) tests/golden/make_pieces_slice.py $${FTUNE_SHARED:-../shared}/swift/golden_pieces.json > build/slice.json && mv build/slice.json tests/golden/pieces_slice.json
 
 bench: deps
 	$(CC) $(CFLAGS) -I. tests/bench/matmul.c -o build/bench-matmul -lopenblas $(LIBS)

@@ -238,7 +238,7 @@ static void write_facts(buffer *b)
 enum { ROUNDS = 16, LISTS = 24, QUESTIONS = 32, TALKS = 560 };
 static word any_word(void)
 {
-    static char number[8][4];
+    static char number[8][12];
     static int  next;
     word w;
     switch (pick(6)) {
