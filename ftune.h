@@ -32,7 +32,7 @@
  * Contents: a search for ">>6" stops here, then twice: at the declarations of the ops and at their implementation.
  *
  *     >>0  conventions       status and error, text, random numbers
- *     >>1  tokenizer         text -> ids: BPE, WordPiece, SentencePiece; learning a vocabulary
+ *     >>1  tokenizer         text -> ids: byte-level BPE, slow and fast; learning a vocabulary; WordPiece
  *     >>2  chat template     messages -> pieces -> ids and labels; the registry
  *     >>3  labels and batch  data sets, the one shift, padding, packing
  *     >>4  weights           safetensors, config.json
@@ -42,7 +42,7 @@
  *     >>8  model             the forward pass, then the backward pass in reverse order
  *     >>9  training          schedule, accumulation, clipping, evaluation, checkpoints
  *     >>10 generate, save    hearing what was learnt
- *     appendix               JSON, UTF-8, Unicode tables, files, number formats
+ *     appendix               errors, memory, JSON, files, numbers; Unicode; SentencePiece; the files of tokenizers
  *
  * What it does not do: pre-training at scale, preference training (DPO, RLHF), images and sound, several machines,
  * reading pickles (pytorch_model.bin), downloading anything.
@@ -2389,2090 +2389,6 @@ static void fti_merges_free(fti_merges *m)
     fti_buf_free(&m->bytes);
 }
 
-/* ---- what the files of the appendix provide --------------------------------------------------------------------- */
-
-/* tokenizer_config.json beside a vocabulary. Its text stays open while tokens are read from it. */
-typedef struct fti_config_file { fti_file file; fti_json json; int found; char *path; } fti_config_file;
-static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const char *dir, ft_error *err);
-static void      fti_config_close(fti_config_file *c);
-static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err);
-static ft_status fti_config_attributes(ft_tokenizer *tok, const fti_config_file *c, int around, ft_error *err);
-static int64_t   fti_base64(const char *p, size_t n, char *out);
-
-/* Each loader gets the whole file in data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
-#define FTI_LOADER(name) static ft_status name(ft_tokenizer *tok, const char *data, size_t size, const char *path, \
-                                               const char *dir, const ft_tokenizer_options *opt, ft_error *err)
-FTI_LOADER(fti_load_wordpiece);         /* vocab.txt */
-FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
-
-/* tokenizer.json, by model. Added tokens have been put into tok->raw, tok->normal and the vocabulary; the model adds
- * its own tokens, calls fti_vocab_finish, sets family and model, and reads normalizer, pre_tokenizer and decoder: what
- * it does not know there is a named error. The post_processor is read afterwards. */
-#define FTI_JSON_LOADER(name) static ft_status name(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-FTI_JSON_LOADER(fti_json_wordpiece);
-FTI_JSON_LOADER(fti_json_unigram);
-FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
-
-/* ---- WordPiece --------------------------------------------------------------------------------------------------
- * BERT's way (Schuster & Nakajima 2012; Devlin et al. 2018). Text is cleaned and cut into words at white space, around
- * every punctuation mark and around every CJK ideograph; each word is then taken apart greedily, always the longest
- * piece that is in the vocabulary. Pieces inside a word are spelt with "##".
- *
- *     Unaffordable!      unaffordable | !        una ##fford ##able !
- *     (an x that is in no piece)                 [UNK], one for the whole word
- *
- * An uncased vocabulary is used on lower-cased text without accents (NFD, marks dropped). The usual mistake is to use a
- * cased vocabulary that way or the other way round: nothing fails, the ids are just worse. vocab.txt does not say which
- * it is; see fti_wordpiece_is_uncased.
- *
- * The rules are those of the original's fast tokenizer: lower case letter by letter (no final sigma), and what counts
- * as mark, punctuation or format character as its tables say, which are of about Unicode 8 (fti_bert_mark and its
- * neighbours hold the differences). One known difference is left: marks newer than those tables are not sorted. */
-
-typedef struct fti_wordpiece {
-    char     prefix[16];                /* "##" */
-    int      n_prefix, longest;         /* its bytes; those of the longest piece */
-    int32_t  unk;
-    int      max_chars;                 /* a longer word is [UNK] */
-    int      clean, cjk, strip, lower;  /* BertNormalizer's switches */
-    int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
-    uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
-} fti_wordpiece;
-enum { FTI_WP_DROP = 128, FTI_WP_SPACE, FTI_WP_PUNCT };
-
-/* One character after normalisation. alone: an ideograph, a word by itself. */
-typedef struct fti_wp_char { uint32_t cp[12]; int n, alone; } fti_wp_char;
-
-/* Kept with the tables in the appendix. */
-static int fti_bert_is_mark(uint32_t cp);
-static int fti_bert_is_punct(uint32_t cp);
-static int fti_bert_is_control(uint32_t cp);
-static int fti_bert_is_cjk(uint32_t cp);
-static int fti_decompose(uint32_t cp, uint32_t out[4]);
-static int fti_emit(fti_buf *out, uint32_t **origin, const char *p, size_t n, size_t from);
-
-/* Clean, take apart, drop marks, lower: one character through BertNormalizer. White space comes out as a space. */
-static void fti_bert_normalize(const fti_wordpiece *w, uint32_t cp, fti_wp_char *out)
-{
-    uint32_t part[4], extra[2];
-    int n = 1;
-    out->n = out->alone = 0;
-    if (w->clean) {
-        if (!cp || fti_bert_is_control(cp)) return;
-        if (fti_cp_class(cp) & FTI_CP_SPACE || (cp >= 9 && cp <= 13)) cp = ' ';
-    }
-    out->alone = w->cjk && fti_bert_is_cjk(cp);
-    part[0] = cp;
-    if (w->strip) n = fti_decompose(cp, part);
-    for (int i = 0; i < n; i++) {
-        if (w->strip && fti_bert_is_mark(part[i])) continue;
-        if (!w->lower) { out->cp[out->n++] = part[i]; continue; }
-        out->cp[out->n++] = fti_cp_lower(part[i], extra);
-        for (int k = 0; k < 2 && extra[k]; k++) out->cp[out->n++] = extra[k];
-    }
-}
-
-/* A word being collected: its normalised bytes and, when offsets are wanted, where each came from. */
-typedef struct fti_wp_word {
-    char *p; uint32_t *begin, *end;     /* room for max_chars characters; in front of p, for a prefix */
-    int n, chars;                       /* bytes, characters; chars counts on when the word is too long */
-    size_t from, to;                    /* of the text */
-} fti_wp_word;
-
-/* The longest piece that the rest of the word begins with: its id and where it ends; -1: none. Inside a word the prefix
- * is written over bytes that are done. */
-static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int *stop)
-{
-    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    int n = at ? w->n_prefix : 0, end = word->n - at + n > w->longest ? at + w->longest - n : word->n;
-    if (n) memcpy(word->p + at - n, w->prefix, (size_t)n);
-    for (; end > at; end--) {
-        if (end < word->n && ((unsigned char)word->p[end] & 0xC0) == 0x80) continue;
-        int32_t id = fti_vocab_find(&tok->vocab, word->p + at - n, (size_t)(end - at + n));
-        if (id >= 0 && !ft_token_is_special(tok, id)) { *stop = end; return id; }
-    }
-    return -1;
-}
-
-/* Greedy longest match; all or nothing. */
-static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_sink *out)
-{
-    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    size_t before = out->n;
-    int at = 0, stop = 0, failed = word->chars > w->max_chars;
-    if (!word->chars) return;
-    for (; at < word->n && !failed; at = stop) {
-        int32_t id = fti_wordpiece_longest(tok, word, at, &stop);
-        failed = id < 0;
-        if (!failed && out->offsets) fti_put(out, id, word->begin[at], word->end[stop - 1]);
-        else if (!failed) fti_put(out, id, 0, 0);
-    }
-    if (failed) {
-        out->n = before;
-        fti_put(out, w->unk, word->from, word->to);
-    }
-    word->n = word->chars = 0;
-}
-
-static void fti_wp_add(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, size_t begin, size_t end, int spans)
-{
-    if (!word->chars) word->from = begin;
-    word->to = end;
-    if (word->chars++ >= w->max_chars) return;
-    int len = fti_utf8_encode(cp, word->p + word->n);
-    for (int i = 0; spans && i < len; i++) {
-        word->begin[word->n + i] = (uint32_t)begin;
-        word->end[word->n + i] = (uint32_t)end;
-    }
-    word->n += len;
-}
-
-/* A normalised code point: it ends the word, is a word of its own, or goes on with it. */
-static void fti_wp_take(const ft_tokenizer *tok, fti_wp_word *word, uint32_t cp, size_t begin, size_t end,
-                        fti_sink *out)
-{
-    int space = (fti_cp_class(cp) & FTI_CP_SPACE) != 0, punct = !space && fti_bert_is_punct(cp);
-    if (space || punct) fti_wordpiece_word(tok, word, out);
-    if (!space) fti_wp_add((const fti_wordpiece *)tok->model, word, cp, begin, end, out->offsets != NULL);
-    if (punct) fti_wordpiece_word(tok, word, out);
-}
-
-static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
-{
-    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    fti_wp_word word = {0};
-    fti_wp_char c;
-    size_t room = 4 * (size_t)w->max_chars + sizeof w->prefix, i = 0;
-    char local[512], *bytes = room <= sizeof local ? local : (char *)fti_alloc(room, 1);
-    word.begin = out->offsets ? (uint32_t *)fti_alloc(2 * room, sizeof *word.begin) : NULL;
-    if (!bytes || (out->offsets && !word.begin)) {
-        if (bytes != local) FTUNE_FREE(bytes);
-        return fti_no_memory(err, room);
-    }
-    word.p = bytes + sizeof w->prefix;
-    word.end = word.begin + (out->offsets ? room : 0);
-    while (i < n) {
-        unsigned char b = (unsigned char)text[i];
-        if (b < 128) {
-            uint8_t action = w->ascii[b];
-            if (action < 128) {
-                fti_wp_add(w, &word, action, i, i + 1, out->offsets != NULL);
-            } else if (action != FTI_WP_DROP) {
-                fti_wordpiece_word(tok, &word, out);
-                if (action == FTI_WP_PUNCT) {
-                    fti_wp_add(w, &word, b, i, i + 1, out->offsets != NULL);
-                    fti_wordpiece_word(tok, &word, out);
-                }
-            }
-            i++;
-            continue;
-        }
-        uint32_t cp;
-        int len = fti_utf8_decode(text + i, text + n, &cp);
-        fti_bert_normalize(w, cp, &c);
-        if (c.alone) fti_wordpiece_word(tok, &word, out);
-        for (int k = 0; k < c.n; k++) fti_wp_take(tok, &word, c.cp[k], i, i + (size_t)len, out);
-        if (c.alone) fti_wordpiece_word(tok, &word, out);
-        i += (size_t)len;
-    }
-    fti_wordpiece_word(tok, &word, out);
-    if (bytes != local) FTUNE_FREE(bytes);
-    FTUNE_FREE(word.begin);
-    return FTUNE_OK;
-}
-
-/* Only added tokens that are looked for in normalised text need the normalised text as such. Doing it again while
- * encoding changes nothing. */
-static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
-                                   uint32_t **origin)
-{
-    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    (void)first;
-    if (!arrlen(tok->normal.at)) return 0;
-    for (size_t i = 0; i < n; ) {
-        uint32_t cp;
-        fti_wp_char c;
-        char bytes[4];
-        int len = fti_utf8_decode(text + i, text + n, &cp), ok = 1;
-        fti_bert_normalize(w, cp, &c);
-        if (c.alone) ok = fti_emit(out, origin, " ", 1, i);
-        for (int k = 0; k < c.n && ok; k++)
-            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(c.cp[k], bytes), i);
-        if (c.alone && ok) ok = fti_emit(out, origin, " ", 1, i);
-        if (!ok) return -1;
-        i += (size_t)len;
-    }
-    return 1;
-}
-
-/* "##" is taken off, other pieces get a space in front. tidy is the decoder's "cleanup": it takes the space out again
- * before . ? ! , and before contractions. */
-static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
-{
-    static const char *const close[] = { ".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re" };
-    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    const fti_token *t = fti_vocab_at(&tok->vocab, id);
-    size_t prefix = strlen(w->prefix);
-    int space = !first;
-    if (!first && prefix && t->len >= prefix && !memcmp(t->p, w->prefix, prefix)) {
-        fti_buf_add(out, t->p + prefix, t->len - prefix);
-        return;
-    }
-    for (size_t i = 0; i < sizeof close / sizeof *close && w->tidy; i++)
-        if (t->len >= strlen(close[i]) && !memcmp(t->p, close[i], strlen(close[i]))) space = 0;
-    if (space) fti_buf_add(out, " ", 1);
-    fti_buf_add(out, t->p, t->len);
-}
-
-static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
-
-static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
-                                                 fti_wordpiece_decode, fti_wordpiece_free };
-
-static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
-{
-    fti_wordpiece *w = (fti_wordpiece *)fti_calloc(1, sizeof *w);
-    if (!w) return NULL;
-    tok->family = &fti_family_wordpiece;
-    tok->model = w;
-    strcpy(w->prefix, "##");
-    w->max_chars = 100;
-    w->clean = w->cjk = w->strip = w->lower = w->tidy = 1;
-    return w;
-}
-
-/* The model's own tokens on top of added ones that stand in the vocabulary already: those have to agree. */
-typedef struct fti_model_tokens { fti_map added; size_t n_added; } fti_model_tokens;
-
-static int fti_model_tokens_begin(const ft_tokenizer *tok, fti_model_tokens *m)
-{
-    memset(m, 0, sizeof *m);
-    m->n_added = (size_t)arrlen(tok->vocab.token);
-    for (size_t i = 0; i < m->n_added; i++)
-        if (!fti_map_put(&m->added, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
-    return 1;
-}
-
-static ft_status fti_model_token(ft_tokenizer *tok, const fti_model_tokens *m, int64_t id, const char *p, size_t n,
-                                 const char *name, ft_error *err)
-{
-    int32_t added = fti_map_get(&m->added, p, n);
-    if (id < 0 || id >= INT32_MAX || n >= FTI_HIDDEN)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected an id from 0 to 2147483646, found %ld", name,
-                        fti_most(n), p, (long)id);
-    if (added >= 0 && added != id)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %ld in the "
-                        "vocabulary", name, fti_most(n), p, (int)added, (long)id);
-    if (added >= 0) return FTUNE_OK;
-    return fti_vocab_add(&tok->vocab, (int32_t)id, p, n) ? FTUNE_OK : fti_no_memory(err, n);
-}
-
-/* Limits, and what one byte of ASCII does. The switches are set by now. */
-static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const char *name, ft_error *err)
-{
-    w->n_prefix = (int)strlen(w->prefix);
-    w->longest = 0;
-    for (size_t i = 0; i < tok->vocab.n; i++)
-        if (tok->vocab.token[i].len > (uint32_t)w->longest && tok->vocab.token[i].len < 65536)
-            w->longest = (int)tok->vocab.token[i].len;
-    if (w->unk < 0)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the token for unknown words, [UNK], in the vocabulary, "
-                        "found none", name);
-    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
-    for (unsigned b = 0; b < 128; b++) {
-        fti_wp_char c;
-        fti_bert_normalize(w, b, &c);
-        if (!c.n) w->ascii[b] = FTI_WP_DROP;
-        else if (fti_cp_class(c.cp[0]) & FTI_CP_SPACE) w->ascii[b] = FTI_WP_SPACE;
-        else if (fti_bert_is_punct(c.cp[0])) w->ascii[b] = FTI_WP_PUNCT;
-        else w->ascii[b] = (uint8_t)c.cp[0];
-    }
-    return FTUNE_OK;
-}
-
-/* An uncased vocabulary has no piece with a capital letter A to Z, names in brackets such as [CLS] or <S> aside. */
-static int fti_wordpiece_is_uncased(const fti_vocab *v)
-{
-    for (ptrdiff_t i = 0; i < arrlen(v->token); i++) {
-        const fti_token *t = &v->token[i];
-        if (!t->len || ((*t->p == '[' || *t->p == '<') && t->len > 2)) continue;
-        for (uint32_t k = 0; k < t->len; k++) if (t->p[k] >= 'A' && t->p[k] <= 'Z') return 0;
-    }
-    return 1;
-}
-
-/* do_lower_case and its neighbours in tokenizer_config.json, then the caller's wish. */
-static void fti_wordpiece_switches(const ft_tokenizer *tok, fti_wordpiece *w, const fti_config_file *c, int wish)
-{
-    int strip = -1;
-    w->lower = fti_wordpiece_is_uncased(&tok->vocab);
-    if (c->found) {
-        w->lower = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "do_lower_case"), w->lower);
-        w->cjk = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "tokenize_chinese_chars"), 1);
-        strip = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "strip_accents"), -1);
-    }
-    if (wish >= 0) w->lower = wish;
-    w->strip = strip < 0 ? w->lower : strip;
-}
-
-/* The five control tokens by their names; those the vocabulary lacks are not there. */
-static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
-{
-    static const char *const special[5][2] = { { "[PAD]", "pad_token_id" }, { "[UNK]", "unk_token_id" },
-                                               { "[CLS]", "cls_token_id" }, { "[SEP]", "sep_token_id" },
-                                               { "[MASK]", "mask_token_id" } };
-    ft_status status = FTUNE_OK;
-    for (int i = 0; i < 5 && !status; i++) {
-        int32_t id = fti_vocab_find(&tok->vocab, special[i][0], strlen(special[i][0]));
-        if (id >= 0) status = ft_tokenizer_set_attribute(tok, special[i][1], id, err);
-    }
-    return status;
-}
-
-/* vocab.txt: one piece a line, the line number is the id. */
-static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t size, int n_config, const char *path,
-                                     ft_error *err)
-{
-    static const char *const special[5] = { "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]" };
-    char *copy = fti_arena_copy(&tok->arena, data, size);
-    fti_model_tokens m = { { 0 }, 0 };
-    const char *p = copy, *end = copy ? copy + size : NULL;
-    ft_status status = FTUNE_OK;
-    size_t lines = 8;
-    for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
-    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_model_tokens_begin(tok, &m))
-        status = fti_no_memory(err, size);
-    for (int64_t id = 0; p < end && !status; id++) {
-        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
-        if (!stop) stop = end;
-        next = stop < end ? stop + 1 : end;
-        if (stop > p && stop[-1] == '\r') stop--;
-        ft_text piece = { p, (size_t)(stop - p) };
-        int control = 0;
-        for (int i = 0; i < 5 && !n_config; i++)
-            control |= piece.n == strlen(special[i]) && !memcmp(p, special[i], piece.n);
-        if (control) status = fti_added_add(tok, piece, (int32_t)id, 1, 0, 0, 0, 0, err);
-        else if (piece.n) status = fti_model_token(tok, &m, id, piece.p, piece.n, path, err);
-        p = next;
-    }
-    fti_map_free(&m.added);
-    return status;
-}
-
-FTI_LOADER(fti_load_wordpiece)
-{
-    fti_config_file config;
-    fti_wordpiece *w = NULL;
-    int n_config = 0;
-    size_t valid = fti_utf8_valid(data, size);
-    ft_status status;
-    if (valid < size || memchr(data, 0, size))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer (tokenizer.json, a rank file, a SentencePiece "
-                        "model or a vocab.txt of UTF-8 lines), found none of them", path);
-    status = fti_config_open(tok, &config, dir, err);
-    if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
-    if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
-    if (!status && !(w = fti_wordpiece_new(tok))) status = fti_no_memory(err, sizeof *w);
-    if (!status) fti_wordpiece_switches(tok, w, &config, opt->lowercase);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
-    if (!status && (w->unk = fti_vocab_find(&tok->vocab, "[UNK]", 5)) < 0)
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
-                          "neither", path);
-    if (!status) status = fti_wordpiece_finish(tok, w, path, err);
-    if (!status) status = fti_added_finish(tok, err);
-    if (!status) status = fti_wordpiece_special(tok, err);
-    if (!status) status = fti_config_attributes(tok, &config, 0, err);
-    if (!status) {
-        int32_t cls = ft_tokenizer_attribute(tok, "cls_token_id"), sep = ft_tokenizer_attribute(tok, "sep_token_id");
-        if (cls >= 0 && sep >= 0) { tok->before[tok->n_before++] = cls; tok->after[tok->n_after++] = sep; }
-    }
-    fti_config_close(&config);
-    return status;
-}
-
-static int fti_json_has_type(const fti_json *j, int node, const char *type)
-{
-    return fti_json_is(j, node, FTI_OBJECT) && fti_json_equals(j, fti_json_get(j, node, "type"), type);
-}
-
-/* "vocab": {piece: id}. */
-static ft_status fti_json_vocab(ft_tokenizer *tok, const fti_json *j, int vocab, ft_error *err)
-{
-    fti_model_tokens m = { { 0 }, 0 };
-    ft_status status = FTUNE_OK;
-    if (!fti_json_is(j, vocab, FTI_OBJECT))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab object, found none", j->name);
-    if (!fti_model_tokens_begin(tok, &m)) status = fti_no_memory(err, 64);
-    for (int node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node)) {
-        ft_text piece = fti_json_key(j, node, &tok->arena);
-        char *copy = piece.p ? fti_arena_copy(&tok->arena, piece.p, piece.n) : NULL;
-        if (!copy) status = fti_no_memory(err, piece.n);
-        else status = fti_model_token(tok, &m, fti_json_int(j, node, -1), copy, piece.n, j->name, err);
-    }
-    fti_map_free(&m.added);
-    return status ? status : fti_vocab_finish(&tok->vocab, 0, j->name, err);
-}
-
-FTI_JSON_LOADER(fti_json_wordpiece)
-{
-    int model = fti_json_get(j, 0, "model"), node = fti_json_get(j, 0, "normalizer"), strip;
-    fti_wordpiece *w = fti_wordpiece_new(tok);
-    ft_text text;
-    ft_status status;
-    if (!w) return fti_no_memory(err, sizeof *w);
-    if (fti_json_has_type(j, node, "BertNormalizer")) {
-        w->clean = fti_json_bool(j, fti_json_get(j, node, "clean_text"), 1);
-        w->cjk = fti_json_bool(j, fti_json_get(j, node, "handle_chinese_chars"), 1);
-        w->lower = fti_json_bool(j, fti_json_get(j, node, "lowercase"), 1);
-        strip = fti_json_get(j, node, "strip_accents");
-        w->strip = fti_json_bool(j, strip, w->lower);
-    } else if (node < 0 || fti_json_is(j, node, FTI_NULL)) {
-        w->clean = w->cjk = w->lower = w->strip = 0;
-    } else return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "BertNormalizer or null", err);
-    node = fti_json_get(j, 0, "pre_tokenizer");
-    if (!fti_json_has_type(j, node, "BertPreTokenizer"))
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "BertPreTokenizer", err);
-    node = fti_json_get(j, 0, "decoder");
-    if (fti_json_has_type(j, node, "WordPiece")) w->tidy = fti_json_bool(j, fti_json_get(j, node, "cleanup"), 1);
-    else if (node >= 0 && !fti_json_is(j, node, FTI_NULL))
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece or null", err);
-    text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
-    if (text.p) {
-        if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
-            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected a continuing_subword_prefix of up to 15 "
-                            "bytes", j->name);
-        memcpy(w->prefix, text.p, text.n);
-        w->prefix[text.n] = 0;
-    }
-    int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
-    if (longest < 1 || longest > 10000)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, "
-                        "found "
-                        "%ld", j->name, (long)longest);
-    w->max_chars = (int)longest;
-    if ((status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err))) return status;
-    text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
-    w->unk = fti_vocab_find(&tok->vocab, text.p ? text.p : "[UNK]", text.p ? text.n : 5);
-    if ((status = fti_wordpiece_finish(tok, w, j->name, err))) return status;
-    return fti_wordpiece_special(tok, err);
-}
-
-/* ---- SentencePiece ----------------------------------------------------------------------------------------------
- * Kudo & Richardson 2018 (arXiv:1808.06226): no cutting into words first. White space is a character like any other,
- * written U+2581 (shown _ here), with one put in front so that a word looks the same at the beginning and inside:
- *
- *     Hello world      _Hello_world      _Hello | _world
- *
- * Two models share this frame. BPE joins neighbours, as above, but starts from characters and takes the pair with the
- * best score. Unigram (Kudo 2018, arXiv:1804.10959) gives every piece a log probability and looks for the cheapest way
- * through the text, left to right:
- *
- *     best(end) = max over pieces that end there of best(begin) + score(piece)
- *
- * with a character in no piece costing the worst score - 10. A character in no piece becomes its bytes, <0xE4> <0xBD>
- * .. (byte fallback), or the unknown token, one for a run of them.
- * The original keeps the sums in single precision over the whole text, so near-ties depend on the rounding; we do the
- * same sums. Usual mistakes: forgetting the U+2581 in front, and decoding piece by piece, which loses the first space.
- *
- * The same models also come as tokenizer.json. There the rules differ in places, and we follow each format's original:
- * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is
- * applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate
- * difference: a control token is never a piece, so that a text that only normalises to "</s>" (in full-width letters)
- * stays text. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
- * through "...." it may take the other, and it never uses a piece that is U+0000. */
-
-/* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
- * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
- * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
- *   unit   [n]  base << 9 | 0x100 (taken) | the byte that leads here; base 0: no children
- *   value  [n]  of the string that ends here, or -1 */
-typedef struct fti_trie { uint32_t *unit; int32_t *value; size_t n, room; uint32_t root; } fti_trie;
-typedef struct fti_key { const char *p; uint32_t n; int32_t value; } fti_key;
-
-/* From the node with this base over byte c: true and the new base, and the value of the string so far. */
-FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
-{
-    uint32_t slot = *base ^ c, unit = t->unit[slot];
-    if ((unit & 0x1FF) != (0x100u | c)) return 0;
-    *base = unit >> 9;
-    *value = t->value[slot];
-    return 1;
-}
-
-static void fti_trie_free(fti_trie *t)
-{
-    FTUNE_FREE(t->unit);
-    FTUNE_FREE(t->value);
-    t->unit = NULL;
-    t->value = NULL;
-}
-
-static int fti_key_order(const void *a, const void *b)
-{
-    const fti_key *x = (const fti_key *)a, *y = (const fti_key *)b;
-    int c = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
-    if (c) return c;
-    if (x->n != y->n) return x->n < y->n ? -1 : 1;
-    return (x->value > y->value) - (x->value < y->value);
-}
-
-/* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
- * children). Only the last blocks are searched, so building stays linear. */
-typedef struct fti_trie_block { uint64_t slots[4], bases[4]; int taken; } fti_trie_block;
-enum { FTI_TRIE_WINDOW = 24 };
-
-static int fti_trie_room(fti_trie *t, size_t room)
-{
-    uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
-    if (unit) t->unit = unit;
-    int32_t *value = (int32_t *)FTUNE_REALLOC(t->value, room * sizeof *value);
-    if (value) t->value = value;
-    return unit && value;
-}
-
-static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
-{
-    fti_trie_block empty = {{0}, {0}, 0};
-    size_t n = t->n + 256;
-    if (n > 1u << 23) return 0;
-    if (n > t->room) {
-        size_t room = n + n / 4;
-        if (!fti_trie_room(t, room)) return 0;
-        t->room = room;
-    }
-    for (size_t i = t->n; i < n; i++) { t->unit[i] = 0; t->value[i] = -1; }
-    t->n = n;
-    return fti_push(*blocks, empty);
-}
-
-/* A base in this block under which all labels are free; 0: none. */
-static uint32_t fti_trie_fit(const fti_trie_block *b, uint32_t block, const unsigned char *label, int n)
-{
-    if (256 - b->taken < n) return 0;
-    for (int w = 0; w < 4; w++) {
-        if (!~b->slots[w]) continue;
-        for (int i = 0; i < 64; i++) {
-            unsigned base = (unsigned)(w * 64 + i) ^ label[0], k = 1;
-            if ((b->slots[w] >> i & 1) || (b->bases[base >> 6] >> (base & 63) & 1)) continue;
-            while (k < (unsigned)n && !(b->slots[(base ^ label[k]) >> 6] >> ((base ^ label[k]) & 63) & 1)) k++;
-            if (k == (unsigned)n) return block << 8 | base;
-        }
-    }
-    return 0;
-}
-
-/* Room for these children: their base, or 0 when memory is out. */
-static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsigned char *label, int n)
-{
-    size_t last = (size_t)arrlen(*blocks), first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
-    uint32_t base = 0;
-    for (size_t i = first; i < last && !base; i++) base = fti_trie_fit(*blocks + i, (uint32_t)i, label, n);
-    if (!base) {
-        if (!fti_trie_grow(t, blocks)) return 0;
-        base = fti_trie_fit(*blocks + last, (uint32_t)last, label, n);
-    }
-    fti_trie_block *b = *blocks + (base >> 8);
-    b->bases[(base & 255) >> 6] |= (uint64_t)1 << (base & 63);
-    for (int k = 0; k < n; k++) {
-        unsigned slot = (base ^ label[k]) & 255;
-        b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
-        b->taken++;
-        t->unit[base ^ label[k]] = 0x100u | label[k];
-    }
-    return base;
-}
-
-/* Build from keys, which are sorted here; of equal keys the last value counts. Block 0 stays empty: base 0 is none. */
-static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
-{
-    typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
-    fti_trie_block *blocks = NULL;
-    range *stack = NULL, r = { 0, n_keys, 0, 0 };
-    int ok;
-    memset(t, 0, sizeof *t);
-    qsort(keys, n_keys, sizeof *keys, fti_key_order);
-    ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
-    while (ok && arrlen(stack)) {
-        unsigned char label[256];
-        size_t begin[257];
-        int n = 0;
-        r = arrpop(stack);
-        while (r.lo < r.hi && keys[r.lo].n == r.depth) t->value[r.slot] = keys[r.lo++].value;
-        for (size_t i = r.lo; i < r.hi; i++) {
-            unsigned char c = (unsigned char)keys[i].p[r.depth];
-            if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
-        }
-        begin[n] = r.hi;
-        if (!n) continue;
-        uint32_t base = fti_trie_place(t, &blocks, label, n);
-        ok = base != 0;
-        if (r.depth) t->unit[r.slot] |= base << 9; else t->root = base;
-        for (int k = n; ok && k-- > 0; ) {
-            range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
-            ok = fti_push(stack, child);
-        }
-    }
-    arrfree(blocks);
-    arrfree(stack);
-    ok = ok && fti_trie_room(t, t->n);
-    if (!ok) fti_trie_free(t);
-    return ok;
-}
-
-enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
-enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER,
-      FTI_SP_STRIP };
-enum { FTI_SP_MAX_STEPS = 8, FTI_SP_LONGEST_RULE = 255, FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
-
-typedef struct fti_sp_step { int what, left, right; ft_text from, to; } fti_sp_step;    /* of "normalizer" */
-typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_sp_pair;
-
-typedef struct fti_sp {
-    int unigram, json;
-    /* normalisation */
-    const char *table, *pool;           /* double array of units of 4 bytes; what they point at, 0-terminated texts */
-    size_t n_units, n_pool;
-    int dummy_prefix, tidy, suffix;     /* tidy: no space twice, in front or at the end (remove_extra_whitespaces) */
-    const char *space;                  /* U+2581, or " " */
-    uint8_t begins[256];                /* this byte may begin a rule, a user-defined piece or white space: 1; 2: only
-                                         * a rule whose second byte is not ASCII, such as e + U+0301 */
-    fti_sp_step step[FTI_SP_MAX_STEPS]; int n_steps;
-    int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 of the text; cut there */
-    /* the model */
-    fti_trie pieces;                    /* Unigram */
-    fti_trie user;                      /* pieces that are cut out before anything else */
-    int32_t  unk, byte[256];            /* byte[0] -1: no byte fallback */
-    int      fuse_unk;
-    size_t   n;                         /* pieces */
-    uint8_t *type;                      /* [n], of .model */
-    float   *score; double *json_score; /* Unigram */
-    double   unknown_score, best_score;
-    uint32_t *rank;                     /* BPE of .model: of each piece, 0 joins first, UINT32_MAX: never */
-    fti_sp_pair *pair; size_t pair_cap; /* BPE of .json: open addressing, rank UINT32_MAX: empty */
-    size_t   longest;                   /* BPE: bytes of the longest piece */
-    uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
-    int      unused;                    /* some pieces are only for joining and come apart again */
-    int      strip;                     /* decoding: 1 one leading space, 2 every one of the first piece */
-} fti_sp;
-
-/* ---- normalising ---- */
-
-FTI_INLINE uint32_t fti_sp_unit(const fti_sp *m, size_t i) { return i < m->n_units ? fti_le32(m->table + 4 * i) : 0; }
-FTI_INLINE size_t fti_sp_offset(uint32_t unit) { return (size_t)(unit >> 10) << ((unit & 512) >> 6); }
-
-/* The rule for the longest (or shortest) beginning of p: bytes matched, 0: none. The table comes from a file: every
- * index is checked, and fti_sp_table_ok has checked that texts are short. */
-static size_t fti_sp_rule(const fti_sp *m, const char *p, size_t n, int shortest, ft_text *to)
-{
-    size_t node = fti_sp_offset(fti_sp_unit(m, 0)), found = 0, at = 0;
-    int matches = 0;
-    for (size_t i = 0; i < n && matches < 32; i++) {
-        uint32_t unit;
-        node ^= (unsigned char)p[i];
-        unit = fti_sp_unit(m, node);
-        if (node >= m->n_units || (unit & 0x800000FFu) != (unsigned char)p[i]) break;
-        node ^= fti_sp_offset(unit);
-        if (unit >> 8 & 1) {
-            at = fti_sp_unit(m, node) & 0x7FFFFFFFu;
-            found = i + 1;
-            matches++;
-            if (shortest) break;
-        }
-    }
-    if (!found || at >= m->n_pool) return 0;
-    to->p = m->pool + at;
-    to->n = strlen(to->p);
-    return found;
-}
-
-/* Longest user-defined piece at p; its length, 0: none. */
-static size_t fti_sp_user(const fti_sp *m, const char *p, size_t n, int32_t *id)
-{
-    uint32_t base = m->user.root;
-    size_t found = 0;
-    int32_t value;
-    if (!m->user.n) return 0;
-    for (size_t i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
-        if (value >= 0) { found = i + 1; *id = value; }
-    return found;
-}
-
-static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size_t begin, size_t end);
-
-/* One character or match of the text, rewritten: text[i, i + length) -> to. Spaces become U+2581; a space after a space
- * goes if the model is tidy. */
-static int fti_sp_emit(const fti_sp *m, fti_buf *out, uint32_t **origin, ft_text to, size_t from, int *after_space)
-{
-    size_t i = 0;
-    int ok = 1, space = *after_space;
-    while (*after_space && i < to.n && to.p[i] == ' ') i++;
-    for (; i < to.n && ok; i++) {
-        if (to.p[i] == ' ') ok = fti_emit(out, origin, m->space, strlen(m->space), from);
-        else ok = fti_emit(out, origin, to.p + i, 1, from);
-        space = to.p[i] == ' ';
-    }
-    *after_space = m->tidy && space;
-    return ok;
-}
-
-/* No rule, no user-defined piece and no space begins here. */
-FTI_INLINE int fti_sp_is_plain(const fti_sp *m, const char *p, const char *end)
-{
-    uint8_t b = m->begins[(unsigned char)*p];
-    return !b || (b == 2 && (p + 1 == end || !(p[1] & 0x80)));
-}
-
-/* Normalizer of a .model. */
-static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    size_t width = strlen(m->space), i = 0, start;
-    int after_space = m->tidy, ok = 1;
-    ft_text to;
-    int32_t id;
-    while (m->tidy && i < n && ok) {                        /* leading white space */
-        size_t len = fti_sp_user(m, text + i, n - i, &id) ? 0 : fti_sp_rule(m, text + i, n - i, 0, &to);
-        if (len ? to.n == 1 && *to.p == ' ' : text[i] == ' ') i += len ? len : 1; else break;
-    }
-    if (i == n) return ok;
-    if (m->dummy_prefix && !m->suffix) ok = fti_emit(out, origin, m->space, width, i);
-    while (i < n && ok) {
-        for (start = i; i < n && fti_sp_is_plain(m, text + i, text + n); i++) { }
-        if (i > start) {
-            ok = fti_emit_same(out, origin, text, start, i);
-            after_space = 0;
-            continue;
-        }
-        size_t len = fti_sp_user(m, text + i, n - i, &id);
-        if (len) {
-            to.p = text + i; to.n = len;
-        } else if (!(len = fti_sp_rule(m, text + i, n - i, 0, &to))) {
-            uint32_t cp;
-            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
-            to.p = len ? text + i : "\xEF\xBF\xBD";
-            to.n = len ? len : 3;
-            if (!len) len = 1;
-        }
-        ok = fti_sp_emit(m, out, origin, to, i, &after_space);
-        i += len;
-    }
-    while (m->tidy && out->n >= width && !memcmp(out->p + out->n - width, m->space, width)) {
-        out->n -= width;
-        if (origin) arrsetlen(*origin, out->n);
-    }
-    if (m->dummy_prefix && m->suffix) ok = ok && fti_emit(out, origin, m->space, width, n);
-    return ok && !out->failed;
-}
-
-/* Does this character stay with the one before it (Unicode Standard Annex 29)? Clusters of up to five bytes matter
- * here, and for those marks, joiners and a few letters are all of the rule. */
-static int fti_sp_attaches(uint32_t cp)
-{
-    if (cp >= 0x1F3FB && cp <= 0x1F3FF) return 1;
-    if (cp == 0x200C || cp == 0x200D || cp == 0xFF9E || cp == 0xFF9F || cp == 0xE33 || cp == 0xEB3) return 1;
-    if (cp >= 0xE0020 && cp <= 0xE007F) return 1;
-    if (cp == 0x102B || cp == 0x102C || cp == 0x1038 || (cp >= 0x1062 && cp <= 0x1064) || (cp >= 0x1067 && cp <= 0x106D)
-        || cp == 0x1083 || (cp >= 0x1087 && cp <= 0x108C) || cp == 0x108F || (cp >= 0x109A && cp <= 0x109C)
-        || cp == 0x1A61 || cp == 0x1A63 || cp == 0x1A64 || cp == 0xAA7B || cp == 0xAA7D || cp == 0x11720
-        || cp == 0x11721) return 0;
-    return (fti_cp_class(cp) & FTI_CP_MARK) != 0;
-}
-
-static int fti_sp_prepends(uint32_t cp)
-{
-    return (cp >= 0x600 && cp <= 0x605) || cp == 0x6DD || cp == 0x70F || cp == 0x890 || cp == 0x891 || cp == 0x8E2
-        || cp == 0xD4E;
-}
-
-static int fti_sp_breaks(uint32_t cp)                       /* Grapheme_Cluster_Break = Control, CR, LF */
-{
-    unsigned c = fti_cp_class(cp);
-    return (c & FTI_CP_CONTROL) || cp == 0x2028 || cp == 0x2029
-        || ((c & FTI_CP_FORMAT) && cp != 0x200C && cp != 0x200D && !fti_sp_prepends(cp) && !fti_sp_attaches(cp));
-}
-
-/* Bytes of the grapheme cluster at p, as far as needed to know whether it is shorter than 6. */
-static size_t fti_sp_cluster(const char *p, const char *end)
-{
-    uint32_t cp, next;
-    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
-    if (cp == '\r' && p + 1 < end && p[1] == '\n') return 2;
-    while (n < 6 && p + n < end && !fti_sp_breaks(cp)) {
-        size_t len = (size_t)fti_utf8_decode(p + n, end, &next);
-        if (!len || fti_sp_breaks(next) || !(fti_sp_attaches(next) || fti_sp_prepends(cp))) break;
-        n += len;
-        cp = next;
-    }
-    return n;
-}
-
-/* The table of a .model as tokenizer.json applies it: a short cluster as a whole, else its characters. */
-static int fti_sp_step_table(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    int ok = 1;
-    ft_text to;
-    for (size_t i = 0; i < n && ok; ) {
-        size_t start = i;
-        while (i < n && m->begins[(unsigned char)text[i]] != 1 && !(text[i] & 0x80)
-               && (i + 1 == n || !(text[i + 1] & 0x80)))
-            i++;
-        if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
-        size_t len = fti_sp_cluster(text + i, text + n), stop = i + len;
-        if (len < 6 && fti_sp_rule(m, text + i, len, 1, &to)) {
-            ok = fti_emit(out, origin, to.p, to.n, i);
-            i = stop;
-            continue;
-        }
-        while (i < stop && ok) {
-            uint32_t cp;
-            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
-            if (!len) len = 1;
-            if (fti_sp_rule(m, text + i, len, 1, &to)) ok = fti_emit(out, origin, to.p, to.n, i);
-            else ok = fti_emit(out, origin, text + i, len, i);
-            i += len;
-        }
-    }
-    return ok;
-}
-
-static int fti_sp_step_replace(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    int ok = 1;
-    for (size_t i = 0, start = 0; i <= n && ok; ) {
-        size_t len = 0;
-        if (s->what == FTI_SP_SQUEEZE) {
-            while (i + len < n && text[i + len] == ' ') len++;
-            if (len < 2) { i += len; len = 0; }
-        } else if (i + s->from.n <= n && s->from.n && !memcmp(text + i, s->from.p, s->from.n)) len = s->from.n;
-        if (i < n && !len) { i++; continue; }
-        if (i > n) i = n;
-        ok = fti_emit_same(out, origin, text, start, i) && (!len || fti_emit(out, origin, s->to.p, s->to.n, i));
-        if (i == n) break;
-        i += len;
-        start = i;
-    }
-    return ok;
-}
-
-static int fti_sp_step_lower(const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    int ok = 1;
-    for (size_t i = 0; i < n && ok; ) {
-        uint32_t low[3];
-        char bytes[4];
-        int len = fti_utf8_decode(text + i, text + n, low);
-        if (!len) { ok = fti_emit(out, origin, text + i, 1, i); i++; continue; }
-        low[0] = fti_cp_lower(low[0], low + 1);
-        for (int k = 0; k < 3 && ok && (!k || low[k]); k++)
-            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(low[k], bytes), i);
-        i += (size_t)len;
-    }
-    return ok;
-}
-
-static int fti_sp_step_strip(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    size_t i = 0;
-    int len;
-    while (s->left && i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
-    while (s->right && n > i && (fti_class_at(fti_char_before(text + n), &len) & FTI_CP_SPACE)) n -= (size_t)len;
-    return fti_emit_same(out, origin, text, i, n);
-}
-
-static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *text, size_t n, fti_buf *out,
-                           uint32_t **origin)
-{
-    switch (s->what) {
-    case FTI_SP_PREPEND:
-        return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
-    case FTI_SP_TABLE:   return fti_sp_step_table(m, text, n, out, origin);
-    case FTI_SP_NFC:     return fti_normalize(FTI_NFC, text, n, out, origin);
-    case FTI_SP_NFD:     return fti_normalize(FTI_NFD, text, n, out, origin);
-    case FTI_SP_LOWER:   return fti_sp_step_lower(text, n, out, origin);
-    case FTI_SP_STRIP:   return fti_sp_step_strip(s, text, n, out, origin);
-    default:             return fti_sp_step_replace(s, text, n, out, origin);
-    }
-}
-
-static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
-                            uint32_t **origin)
-{
-    const fti_sp *m = (const fti_sp *)tok->model;
-    uint32_t *before = NULL, *after = NULL;
-    int ok = 1;
-    (void)first;
-    if (!m->json) return fti_sp_normalize_model(m, text, n, out, origin) ? 1 : -1;
-    if (!m->n_steps) return 0;
-    for (int i = 0; i < m->n_steps && ok; i++) {
-        fti_buf next = {0};
-        ok = fti_sp_run_step(m, &m->step[i], i ? out->p : text, i ? out->n : n, &next, origin ? &after : NULL);
-        for (ptrdiff_t k = 0; i && k < arrlen(after); k++) after[k] = before[after[k]];
-        arrfree(before);
-        before = after;
-        after = NULL;
-        fti_buf_free(out);
-        *out = next;
-    }
-    if (origin) *origin = before; else arrfree(before);
-    return ok && !out->failed ? 1 : -1;
-}
-
-/* ---- ids of a stretch of text ---- */
-
-/* A stretch that pieces may not cross, inside the text that encode was given. */
-typedef struct fti_sp_run {
-    const ft_tokenizer *tok;
-    const fti_sp *m;
-    fti_sink *out;
-    const char *p; size_t n;
-    const uint32_t *at;                 /* of each byte: its place in the text given to encode; NULL: shift */
-    size_t shift;
-    size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
-} fti_sp_run;
-
-static void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
-{
-    if (r->at) { begin = r->at[begin]; end = end > 0 ? r->at[end - 1] + 1 : 0; if (end < begin) end = begin; }
-    else { begin += r->shift; end += r->shift; }
-    fti_put(r->out, id, begin, end);
-}
-
-static void fti_sp_flush(fti_sp_run *r)
-{
-    if (r->unk_begin < r->unk_end && r->m->unk >= 0) fti_sp_put(r, r->m->unk, r->unk_begin, r->unk_end);
-    r->unk_begin = r->unk_end = 0;
-}
-
-static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
-{
-    if (r->m->byte[0] >= 0) {
-        for (size_t i = begin; i < end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
-        return;
-    }
-    if (r->unk_end != begin || r->unk_begin == r->unk_end || !r->m->fuse_unk) { fti_sp_flush(r); r->unk_begin = begin; }
-    r->unk_end = end;
-}
-
-static void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t end)
-{
-    if (id < 0 || id == r->m->unk) { fti_sp_put_unknown(r, begin, end); return; }
-    fti_sp_flush(r);
-    fti_sp_put(r, id, begin, end);
-}
-
-static size_t fti_sp_char(const char *p, const char *end)
-{
-    uint32_t cp;
-    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
-    return n ? n : 1;
-}
-
-/* ---- Unigram ---- */
-
-/* The best way to reach a place: its score and the piece that ends there. */
-typedef struct fti_sp_node { double score; uint32_t length; int32_t id; } fti_sp_node;
-
-static void fti_sp_reach(const fti_sp *m, fti_sp_node *node, double score, uint32_t length, int32_t id)
-{
-    if (node->length && !(score > node->score)) return;
-    node->score = m->json ? score : (double)(float)score;
-    node->length = length;
-    node->id = id;
-}
-
-/* From the node at place 0 of the window to the one at size: the pieces, last first, then put in order. */
-static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size_t size)
-{
-    size_t at = size;
-    uint32_t next = 0;
-    while (at > 0) {                                        /* turn the links round */
-        uint32_t length = node[at].length;
-        node[at].length = next;
-        next = length;
-        at -= length;
-    }
-    while (at < size) {
-        size_t end = at + next;
-        next = node[end].length;
-        fti_sp_put_piece(r, node[end].id, base + at, base + end);
-        at = end;
-    }
-}
-
-/* Room for place k of the window. The first nodes live on the stack. */
-typedef struct fti_sp_window { fti_sp_node *node; size_t cap; fti_sp_node local[256]; } fti_sp_window;
-
-static int fti_sp_window_fit(fti_sp_window *w, size_t k)
-{
-    while (k >= w->cap) {
-        fti_sp_node *more = (fti_sp_node *)fti_calloc(2 * w->cap, sizeof *more);
-        if (!more) return 0;
-        memcpy(more, w->node, w->cap * sizeof *more);
-        if (w->node != w->local) FTUNE_FREE(w->node);
-        w->node = more;
-        w->cap *= 2;
-    }
-    return 1;
-}
-
-/* The pieces that begin at i, and the character itself when it is no piece. Returns where the longest one ends, 0: no
- * memory. */
-static size_t fti_sp_unigram_from(const fti_sp_run *r, fti_sp_window *w, size_t base, size_t i, size_t len)
-{
-    const fti_sp *m = r->m;
-    double till = w->node[i - base].score, s;
-    uint32_t state = m->pieces.root;
-    size_t reach = 0, k = i;
-    int32_t id;
-    int whole = 0;
-    while (k < r->n && fti_trie_step(&m->pieces, &state, (unsigned char)r->p[k], &id)) {
-        k++;
-        if (id < 0 || (m->type && m->type[id] == FTI_SP_UNUSED)) continue;
-        if (!fti_sp_window_fit(w, k - base)) return 0;
-        s = (m->json ? m->json_score[id] : (double)m->score[id]) + till;
-        if (m->type && m->type[id] == FTI_SP_USER) s = ((float)(k - i) * (float)m->best_score - 0.1) + till;
-        fti_sp_reach(m, &w->node[k - base], s, (uint32_t)(k - i), id);
-        if (k > reach) reach = k;
-        if (k - i == len) whole = 1;
-    }
-    if (whole) return reach;
-    if (!fti_sp_window_fit(w, i + len - base)) return 0;
-    s = m->json ? m->unknown_score + till : (double)((float)m->unknown_score + (float)till);
-    fti_sp_reach(m, &w->node[i + len - base], s, (uint32_t)len, -1);
-    return reach > i + len ? reach : i + len;
-}
-
-/* A place that no piece crosses is on every path, so everything before it is decided: there the window is emptied. It
- * keeps its score, for the sums of the original go on. */
-static int fti_sp_unigram(fti_sp_run *r)
-{
-    fti_sp_window w;
-    size_t base = 0, reach = 0, i = 0, len, end;
-    w.node = w.local;
-    w.cap = sizeof w.local / sizeof *w.local;
-    memset(w.local, 0, sizeof w.local);
-    for (; i < r->n; i += len) {
-        len = fti_sp_char(r->p + i, r->p + r->n);
-        if (i == reach && i > base) {
-            double till = w.node[i - base].score;
-            fti_sp_backtrack(r, w.node, base, i - base);
-            memset(w.node, 0, (i - base + 1) * sizeof *w.node);
-            w.node[0].score = till;
-            base = i;
-        }
-        if (!(end = fti_sp_unigram_from(r, &w, base, i, len))) break;
-        if (end > reach) reach = end;
-    }
-    if (i >= r->n) fti_sp_backtrack(r, w.node, base, r->n - base);
-    if (w.node != w.local) FTUNE_FREE(w.node);
-    return i >= r->n;
-}
-
-/* ---- BPE over characters ---- */
-
-FTI_INLINE size_t fti_sp_pair_start(const fti_sp *m, uint32_t left, uint32_t right)
-{
-    uint64_t h = ((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15);
-    return (size_t)((h >> 32) * m->pair_cap >> 32);
-}
-
-/* What a pair of symbols joins to, and how soon. */
-FTI_INLINE const fti_sp_pair *fti_sp_pair_find(const fti_sp *m, uint32_t left, uint32_t right)
-{
-    size_t i = fti_sp_pair_start(m, left, right);
-    while (m->pair[i].rank != UINT32_MAX) {
-        if (m->pair[i].left == left && m->pair[i].right == right) return &m->pair[i];
-        if (++i == m->pair_cap) i = 0;
-    }
-    return NULL;
-}
-
-static void fti_sp_pair_add(fti_sp *m, uint32_t left, uint32_t right, uint32_t rank, int32_t joined)
-{
-    fti_sp_pair *p = (fti_sp_pair *)fti_sp_pair_find(m, left, right), fresh = { left, right, rank, joined };
-    if (!p) {
-        size_t i = fti_sp_pair_start(m, left, right);
-        while (m->pair[i].rank != UINT32_MAX) if (++i == m->pair_cap) i = 0;
-        p = &m->pair[i];
-    }
-    *p = fresh;                                             /* of a pair given twice the last counts */
-}
-
-/* The next character and its length; a stray byte counts as one, with a number above Unicode. */
-static size_t fti_sp_next(const char *p, const char *end, uint32_t *cp)
-{
-    size_t n = (size_t)fti_utf8_decode(p, end, cp);
-    if (!n) *cp = 0x110000u + (unsigned char)*p;
-    return n ? n : 1;
-}
-
-FTI_INLINE uint32_t fti_sp_neighbour_bit(uint32_t a, uint32_t b)
-{
-    uint64_t h = ((uint64_t)a << 32 | b) * UINT64_C(0xD6E8FEB86659FD93);
-    return (uint32_t)(h >> 40) % FTI_SP_NEIGHBOURS;
-}
-
-static int fti_sp_is_piece(const fti_sp *m, int32_t id)
-{
-    return id >= 0 && (size_t)id < m->n
-        && (m->type[id] == FTI_SP_NORMAL || m->type[id] == FTI_SP_USER || m->type[id] == FTI_SP_UNUSED);
-}
-
-/* The piece that these bytes are; -1: none. */
-static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end)
-{
-    int32_t id = fti_vocab_find(&r->tok->vocab, r->p + begin, end - begin);
-    if (id < 0) return -1;
-    if (r->m->json) return ft_token_is_special(r->tok, id) ? -1 : id;
-    return fti_sp_is_piece(r->m, id) ? id : -1;
-}
-
-/* A symbol on its way: text from begin to where the next begins; its id, -1: a character that is no piece; and what it
- * joins to with the next symbol, and how soon. */
-typedef struct fti_sp_symbol { int32_t id, joined; uint32_t rank, begin, next, before; } fti_sp_symbol;
-
-/* One stretch of symbols: s[n] marks its end. left: for UNUSED pieces, how long the first of their two parts was. */
-typedef struct fti_sp_stretch { fti_sp_run *r; fti_sp_symbol *s; uint32_t n, *left; } fti_sp_stretch;
-
-static void fti_sp_look(const fti_sp_stretch *t, uint32_t i)
-{
-    const fti_sp *m = t->r->m;
-    fti_sp_symbol *s = t->s, *x = &s[i], *y = &s[x->next];
-    x->rank = UINT32_MAX;
-    if (x->next >= t->n) return;
-    if (m->json) {
-        const fti_sp_pair *pair = x->id < 0 || y->id < 0 ? NULL : fti_sp_pair_find(m, (uint32_t)x->id, (uint32_t)y->id);
-        if (pair) { x->rank = pair->rank; x->joined = pair->joined; }
-        return;
-    }
-    size_t end = s[y->next].begin;
-    if (end - x->begin > m->longest) return;
-    int32_t id = fti_vocab_find(&t->r->tok->vocab, t->r->p + x->begin, end - x->begin);
-    if (id < 0 || (size_t)id >= m->n || m->rank[id] == UINT32_MAX) return;
-    x->rank = m->rank[id];
-    x->joined = id;
-    if (t->left && m->type[id] == FTI_SP_UNUSED) t->left[id] = y->begin - x->begin;
-}
-
-static void fti_sp_join(const fti_sp_stretch *t, uint32_t i)
-{
-    fti_sp_symbol *s = t->s;
-    uint32_t gone = s[i].next;
-    s[i].id = s[i].joined;
-    s[i].next = s[gone].next;
-    if (s[i].next < t->n) s[s[i].next].before = i;
-    s[gone].rank = UINT32_MAX;
-    fti_sp_look(t, i);
-    if (i) fti_sp_look(t, s[i].before);
-}
-
-/* A heap of numbers, the smallest on top. */
-static void fti_sp_heap_push(uint64_t *heap, size_t *size, uint64_t key)
-{
-    size_t i = (*size)++;
-    for (; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = key;
-}
-
-static uint64_t fti_sp_heap_pop(uint64_t *heap, size_t *size)
-{
-    uint64_t top = heap[0], last = heap[--*size];
-    size_t i = 0, c;
-    for (; (c = 2 * i + 1) < *size; i = c) {
-        if (c + 1 < *size && heap[c + 1] < heap[c]) c++;
-        if (heap[c] >= last) break;
-        heap[i] = heap[c];
-    }
-    heap[i] = last;
-    return top;
-}
-
-/* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. Each join renews
- * two places, so 3 n entries are room enough. */
-static int fti_sp_join_long(const fti_sp_stretch *t)
-{
-    fti_sp_symbol *s = t->s;
-    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)t->n, sizeof *heap);
-    size_t size = 0;
-    if (!heap) return 0;
-    for (uint32_t i = 0; i < t->n; i++)
-        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
-    while (size) {
-        uint64_t top = fti_sp_heap_pop(heap, &size);
-        uint32_t i = (uint32_t)top, before = s[i].before;
-        if (s[i].rank != top >> 32) continue;
-        fti_sp_join(t, i);
-        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
-        if (i && s[before].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[before].rank << 32 | before);
-    }
-    FTUNE_FREE(heap);
-    return 1;
-}
-
-/* A piece that is UNUSED is only for joining: it comes apart into what it was joined from. */
-static void fti_sp_put_unused(const fti_sp_stretch *t, size_t begin, size_t end)
-{
-    ft_span stack[32], x = { begin, end };
-    int depth = 1;
-    stack[0] = x;
-    while (depth) {
-        x = stack[--depth];
-        int32_t id = fti_sp_id(t->r, x.begin, x.end);
-        uint32_t left = id >= 0 && t->r->m->type[id] == FTI_SP_UNUSED ? t->left[id] : 0;
-        if (!left || left >= x.end - x.begin || depth + 2 > 32) {
-            fti_sp_put_piece(t->r, id, x.begin, x.end);
-            continue;
-        }
-        stack[depth].begin = x.begin + left;
-        stack[depth++].end = x.end;
-        stack[depth].begin = x.begin;
-        stack[depth++].end = x.begin + left;
-    }
-}
-
-/* Join what stands in t, which ends before byte `to`, and put it. */
-static int fti_sp_bpe_stretch(fti_sp_stretch *t, size_t to)
-{
-    fti_sp_symbol end = { -1, -1, UINT32_MAX, (uint32_t)to, 0, 0 }, *s;
-    t->n = (uint32_t)arrlen(t->s);
-    if (!t->n) return 1;
-    if (!fti_push(t->s, end)) return 0;
-    s = t->s;
-    for (uint32_t i = 0; i < t->n; i++) { s[i].next = i + 1; s[i].before = i - 1; }
-    for (uint32_t i = 0; i < t->n; i++) fti_sp_look(t, i);
-    if (t->n > FTI_SP_SHORT && !fti_sp_join_long(t)) return 0;
-    while (t->n <= FTI_SP_SHORT) {
-        uint32_t best = UINT32_MAX, at = 0;
-        for (uint32_t i = 0; i < t->n; i = s[i].next) if (s[i].rank < best) { best = s[i].rank; at = i; }
-        if (best == UINT32_MAX) break;
-        fti_sp_join(t, at);
-    }
-    for (uint32_t i = 0; i < t->n; i = s[i].next) {
-        size_t stop = s[s[i].next].begin;
-        if (t->left && s[i].id >= 0 && t->r->m->type[s[i].id] == FTI_SP_UNUSED) fti_sp_put_unused(t, s[i].begin, stop);
-        else fti_sp_put_piece(t->r, s[i].id, s[i].begin, stop);
-    }
-    arrsetlen(t->s, 0);
-    return 1;
-}
-
-/* Characters to symbols, cut wherever two characters stand that are neighbours in no piece: joins never cross there. */
-static int fti_sp_bpe(fti_sp_run *r)
-{
-    const fti_sp *m = r->m;
-    fti_sp_stretch t = { r, NULL, 0, NULL };
-    uint32_t last = 0, cp;
-    int ok = fti_fit(t.s, 64);
-    if (m->unused && !(t.left = (uint32_t *)fti_calloc(m->n, sizeof *t.left))) ok = 0;
-    for (size_t i = 0, len; i < r->n && ok; i += len) {
-        int32_t id = -1;
-        len = m->user.n && m->begins[(unsigned char)r->p[i]] ? fti_sp_user(m, r->p + i, r->n - i, &id) : 0;
-        if (len) {                                          /* user-defined: whole, and nothing joins it */
-            ok = fti_sp_bpe_stretch(&t, i);
-            fti_sp_put_piece(r, id, i, i + len);
-            continue;
-        }
-        len = fti_sp_next(r->p + i, r->p + r->n, &cp);
-        if (arrlen(t.s)) {
-            uint32_t bit = fti_sp_neighbour_bit(last, cp);
-            if (!(m->neighbours[bit >> 3] >> (bit & 7) & 1)) ok = fti_sp_bpe_stretch(&t, i);
-        }
-        fti_sp_symbol x = { fti_sp_id(r, i, i + len), -1, UINT32_MAX, (uint32_t)i, 0, 0 };
-        ok = ok && fti_push(t.s, x);
-        last = cp;
-    }
-    ok = ok && fti_sp_bpe_stretch(&t, r->n);
-    arrfree(t.s);
-    FTUNE_FREE(t.left);
-    return ok;
-}
-
-/* ---- words of tokenizer.json, and the whole ---- */
-
-static int fti_sp_encode_run(fti_sp_run *r)
-{
-    int ok = r->m->unigram ? fti_sp_unigram(r) : fti_sp_bpe(r);
-    fti_sp_flush(r);
-    return ok;
-}
-
-/* One word (or all of the text): U+2581 for spaces and in front, cut there, each part encoded by itself. */
-static int fti_sp_metaspace(const ft_tokenizer *tok, const char *text, size_t begin, size_t end, int first,
-                            fti_sink *out,
-                            fti_buf *buf, uint32_t **at)
-{
-    const fti_sp *m = (const fti_sp *)tok->model;
-    fti_sp_run r = { tok, m, out, NULL, 0, NULL, 0, 0, 0 };
-    size_t n = end - begin, i, start;
-    int ok = 1, marked = n >= 3 && !memcmp(text + begin, m->space, 3);
-    buf->n = 0;
-    arrsetlen(*at, 0);
-    if (!marked && n && (m->metaspace == 1 || (m->metaspace == 2 && first)) && *(text + begin) != ' ')
-        ok = fti_emit(buf, at, m->space, 3, begin);
-    for (i = begin; i < end && ok; i++) {
-        if (text[i] == ' ') ok = fti_emit(buf, at, m->space, 3, i);
-        else ok = fti_emit(buf, at, text + i, 1, i);
-    }
-    for (start = 0; start < buf->n && ok; start = i) {
-        for (i = start + 1; i < buf->n; i++) if (m->split && i + 3 <= buf->n && !memcmp(buf->p + i, m->space, 3)) break;
-        r.p = buf->p + start;
-        r.n = i - start;
-        r.at = *at + start;
-        ok = fti_sp_encode_run(&r);
-    }
-    return ok;
-}
-
-static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
-{
-    const fti_sp *m = (const fti_sp *)tok->model;
-    fti_buf buf = {0};
-    uint32_t *at = NULL;
-    int ok = 1, len;
-    if (!m->words && !m->metaspace) {
-        fti_sp_run r = { tok, m, out, text, n, NULL, 0, 0, 0 };
-        ok = fti_sp_encode_run(&r);
-    } else if (!m->words) {
-        ok = fti_sp_metaspace(tok, text, 0, n, out->begin + out->at == 0, out, &buf, &at);
-    } else {
-        for (size_t i = 0, start; i < n && ok; ) {
-            while (i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
-            for (start = i; i < n && !(fti_class_at(text + i, &len) & FTI_CP_SPACE); ) i += (size_t)len;
-            if (i > start)
-                ok = fti_sp_metaspace(tok, text, start, i, out->begin + out->at + start == 0, out, &buf, &at);
-        }
-    }
-    fti_buf_free(&buf);
-    arrfree(at);
-    return ok ? FTUNE_OK : fti_no_memory(err, n);
-}
-
-/* ---- ids -> text ---- */
-
-static int fti_sp_byte_of(const fti_token *t)               /* "<0xE4>" -> 0xE4; -1: no byte */
-{
-    static const char digits[] = "0123456789ABCDEF";
-    const char *high, *low;
-    if (t->len != 6 || memcmp(t->p, "<0x", 3) || t->p[5] != '>' || !t->p[3] || !t->p[4]) return -1;
-    high = strchr(digits, t->p[3]);
-    low = strchr(digits, t->p[4]);
-    return high && low ? (int)(high - digits) * 16 + (int)(low - digits) : -1;
-}
-
-static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
-{
-    const fti_sp *m = (const fti_sp *)tok->model;
-    const fti_token *t = fti_vocab_at(&tok->vocab, id);
-    int byte = m->byte[0] >= 0 ? fti_sp_byte_of(t) : -1;
-    size_t i = 0;
-    char b;
-    if (byte >= 0) {
-        b = (char)byte;
-        if (!(first && m->json && m->strip == 1 && b == ' ')) fti_buf_add(out, &b, 1);
-        return;
-    }
-    if (!m->json && (size_t)id < m->n) {
-        if (m->type[id] == FTI_SP_CONTROL) return;
-        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, " \xE2\x81\x87 ", 5); return; }
-    }
-    while (first && m->strip && i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) {
-        i += 3;
-        if (m->strip == 1) break;
-    }
-    if (first && m->strip == 1 && m->json && !i && t->len && *t->p == ' ') i = 1;
-    while (i < t->len) {
-        if (i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) { fti_buf_add(out, " ", 1); i += 3; }
-        else fti_buf_add(out, t->p + i++, 1);
-    }
-}
-
-static void fti_sp_free(void *model)
-{
-    fti_sp *m = (fti_sp *)model;
-    fti_trie_free(&m->pieces);
-    fti_trie_free(&m->user);
-    FTUNE_FREE(m->type);
-    FTUNE_FREE(m->score);
-    FTUNE_FREE(m->json_score);
-    FTUNE_FREE(m->rank);
-    FTUNE_FREE(m->pair);
-    FTUNE_FREE(m->neighbours);
-    FTUNE_FREE(m);
-}
-
-static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
-                                         fti_sp_free };
-
-/* ---- building ---- */
-
-static fti_sp *fti_sp_new(ft_tokenizer *tok)
-{
-    fti_sp *m = (fti_sp *)fti_calloc(1, sizeof *m);
-    if (!m) return NULL;
-    tok->family = &fti_family_sp;
-    tok->model = m;
-    m->unk = -1;
-    m->space = "\xE2\x96\x81";
-    m->fuse_unk = 1;
-    memset(m->byte, 0xFF, sizeof m->byte);
-    return m;
-}
-
-/* The table of rules: u32 size of the double array, the double array, texts. */
-static ft_status fti_sp_table(fti_sp *m, const char *p, size_t n, const char *name, ft_error *err)
-{
-    size_t size;
-    if (!n) return FTUNE_OK;
-    size = n >= 4 ? fti_le32(p) : 0;
-    if (n < 4 || size > n - 4 || size % 4 || size < 1024)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, "
-                        "found %lu", name,
-                        (unsigned long)(n < 4 ? 0 : n - 4), (unsigned long)size);
-    m->table = p + 4;
-    m->n_units = size / 4;
-    m->pool = p + 4 + size;
-    m->n_pool = n - 4 - size;
-    if (m->n_pool && m->pool[m->n_pool - 1])
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts that end with a 0 byte", name);
-    for (size_t i = 0, len; i < m->n_pool; i += len + 1)
-        if ((len = strlen(m->pool + i)) > FTI_SP_LONGEST_RULE)
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found "
-                            "%lu", name,
-                            (int)FTI_SP_LONGEST_RULE, (unsigned long)len);
-    for (unsigned b = 0; b < 256; b++) {
-        size_t node = fti_sp_offset(fti_sp_unit(m, 0)) ^ b, child;
-        uint32_t unit = fti_sp_unit(m, node);
-        if (node >= m->n_units || (unit & 0x800000FFu) != b) continue;
-        m->begins[b] = b >= 128 || (unit >> 8 & 1) ? 1 : 2;
-        for (unsigned c = 0; c < 128; c++) {
-            child = node ^ fti_sp_offset(unit) ^ c;
-            if (child < m->n_units && (fti_sp_unit(m, child) & 0x800000FFu) == c) m->begins[b] = 1;
-        }
-    }
-    return FTUNE_OK;
-}
-
-/* Unigram: the tree over the pieces that text may become. */
-static ft_status fti_sp_finish_unigram(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
-{
-    const fti_vocab *v = &tok->vocab;
-    fti_key *keys = (fti_key *)fti_alloc(v->n, sizeof *keys);
-    size_t n = 0;
-    int ok = keys != NULL;
-    for (size_t i = 0; i < v->n && ok; i++) {
-        fti_key k = { v->token[i].p, v->token[i].len, v->token[i].id };
-        if (!k.n || (size_t)k.value >= m->n || ft_token_is_special(tok, k.value)) continue;
-        if (m->type && m->type[k.value] != FTI_SP_NORMAL && m->type[k.value] != FTI_SP_USER
-            && m->type[k.value] != FTI_SP_UNUSED) continue;
-        keys[n++] = k;
-    }
-    ok = ok && fti_trie_build(&m->pieces, keys, n);
-    FTUNE_FREE(keys);
-    return ok ? FTUNE_OK : fti_no_memory(err, v->n * sizeof *keys);
-}
-
-static void fti_sp_note_neighbours(fti_sp *m, const char *p, size_t n)
-{
-    uint32_t last = 0, cp;
-    for (size_t i = 0, len; i < n; i += len, last = cp) {
-        uint32_t bit;
-        len = fti_sp_next(p + i, p + n, &cp);
-        if (!i) continue;
-        bit = fti_sp_neighbour_bit(last, cp);
-        m->neighbours[bit >> 3] |= (uint8_t)(1u << (bit & 7));
-    }
-    if (n > m->longest) m->longest = n;
-}
-
-typedef struct fti_sp_ranked { float score; int32_t id; } fti_sp_ranked;
-
-static int fti_sp_by_score(const void *a, const void *b)
-{
-    const fti_sp_ranked *x = (const fti_sp_ranked *)a, *y = (const fti_sp_ranked *)b;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-/* BPE of a .model: it has no list of merges; any two neighbours join whose text is a piece, the best score first. */
-static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
-{
-    fti_sp_ranked *by_score = (fti_sp_ranked *)fti_alloc(m->n, sizeof *by_score);
-    uint32_t rank = 0;
-    for (size_t i = 0; by_score && i < m->n; i++) {
-        fti_sp_ranked x = { m->score[i], (int32_t)i };
-        by_score[i] = x;
-    }
-    FTUNE_FREE(m->score);
-    m->score = NULL;
-    m->rank = (uint32_t *)fti_alloc(m->n, sizeof *m->rank);
-    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
-    if (!by_score || !m->rank || !m->neighbours) { FTUNE_FREE(by_score); return fti_no_memory(err, m->n * 8); }
-    qsort(by_score, m->n, sizeof *by_score, fti_sp_by_score);
-    for (size_t i = 0; i < m->n; i++) {
-        int32_t id = by_score[i].id;
-        const fti_token *t = fti_vocab_at(&tok->vocab, id);
-        if (i && by_score[i].score != by_score[i - 1].score) rank++;
-        m->rank[id] = t && fti_sp_is_piece(m, id) ? rank : UINT32_MAX;
-        if (t && fti_sp_is_piece(m, id)) fti_sp_note_neighbours(m, t->p, t->len);
-    }
-    FTUNE_FREE(by_score);
-    return FTUNE_OK;
-}
-
-/* "<0x00>" .. "<0xFF>": all or none. */
-static ft_status fti_sp_bytes(const ft_tokenizer *tok, fti_sp *m, const char *name, ft_error *err)
-{
-    char text[8];
-    for (int b = 0; b < 256; b++) {
-        snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
-        if ((m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) < 0) {
-            m->byte[0] = -1;
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s",
-                            name, text);
-        }
-    }
-    return FTUNE_OK;
-}
-
-/* ---- the .model file: protocol buffers ----
- * A message is a row of fields: a varint (7 bits a byte, lowest first) of number << 3 | kind, then the value. Kind 0 is
- * a varint, 1 eight bytes, 2 a length and bytes (text or a message inside), 5 four bytes. Unknown numbers are
- * skipped. */
-typedef struct fti_proto { const char *p, *end; uint32_t field; int kind; uint64_t value; ft_text bytes; } fti_proto;
-
-static int fti_proto_varint(fti_proto *c, uint64_t *v)
-{
-    *v = 0;
-    for (int shift = 0; shift < 70 && c->p < c->end; shift += 7) {
-        unsigned char b = (unsigned char)*c->p++;
-        if (shift < 64) *v |= (uint64_t)(b & 127) << shift;
-        if (b < 128) return 1;
-    }
-    return 0;
-}
-
-/* The next field: 1; the end: 0; not a message: -1. */
-static int fti_proto_next(fti_proto *c)
-{
-    uint64_t key;
-    size_t width = 0;
-    if (c->p == c->end) return 0;
-    if (!fti_proto_varint(c, &key) || !(key >> 3) || key >> 32) return -1;
-    c->field = (uint32_t)(key >> 3);
-    c->kind = (int)(key & 7);
-    c->bytes.p = NULL;
-    c->bytes.n = 0;
-    if (c->kind == 0) return fti_proto_varint(c, &c->value) ? 1 : -1;
-    if (c->kind == 1) width = 8;
-    else if (c->kind == 5) width = 4;
-    else if (c->kind != 2 || !fti_proto_varint(c, &c->value) || c->value > (uint64_t)(c->end - c->p)) return -1;
-    else width = (size_t)c->value;
-    if (width > (size_t)(c->end - c->p)) return -1;
-    c->bytes.p = c->p;
-    c->bytes.n = width;
-    if (c->kind == 5) c->value = fti_le32(c->p);
-    c->p += width;
-    return 1;
-}
-
-static fti_proto fti_proto_of(const char *p, size_t n)
-{
-    fti_proto c = { p, p + n, 0, 0, 0, { NULL, 0 } };
-    return c;
-}
-
-/* What the two specs say and we need. */
-typedef struct fti_sp_file {
-    const char *name;
-    size_t n;                           /* pieces */
-    int model_type, byte_fallback, vocab_size;
-    int64_t unk, bos, eos, pad;
-    ft_text table;
-} fti_sp_file;
-
-static ft_status fti_sp_broken(const fti_sp_file *f, const char *where, ft_error *err)
-{
-    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected a SentencePiece model, found bytes that are no such "
-                    "message; is the file cut off?", f->name, where);
-}
-
-static ft_status fti_sp_read_spec(fti_sp *m, fti_sp_file *f, ft_text message, int normalizer, ft_error *err)
-{
-    fti_proto c = fti_proto_of(message.p, message.n);
-    int more;
-    while ((more = fti_proto_next(&c)) > 0) {
-        int on = c.value != 0;
-        int64_t id = (int64_t)(int32_t)(uint32_t)c.value;
-        if (normalizer) {
-            if (c.kind == 2 && c.field == 2) f->table = c.bytes;
-            if (c.kind) continue;
-            if (c.field == 3) m->dummy_prefix = on;
-            else if (c.field == 4) m->tidy = on;
-            else if (c.field == 5) m->space = on ? "\xE2\x96\x81" : " ";
-        } else if (!c.kind) {
-            if (c.field == 3) f->model_type = (int)id;
-            else if (c.field == 4) f->vocab_size = (int)id;
-            else if (c.field == 24) m->suffix = on;
-            else if (c.field == 35) f->byte_fallback = on;
-            else if (c.field == 40) f->unk = id;
-            else if (c.field == 41) f->bos = id;
-            else if (c.field == 42) f->eos = id;
-            else if (c.field == 43) f->pad = id;
-        }
-    }
-    return more < 0 ? fti_sp_broken(f, normalizer ? "normalizer_spec" : "trainer_spec", err) : FTUNE_OK;
-}
-
-/* The outer message: counts the pieces and reads the specs. */
-static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t size, ft_error *err)
-{
-    fti_proto c = fti_proto_of(data, size);
-    ft_status status = FTUNE_OK;
-    int more;
-    m->dummy_prefix = m->tidy = 1;
-    f->model_type = f->bos = 1;
-    f->eos = 2;
-    f->pad = -1;
-    while (!status && (more = fti_proto_next(&c)) != 0) {
-        if (more < 0) return fti_sp_broken(f, "pieces", err);
-        if (c.kind != 2) continue;
-        if (c.field == 1) f->n++;
-        else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, 0, err);
-        else if (c.field == 3) status = fti_sp_read_spec(m, f, c.bytes, 1, err);
-    }
-    if (!status && (f->model_type < 1 || f->model_type > 2))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: trainer_spec: expected model_type 1 (Unigram) or 2 (BPE), "
-                        "found %d", f->name,
-                        f->model_type);
-    if (!status && !f->n)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a SentencePiece model with pieces, found none", f->name);
-    m->unigram = f->model_type == 1;
-    m->n = f->n;
-    return status;
-}
-
-static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_model_tokens *known,
-                                   int32_t id,
-                                   ft_text message, ft_error *err)
-{
-    fti_proto c = fti_proto_of(message.p, message.n);
-    ft_text piece = { "", 0 };
-    int more, type = FTI_SP_NORMAL, control;
-    float score = 0;
-    while ((more = fti_proto_next(&c)) > 0) {
-        uint32_t bits = (uint32_t)c.value;
-        if (c.field == 1 && c.kind == 2) piece = c.bytes;
-        else if (c.field == 2 && c.kind == 5) memcpy(&score, &bits, 4);
-        else if (c.field == 3 && !c.kind) type = c.value <= FTI_SP_BYTE ? (int)c.value : 0;
-    }
-    if (more < 0) return fti_sp_broken(f, "a piece", err);
-    if (!piece.n || !type || !(fabsf(score) <= FLT_MAX))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, "
-                        "found another thing", f->name, (int)id);
-    m->type[id] = (uint8_t)type;
-    m->score[id] = score;
-    control = type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
-    if (type == FTI_SP_UNKNOWN) m->unk = id;
-    if (type == FTI_SP_UNUSED) m->unused = 1;
-    if (control && fti_map_get(&known->added, piece.p, piece.n) < 0)
-        return fti_added_add(tok, piece, id, 1, 0, 0, 0, 0, err);
-    return fti_model_token(tok, known, id, piece.p, piece.n, f->name, err);
-}
-
-static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data,
-                                    size_t size, ft_error *err)
-{
-    fti_proto c = fti_proto_of(data, size);
-    fti_model_tokens known;
-    ft_status status = FTUNE_OK;
-    int32_t id = 0;
-    m->type = (uint8_t *)fti_calloc(m->n, 1);
-    m->score = (float *)fti_calloc(m->n, sizeof *m->score);
-    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n + 16))
-        status = fti_no_memory(err, m->n);
-    while (!status && fti_proto_next(&c) > 0)
-        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &known, id++, c.bytes, err);
-    fti_map_free(&known.added);
-    if (!status && m->unk < 0)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
-    return status;
-}
-
-/* User-defined pieces are found before the model sees the text. */
-static ft_status fti_sp_finish_user(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
-{
-    fti_key *keys = NULL;
-    int ok = 1;
-    for (size_t i = 0; i < m->n && ok; i++) {
-        const fti_token *t = m->type[i] == FTI_SP_USER ? fti_vocab_at(&tok->vocab, (int32_t)i) : NULL;
-        fti_key k = { t ? t->p : NULL, t ? t->len : 0, (int32_t)i };
-        if (!t) continue;
-        m->begins[(unsigned char)*t->p] = 1;
-        ok = fti_push(keys, k);
-    }
-    m->begins[' '] = 1;
-    ok = ok && (!arrlen(keys) || fti_trie_build(&m->user, keys, (size_t)arrlen(keys)));
-    arrfree(keys);
-    return ok ? FTUNE_OK : fti_no_memory(err, m->n);
-}
-
-/* The control tokens of ChatGLM3, which its .model does not hold. It is known by its size and its last piece. */
-static ft_status fti_sp_chatglm3(ft_tokenizer *tok, const fti_sp *m, int *is_it, ft_error *err)
-{
-    static const char *const special[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
-                                          "<|assistant|>",
-                                           "<|observation|>" };
-    ft_status status = FTUNE_OK;
-    const fti_token *last = &arrlast(tok->vocab.token);
-    *is_it = m->n == 64789 && last->id == 64788 && last->len == 7 && !memcmp(last->p, "\xE2\x96\x81" "attr", 7);
-    for (int i = 0; *is_it && i < 9 && !status; i++)
-        status = fti_added_add(tok, ft_text_of(special[i]), 64789 + i, 1, 0, 0, 0, 0, err);
-    return status;
-}
-
-/* What stands around a sentence, unless tokenizer_config.json says otherwise: XLNet ends with <sep> <cls>, ChatGLM3
- * begins with [gMASK] sop, other BPE models begin with bos. */
-static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_file *f, int chatglm3, ft_error *err)
-{
-    static const struct { const char *name; int32_t id; } glm[] = {
-        { "system_token_id", 64794 }, { "user_token_id", 64795 }, { "assistant_token_id", 64796 },
-        { "observation_token_id", 64797 }, { "pad_token_id", 0 } };
-    const struct { const char *name; int64_t id; } ids[] = { { "unk_token_id", m->unk }, { "bos_token_id", f->bos },
-        { "eos_token_id", f->eos }, { "pad_token_id", f->pad } };
-    int32_t sep = fti_vocab_find(&tok->vocab, "<sep>", 5), cls = fti_vocab_find(&tok->vocab, "<cls>", 5);
-    ft_status status = FTUNE_OK;
-    for (int i = 0; i < 4 && !status; i++)
-        if (ids[i].id >= 0 && (size_t)ids[i].id < m->n && (!i || m->type[ids[i].id] == FTI_SP_CONTROL))
-            status = ft_tokenizer_set_attribute(tok, ids[i].name, (int32_t)ids[i].id, err);
-    for (int i = 0; chatglm3 && i < 5 && !status; i++)
-        status = ft_tokenizer_set_attribute(tok, glm[i].name, glm[i].id, err);
-    if (chatglm3) {
-        tok->before[tok->n_before++] = 64790;
-        tok->before[tok->n_before++] = 64792;
-    } else if (m->unigram && sep >= 0 && cls >= 0 && m->type[sep] == FTI_SP_CONTROL && m->type[cls] == FTI_SP_CONTROL) {
-        tok->after[tok->n_after++] = sep;
-        tok->after[tok->n_after++] = cls;
-    } else if (!m->unigram && ft_tokenizer_attribute(tok, "bos_token_id") >= 0) {
-        tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
-    }
-    return status;
-}
-
-static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
-{
-    ft_status status = fti_sp_finish_user(tok, m, err);
-    m->unknown_score = FLT_MAX;
-    m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
-    for (size_t i = 0; i < m->n; i++) {
-        if (m->type[i] != FTI_SP_NORMAL) continue;
-        if (m->score[i] < m->unknown_score) m->unknown_score = m->score[i];
-        if (m->score[i] > m->best_score) m->best_score = m->score[i];
-    }
-    m->unknown_score = (float)m->unknown_score - 10.0f;
-    m->strip = m->dummy_prefix || m->tidy;
-    if (!status && f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
-    if (!status) status = fti_sp_table(m, f->table.p, f->table.n, f->name, err);
-    if (!status) status = m->unigram ? fti_sp_finish_unigram(tok, m, err) : fti_sp_finish_bpe(tok, m, err);
-    return status;
-}
-
-FTI_LOADER(fti_load_sentencepiece)
-{
-    fti_config_file config;
-    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { NULL, 0 } };
-    fti_sp *m = fti_sp_new(tok);
-    char *copy = fti_arena_copy(&tok->arena, data, size);
-    int n_config = 0, chatglm3 = 0;
-    ft_status status;
-    (void)opt;
-    if (!m || !copy) return fti_no_memory(err, size);
-    if ((status = fti_sp_read(m, &f, copy, size, err))) return status;
-    status = fti_config_open(tok, &config, dir, err);
-    if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
-    if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
-    if (!status) status = fti_sp_chatglm3(tok, m, &chatglm3, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
-    if (!status) status = fti_added_finish(tok, err);
-    if (!status) status = fti_sp_finish(tok, m, &f, err);
-    if (!status) status = fti_sp_around(tok, m, &f, chatglm3, err);
-    if (!status) status = fti_config_attributes(tok, &config, 1, err);
-    fti_config_close(&config);
-    return status;
-}
-
-/* ---- tokenizer.json ---- */
-
-static ft_status fti_sp_json_string(ft_tokenizer *tok, const fti_json *j, int node, ft_text *out, ft_error *err)
-{
-    ft_text t = fti_json_text(j, node, &tok->arena);
-    out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
-    out->n = t.n;
-    if (!t.p)
-        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer or vocab", "a string", err);
-    return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
-}
-
-/* One normalizer that is no Sequence. */
-static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, ft_error *err)
-{
-    fti_sp_step *s = &m->step[m->n_steps];
-    int pattern = fti_json_get(j, node, "pattern");
-    ft_status status = FTUNE_OK;
-    if (m->n_steps == FTI_SP_MAX_STEPS)
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "at most 8 steps", err);
-    memset(s, 0, sizeof *s);
-    if (fti_json_has_type(j, node, "NFC")) s->what = FTI_SP_NFC;
-    else if (fti_json_has_type(j, node, "NFD")) s->what = FTI_SP_NFD;
-    else if (fti_json_has_type(j, node, "Lowercase")) s->what = FTI_SP_LOWER;
-    else if (fti_json_has_type(j, node, "Strip")) {
-        s->what = FTI_SP_STRIP;
-        s->left = fti_json_bool(j, fti_json_get(j, node, "strip_left"), 1);
-        s->right = fti_json_bool(j, fti_json_get(j, node, "strip_right"), 1);
-    } else if (fti_json_has_type(j, node, "Prepend")) {
-        s->what = FTI_SP_PREPEND;
-        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "prepend"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Replace") && fti_json_get(j, pattern, "String") >= 0) {
-        s->what = FTI_SP_REPLACE;
-        status = fti_sp_json_string(tok, j, fti_json_get(j, pattern, "String"), &s->from, err);
-        if (!status) status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Replace")
-               && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
-        s->what = FTI_SP_SQUEEZE;
-        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Precompiled") && !m->table) {
-        ft_text base64;
-        char *bytes;
-        int64_t n;
-        s->what = FTI_SP_TABLE;
-        if ((status = fti_sp_json_string(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &base64, err)))
-            return status;
-        if (!(bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8))) return fti_no_memory(err, base64.n);
-        n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
-        if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
-        status = fti_sp_table(m, bytes, (size_t)n, j->name, err);
-    } else
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer",
-                               "NFC, NFD, Lowercase, Strip, Prepend, Replace of a text or Precompiled", err);
-    m->n_steps++;
-    return status;
-}
-
-static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_error *err)
-{
-    int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
-    if (fti_json_has_type(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
-    if (!fti_json_has_type(j, node, "Metaspace") || m->metaspace
-        || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
-                               "WhitespaceSplit, then Metaspace with U+2581", err);
-    m->split = fti_json_bool(j, fti_json_get(j, node, "split"), 1);
-    m->metaspace = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 1 : 3;
-    if (fti_json_is(j, scheme, FTI_STRING)) {
-        if (fti_json_equals(j, scheme, "always")) m->metaspace = 1;
-        else if (fti_json_equals(j, scheme, "first")) m->metaspace = 2;
-        else if (fti_json_equals(j, scheme, "never")) m->metaspace = 3;
-        else return fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme", "always, first or never", err);
-    }
-    return FTUNE_OK;
-}
-
-/* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
-static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_error *err)
-{
-    if (fti_json_has_type(j, node, "Replace") || fti_json_has_type(j, node, "ByteFallback")
-        || fti_json_has_type(j, node, "Fuse")) return FTUNE_OK;
-    if (fti_json_has_type(j, node, "Strip")) {
-        m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1
-            && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
-        return FTUNE_OK;
-    }
-    if (!fti_json_has_type(j, node, "Metaspace")) 
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
-                               "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
-    m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
-            || !fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 0 : 2;
-    return FTUNE_OK;
-}
-
-/* Each part is one thing, a Sequence of them (not nested), or null. */
-static ft_status fti_sp_json_parts(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int which, ft_error *err)
-{
-    static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
-                                           { "decoder", "decoders" } };
-    int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_has_type(j, node, "Sequence");
-    ft_status status = FTUNE_OK;
-    if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
-    if (sequence) node = fti_json_child(j, fti_json_get(j, node, name[which][1]));
-    for (; node >= 0 && !status; node = sequence ? fti_json_next(j, node) : -1)
-        status = which == 0 ? fti_sp_json_step(tok, m, j, node, err) : which == 1 ? fti_sp_json_pre(m, j, node, err)
-               : fti_sp_json_decoder(m, j, node, err);
-    return status;
-}
-
-static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json *j, ft_error *err)
-{
-    ft_status status = FTUNE_OK;
-    if (!(*m = fti_sp_new(tok))) return fti_no_memory(err, sizeof **m);
-    (*m)->json = 1;
-    for (int which = 0; which < 3 && !status; which++) status = fti_sp_json_parts(tok, *m, j, which, err);
-    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
-    return status;
-}
-
-/* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That
- * is not always the nearest double, and on ties of long paths the last bit decides. */
-static double fti_sp_json_score(const fti_json *j, int node)
-{
-    const char *p = j->text + j->node[node].start, *end = p + j->node[node].len;
-    uint64_t digits = 0;
-    int minus = *p == '-', point = 0, full = 0, e = 0, written = 0, sign = 1;
-    char power[8];
-    double x;
-    for (p += minus; p < end && (*p == '.' || (*p >= '0' && *p <= '9')); p++) {
-        unsigned d = (unsigned)(*p - '0');
-        if (*p == '.') { point = 1; continue; }
-        full |= digits > (UINT64_MAX - d) / 10;
-        if (!full) { digits = digits * 10 + d; e -= point; }
-        else if (!point) e++;
-    }
-    if (p < end && (*p == 'e' || *p == 'E')) {
-        p++;
-        if (p < end && (*p == '-' || *p == '+')) sign = *p++ == '-' ? -1 : 1;
-        for (; p < end && written < 1000; p++) written = written * 10 + (*p - '0');
-        e += sign * written;
-    }
-    x = (double)digits;
-    if (e < -308 || e > 308) return fti_json_number(j, node, 0);
-    snprintf(power, sizeof power, "1e%d", e < 0 ? -e : e);
-    x = e < 0 ? x / strtod(power, NULL) : x * strtod(power, NULL);
-    return minus ? -x : x;
-}
-
-FTI_JSON_LOADER(fti_json_unigram)
-{
-    int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
-    fti_model_tokens known = { { 0 }, 0 };
-    fti_sp *m;
-    ft_status status = fti_sp_json_begin(tok, &m, j, err);
-    int32_t id = 0;
-    if (status) return status;
-    if (!fti_json_is(j, vocab, FTI_ARRAY))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab array, found none", j->name);
-    m->unigram = 1;
-    m->n = j->node[vocab].count;
-    m->unknown_score = 0;
-    m->json_score = (double *)fti_calloc(m->n, sizeof *m->json_score);
-    if (!m->json_score || !fti_model_tokens_begin(tok, &known)) status = fti_no_memory(err, m->n * sizeof(double));
-    for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
-        int text = fti_json_child(j, node), score = text < 0 ? -1 : fti_json_next(j, text);
-        ft_text piece = { NULL, 0 };
-        if (!fti_json_is(j, node, FTI_ARRAY) || !fti_json_is(j, text, FTI_STRING) || !fti_json_is(j, score, FTI_NUMBER))
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab[%d]: expected [piece, score]", j->name, (int)id);
-        if (!status) status = fti_sp_json_string(tok, j, text, &piece, err);
-        if (!status) status = fti_model_token(tok, &known, id, piece.p, piece.n, j->name, err);
-        if (!status) m->json_score[id] = fti_sp_json_score(j, score);
-        if (!status && (!id || m->json_score[id] < m->unknown_score)) m->unknown_score = m->json_score[id];
-    }
-    fti_map_free(&known.added);
-    m->unknown_score -= 10;
-    if (!status) status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
-    node = fti_json_get(j, model, "unk_id");
-    if (!status && fti_json_is(j, node, FTI_NUMBER)) {
-        int64_t unk = fti_json_int(j, node, -1);
-        if (unk < 0 || unk >= (int64_t)m->n)
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
-                                                               (unsigned long)m->n, (long)unk);
-        else m->unk = (int32_t)unk;
-    }
-    if (!status && fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0))
-        status = fti_sp_bytes(tok, m, j->name, err);
-    if (!status) status = fti_sp_finish_unigram(tok, m, err);
-    return status;
-}
-
-/* One entry of "merges": ["a", "b"], or "a b" cut at its first space. */
-static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, uint32_t rank,
-                                   fti_buf *both, ft_error *err)
-{
-    fti_arena a = { NULL };
-    ft_text left = { NULL, 0 }, right = { NULL, 0 };
-    int32_t l, r, joined;
-    ft_status status = FTUNE_OK;
-    if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
-        int child = fti_json_child(j, node);
-        left = fti_json_text(j, child, &a);
-        right = fti_json_text(j, fti_json_next(j, child), &a);
-    } else if (fti_json_is(j, node, FTI_STRING)) {
-        ft_text t = fti_json_text(j, node, &a);
-        const char *space = t.p ? (const char *)memchr(t.p, ' ', t.n) : NULL;
-        if (space) {
-            left.p = t.p; left.n = (size_t)(space - t.p);
-            right.p = space + 1; right.n = t.n - left.n - 1;
-        }
-    }
-    if (!left.p || !right.p) {
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected two pieces, found another "
-                          "thing", j->name,
-                          fti_json_line(j, node), (unsigned long)rank);
-        goto done;
-    }
-    both->n = 0;
-    fti_buf_add(both, left.p, left.n);
-    fti_buf_add(both, right.p, right.n);
-    l = fti_vocab_find(&tok->vocab, left.p, left.n);
-    r = fti_vocab_find(&tok->vocab, right.p, right.n);
-    joined = both->failed ? -1 : fti_vocab_find(&tok->vocab, both->p, both->n);
-    if (both->failed) status = fti_no_memory(err, left.n + right.n);
-    else if (l < 0 || r < 0 || joined < 0)
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected both pieces and what they join "
-                          "to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node),
-                          (unsigned long)rank, fti_most(l < 0 ? left.n : r < 0 ? right.n : both->n),
-                          l < 0 ? left.p : r < 0 ? right.p : both->p);
-    else {
-        fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
-        fti_sp_note_neighbours(m, both->p, both->n);
-    }
-done:
-    fti_arena_free(&a);
-    return status;
-}
-
-FTI_JSON_LOADER(fti_json_sentencepiece)
-{
-    static const char *const none[] = { "continuing_subword_prefix", "end_of_word_suffix" };
-    int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges"), node;
-    fti_buf both = {0};
-    uint32_t rank = 0;
-    fti_sp *m;
-    ft_text unk;
-    ft_status status = fti_sp_json_begin(tok, &m, j, err);
-    for (int i = 0; i < 2 && !status; i++) {
-        node = fti_json_get(j, model, none[i]);
-        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
-            status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected no %s, found one", j->name, none[i]);
-    }
-    if (!status && fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0))
-        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, "
-                          "found true", j->name);
-    if (!status && !fti_json_is(j, merges, FTI_ARRAY))
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a merges array, found none", j->name);
-    if (!status) status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err);
-    if (status) return status;
-    m->n = (size_t)ft_tokenizer_size(tok);
-    m->fuse_unk = fti_json_bool(j, fti_json_get(j, model, "fuse_unk"), 0);
-    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
-    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
-    if (fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    m->pair_cap = j->node[merges].count + j->node[merges].count / 2 + 8;
-    m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
-    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
-    if (!m->pair || !m->neighbours) status = fti_no_memory(err, m->pair_cap * sizeof *m->pair);
-    else memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
-    for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node))
-        status = fti_sp_json_merge(tok, m, j, node, rank++, &both, err);
-    fti_buf_free(&both);
-    return status;
-}
-
 /* ---- training, the other half of chapter 1 ----------------------------------------------------------------------
  *
  * Count pieces of text once; then again and again take the most frequent pair of neighbours (ties: the lower ids, as
@@ -4790,6 +2706,234 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
     if (status) { ft_tokenizer_free(tok); return status; }
     *out = tok;
     return FTUNE_OK;
+}
+
+/* ---- WordPiece --------------------------------------------------------------------------------------------------
+ * BERT's way (Schuster & Nakajima 2012; Devlin et al. 2018). Text is cleaned and cut into words at white space, around
+ * every punctuation mark and around every CJK ideograph; each word is then taken apart greedily, always the longest
+ * piece that is in the vocabulary. Pieces inside a word are spelt with "##".
+ *
+ *     Unaffordable!      unaffordable | !        una ##fford ##able !
+ *     (an x that is in no piece)                 [UNK], one for the whole word
+ *
+ * An uncased vocabulary is used on lower-cased text without accents (NFD, marks dropped). The usual mistake is to use a
+ * cased vocabulary that way or the other way round: nothing fails, the ids are just worse. vocab.txt does not say which
+ * it is; see fti_wordpiece_is_uncased.
+ *
+ * The rules are those of the original's fast tokenizer: lower case letter by letter (no final sigma), and what counts
+ * as mark, punctuation or format character as its tables say, which are of about Unicode 8 (fti_bert_mark and its
+ * neighbours hold the differences). One known difference is left: marks newer than those tables are not sorted. */
+
+typedef struct fti_wordpiece {
+    char     prefix[16];                /* "##" */
+    int      n_prefix, longest;         /* its bytes; those of the longest piece */
+    int32_t  unk;
+    int      max_chars;                 /* a longer word is [UNK] */
+    int      clean, cjk, strip, lower;  /* BertNormalizer's switches */
+    int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
+    uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
+} fti_wordpiece;
+enum { FTI_WP_DROP = 128, FTI_WP_SPACE, FTI_WP_PUNCT };
+
+/* One character after normalisation. alone: an ideograph, a word by itself. */
+typedef struct fti_wp_char { uint32_t cp[12]; int n, alone; } fti_wp_char;
+
+/* Kept with the tables in the appendix. */
+static int fti_bert_is_mark(uint32_t cp);
+static int fti_bert_is_punct(uint32_t cp);
+static int fti_bert_is_control(uint32_t cp);
+static int fti_bert_is_cjk(uint32_t cp);
+static int fti_decompose(uint32_t cp, uint32_t out[4]);
+static int fti_emit(fti_buf *out, uint32_t **origin, const char *p, size_t n, size_t from);
+
+/* Clean, take apart, drop marks, lower: one character through BertNormalizer. White space comes out as a space. */
+static void fti_bert_normalize(const fti_wordpiece *w, uint32_t cp, fti_wp_char *out)
+{
+    uint32_t part[4], extra[2];
+    int n = 1;
+    out->n = out->alone = 0;
+    if (w->clean) {
+        if (!cp || fti_bert_is_control(cp)) return;
+        if (fti_cp_class(cp) & FTI_CP_SPACE || (cp >= 9 && cp <= 13)) cp = ' ';
+    }
+    out->alone = w->cjk && fti_bert_is_cjk(cp);
+    part[0] = cp;
+    if (w->strip) n = fti_decompose(cp, part);
+    for (int i = 0; i < n; i++) {
+        if (w->strip && fti_bert_is_mark(part[i])) continue;
+        if (!w->lower) { out->cp[out->n++] = part[i]; continue; }
+        out->cp[out->n++] = fti_cp_lower(part[i], extra);
+        for (int k = 0; k < 2 && extra[k]; k++) out->cp[out->n++] = extra[k];
+    }
+}
+
+/* A word being collected: its normalised bytes and, when offsets are wanted, where each came from. */
+typedef struct fti_wp_word {
+    char *p; uint32_t *begin, *end;     /* room for max_chars characters; in front of p, for a prefix */
+    int n, chars;                       /* bytes, characters; chars counts on when the word is too long */
+    size_t from, to;                    /* of the text */
+} fti_wp_word;
+
+/* The longest piece that the rest of the word begins with: its id and where it ends; -1: none. Inside a word the prefix
+ * is written over bytes that are done. */
+static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int *stop)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    int n = at ? w->n_prefix : 0, end = word->n - at + n > w->longest ? at + w->longest - n : word->n;
+    if (n) memcpy(word->p + at - n, w->prefix, (size_t)n);
+    for (; end > at; end--) {
+        if (end < word->n && ((unsigned char)word->p[end] & 0xC0) == 0x80) continue;
+        int32_t id = fti_vocab_find(&tok->vocab, word->p + at - n, (size_t)(end - at + n));
+        if (id >= 0 && !ft_token_is_special(tok, id)) { *stop = end; return id; }
+    }
+    return -1;
+}
+
+/* Greedy longest match; all or nothing. */
+static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_sink *out)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    size_t before = out->n;
+    int at = 0, stop = 0, failed = word->chars > w->max_chars;
+    if (!word->chars) return;
+    for (; at < word->n && !failed; at = stop) {
+        int32_t id = fti_wordpiece_longest(tok, word, at, &stop);
+        failed = id < 0;
+        if (!failed && out->offsets) fti_put(out, id, word->begin[at], word->end[stop - 1]);
+        else if (!failed) fti_put(out, id, 0, 0);
+    }
+    if (failed) {
+        out->n = before;
+        fti_put(out, w->unk, word->from, word->to);
+    }
+    word->n = word->chars = 0;
+}
+
+static void fti_wp_add(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, size_t begin, size_t end, int spans)
+{
+    if (!word->chars) word->from = begin;
+    word->to = end;
+    if (word->chars++ >= w->max_chars) return;
+    int len = fti_utf8_encode(cp, word->p + word->n);
+    for (int i = 0; spans && i < len; i++) {
+        word->begin[word->n + i] = (uint32_t)begin;
+        word->end[word->n + i] = (uint32_t)end;
+    }
+    word->n += len;
+}
+
+/* A normalised code point: it ends the word, is a word of its own, or goes on with it. */
+static void fti_wp_take(const ft_tokenizer *tok, fti_wp_word *word, uint32_t cp, size_t begin, size_t end,
+                        fti_sink *out)
+{
+    int space = (fti_cp_class(cp) & FTI_CP_SPACE) != 0, punct = !space && fti_bert_is_punct(cp);
+    if (space || punct) fti_wordpiece_word(tok, word, out);
+    if (!space) fti_wp_add((const fti_wordpiece *)tok->model, word, cp, begin, end, out->offsets != NULL);
+    if (punct) fti_wordpiece_word(tok, word, out);
+}
+
+static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    fti_wp_word word = {0};
+    fti_wp_char c;
+    size_t room = 4 * (size_t)w->max_chars + sizeof w->prefix, i = 0;
+    char local[512], *bytes = room <= sizeof local ? local : (char *)fti_alloc(room, 1);
+    word.begin = out->offsets ? (uint32_t *)fti_alloc(2 * room, sizeof *word.begin) : NULL;
+    if (!bytes || (out->offsets && !word.begin)) {
+        if (bytes != local) FTUNE_FREE(bytes);
+        return fti_no_memory(err, room);
+    }
+    word.p = bytes + sizeof w->prefix;
+    word.end = word.begin + (out->offsets ? room : 0);
+    while (i < n) {
+        unsigned char b = (unsigned char)text[i];
+        if (b < 128) {
+            uint8_t action = w->ascii[b];
+            if (action < 128) {
+                fti_wp_add(w, &word, action, i, i + 1, out->offsets != NULL);
+            } else if (action != FTI_WP_DROP) {
+                fti_wordpiece_word(tok, &word, out);
+                if (action == FTI_WP_PUNCT) {
+                    fti_wp_add(w, &word, b, i, i + 1, out->offsets != NULL);
+                    fti_wordpiece_word(tok, &word, out);
+                }
+            }
+            i++;
+            continue;
+        }
+        uint32_t cp;
+        int len = fti_utf8_decode(text + i, text + n, &cp);
+        fti_bert_normalize(w, cp, &c);
+        if (c.alone) fti_wordpiece_word(tok, &word, out);
+        for (int k = 0; k < c.n; k++) fti_wp_take(tok, &word, c.cp[k], i, i + (size_t)len, out);
+        if (c.alone) fti_wordpiece_word(tok, &word, out);
+        i += (size_t)len;
+    }
+    fti_wordpiece_word(tok, &word, out);
+    if (bytes != local) FTUNE_FREE(bytes);
+    FTUNE_FREE(word.begin);
+    return FTUNE_OK;
+}
+
+/* Only added tokens that are looked for in normalised text need the normalised text as such. Doing it again while
+ * encoding changes nothing. */
+static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
+                                   uint32_t **origin)
+{
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    (void)first;
+    if (!arrlen(tok->normal.at)) return 0;
+    for (size_t i = 0; i < n; ) {
+        uint32_t cp;
+        fti_wp_char c;
+        char bytes[4];
+        int len = fti_utf8_decode(text + i, text + n, &cp), ok = 1;
+        fti_bert_normalize(w, cp, &c);
+        if (c.alone) ok = fti_emit(out, origin, " ", 1, i);
+        for (int k = 0; k < c.n && ok; k++)
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(c.cp[k], bytes), i);
+        if (c.alone && ok) ok = fti_emit(out, origin, " ", 1, i);
+        if (!ok) return -1;
+        i += (size_t)len;
+    }
+    return 1;
+}
+
+/* "##" is taken off, other pieces get a space in front. tidy is the decoder's "cleanup": it takes the space out again
+ * before . ? ! , and before contractions. */
+static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
+{
+    static const char *const close[] = { ".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re" };
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    const fti_token *t = fti_vocab_at(&tok->vocab, id);
+    size_t prefix = strlen(w->prefix);
+    int space = !first;
+    if (!first && prefix && t->len >= prefix && !memcmp(t->p, w->prefix, prefix)) {
+        fti_buf_add(out, t->p + prefix, t->len - prefix);
+        return;
+    }
+    for (size_t i = 0; i < sizeof close / sizeof *close && w->tidy; i++)
+        if (t->len >= strlen(close[i]) && !memcmp(t->p, close[i], strlen(close[i]))) space = 0;
+    if (space) fti_buf_add(out, " ", 1);
+    fti_buf_add(out, t->p, t->len);
+}
+
+static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
+
+static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
+                                                 fti_wordpiece_decode, fti_wordpiece_free };
+
+static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
+{
+    fti_wordpiece *w = (fti_wordpiece *)fti_calloc(1, sizeof *w);
+    if (!w) return NULL;
+    tok->family = &fti_family_wordpiece;
+    tok->model = w;
+    strcpy(w->prefix, "##");
+    w->max_chars = 100;
+    w->clean = w->cjk = w->strip = w->lower = w->tidy = 1;
+    return w;
 }
 
 /* >>2 chat template ----------------------------------------------------------------------------------------------
@@ -12620,6 +10764,57 @@ FTUNE_API uint64_t ft_rng_below(ft_rng *rng, uint64_t n)
     return r % n;
 }
 
+/* Reading JSON, for programs that use ftune -----------------------------------------------------------------------
+ * The reader above with an arena of its own, so that every string can end in a 0. */
+struct ft_json { fti_json j; fti_arena arena; };
+
+ft_status ft_json_parse(ft_json **out, const char *text, size_t n, const char *name, ft_error *err)
+{
+    *out = (ft_json *)fti_calloc(1, sizeof **out);
+    if (!*out) return fti_no_memory(err, sizeof **out);
+    /* a long list of short numbers takes more than a file may: the caller holds the text and knows what it is */
+    ft_status st = fti_json_parse_within(&(*out)->j, text, n, name, SIZE_MAX, err);
+    if (st) { ft_json_free(*out); *out = NULL; }
+    return st;
+}
+
+void ft_json_free(ft_json *j)
+{
+    if (!j) return;
+    fti_json_free(&j->j);
+    fti_arena_free(&j->arena);
+    FTUNE_FREE(j);
+}
+
+ft_json_type ft_json_type_of(const ft_json *j, int node)
+{
+    return node < 0 ? FTUNE_JSON_MISSING : (ft_json_type)j->j.node[node].type;
+}
+
+int     ft_json_get(const ft_json *j, int object, const char *key) { return fti_json_get(&j->j, object, key); }
+int     ft_json_child(const ft_json *j, int node) { return node < 0 ? -1 : fti_json_child(&j->j, node); }
+int     ft_json_next(const ft_json *j, int node)  { return node < 0 ? -1 : fti_json_next(&j->j, node); }
+int     ft_json_count(const ft_json *j, int node) { return node < 0 ? 0 : (int)j->j.node[node].count; }
+double  ft_json_number(const ft_json *j, int node, double otherwise) { return fti_json_number(&j->j, node, otherwise); }
+
+ft_text ft_json_text(ft_json *j, int node)
+{
+    ft_text t = fti_json_text(&j->j, node, &j->arena);
+    if (t.p && t.p >= j->j.text && t.p <= j->j.text + j->j.n) t.p = fti_arena_copy(&j->arena, t.p, t.n);
+    return t;
+}
+
+ft_text ft_json_raw(const ft_json *j, int node)
+{
+    ft_text raw = { NULL, 0 };
+    if (node < 0) return raw;
+    const fti_json_node *v = &j->j.node[node];
+    int quotes = v->type == FTI_STRING;
+    raw.p = j->j.text + v->start - quotes;
+    raw.n = (size_t)v->len + 2 * (size_t)quotes;
+    return raw;
+}
+
 /* appendix: Unicode 16 ------------------------------------------------------------------------------------------------
  *
  * Three questions are asked of a character: what class it has (letter, number, mark, space ..), how it is written in a
@@ -13755,60 +11950,1088 @@ static int fti_bert_is_cjk(uint32_t cp)
         || (cp >= 0x2F800 && cp <= 0x2FA1F);
 }
 
-/* Reading JSON, for programs that use ftune -----------------------------------------------------------------------
- * The reader above with an arena of its own, so that every string can end in a 0. */
-struct ft_json { fti_json j; fti_arena arena; };
+/* appendix: SentencePiece ---------------------------------------------------------------------------------------------
+ *
+ * Kudo & Richardson 2018 (arXiv:1808.06226): no cutting into words first. White space is a character like any other,
+ * written U+2581 (shown _ here), with one put in front so that a word looks the same at the beginning and inside:
+ *
+ *     Hello world      _Hello_world      _Hello | _world
+ *
+ * Two models share this frame. BPE joins neighbours, as above, but starts from characters and takes the pair with the
+ * best score. Unigram (Kudo 2018, arXiv:1804.10959) gives every piece a log probability and looks for the cheapest way
+ * through the text, left to right:
+ *
+ *     best(end) = max over pieces that end there of best(begin) + score(piece)
+ *
+ * with a character in no piece costing the worst score - 10. A character in no piece becomes its bytes, <0xE4> <0xBD>
+ * .. (byte fallback), or the unknown token, one for a run of them.
+ * The original keeps the sums in single precision over the whole text, so near-ties depend on the rounding; we do the
+ * same sums. Usual mistakes: forgetting the U+2581 in front, and decoding piece by piece, which loses the first space.
+ *
+ * The same models also come as tokenizer.json. There the rules differ in places, and we follow each format's original:
+ * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is
+ * applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate
+ * difference: a control token is never a piece, so that a text that only normalises to "</s>" (in full-width letters)
+ * stays text. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
+ * through "...." it may take the other, and it never uses a piece that is U+0000. */
 
-ft_status ft_json_parse(ft_json **out, const char *text, size_t n, const char *name, ft_error *err)
+/* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
+ * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
+ * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
+ *   unit   [n]  base << 9 | 0x100 (taken) | the byte that leads here; base 0: no children
+ *   value  [n]  of the string that ends here, or -1 */
+typedef struct fti_trie { uint32_t *unit; int32_t *value; size_t n, room; uint32_t root; } fti_trie;
+typedef struct fti_key { const char *p; uint32_t n; int32_t value; } fti_key;
+
+/* From the node with this base over byte c: true and the new base, and the value of the string so far. */
+FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
 {
-    *out = (ft_json *)fti_calloc(1, sizeof **out);
-    if (!*out) return fti_no_memory(err, sizeof **out);
-    /* a long list of short numbers takes more than a file may: the caller holds the text and knows what it is */
-    ft_status st = fti_json_parse_within(&(*out)->j, text, n, name, SIZE_MAX, err);
-    if (st) { ft_json_free(*out); *out = NULL; }
-    return st;
+    uint32_t slot = *base ^ c, unit = t->unit[slot];
+    if ((unit & 0x1FF) != (0x100u | c)) return 0;
+    *base = unit >> 9;
+    *value = t->value[slot];
+    return 1;
 }
 
-void ft_json_free(ft_json *j)
+static void fti_trie_free(fti_trie *t)
 {
-    if (!j) return;
-    fti_json_free(&j->j);
-    fti_arena_free(&j->arena);
-    FTUNE_FREE(j);
+    FTUNE_FREE(t->unit);
+    FTUNE_FREE(t->value);
+    t->unit = NULL;
+    t->value = NULL;
 }
 
-ft_json_type ft_json_type_of(const ft_json *j, int node)
+static int fti_key_order(const void *a, const void *b)
 {
-    return node < 0 ? FTUNE_JSON_MISSING : (ft_json_type)j->j.node[node].type;
+    const fti_key *x = (const fti_key *)a, *y = (const fti_key *)b;
+    int c = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
+    if (c) return c;
+    if (x->n != y->n) return x->n < y->n ? -1 : 1;
+    return (x->value > y->value) - (x->value < y->value);
 }
 
-int     ft_json_get(const ft_json *j, int object, const char *key) { return fti_json_get(&j->j, object, key); }
-int     ft_json_child(const ft_json *j, int node) { return node < 0 ? -1 : fti_json_child(&j->j, node); }
-int     ft_json_next(const ft_json *j, int node)  { return node < 0 ? -1 : fti_json_next(&j->j, node); }
-int     ft_json_count(const ft_json *j, int node) { return node < 0 ? 0 : (int)j->j.node[node].count; }
-double  ft_json_number(const ft_json *j, int node, double otherwise) { return fti_json_number(&j->j, node, otherwise); }
+/* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
+ * children). Only the last blocks are searched, so building stays linear. */
+typedef struct fti_trie_block { uint64_t slots[4], bases[4]; int taken; } fti_trie_block;
+enum { FTI_TRIE_WINDOW = 24 };
 
-ft_text ft_json_text(ft_json *j, int node)
+static int fti_trie_room(fti_trie *t, size_t room)
 {
-    ft_text t = fti_json_text(&j->j, node, &j->arena);
-    if (t.p && t.p >= j->j.text && t.p <= j->j.text + j->j.n) t.p = fti_arena_copy(&j->arena, t.p, t.n);
-    return t;
+    uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
+    if (unit) t->unit = unit;
+    int32_t *value = (int32_t *)FTUNE_REALLOC(t->value, room * sizeof *value);
+    if (value) t->value = value;
+    return unit && value;
 }
 
-ft_text ft_json_raw(const ft_json *j, int node)
+static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
 {
-    ft_text raw = { NULL, 0 };
-    if (node < 0) return raw;
-    const fti_json_node *v = &j->j.node[node];
-    int quotes = v->type == FTI_STRING;
-    raw.p = j->j.text + v->start - quotes;
-    raw.n = (size_t)v->len + 2 * (size_t)quotes;
-    return raw;
+    fti_trie_block empty = {{0}, {0}, 0};
+    size_t n = t->n + 256;
+    if (n > 1u << 23) return 0;
+    if (n > t->room) {
+        size_t room = n + n / 4;
+        if (!fti_trie_room(t, room)) return 0;
+        t->room = room;
+    }
+    for (size_t i = t->n; i < n; i++) { t->unit[i] = 0; t->value[i] = -1; }
+    t->n = n;
+    return fti_push(*blocks, empty);
 }
 
-/* Tokenizer files -------------------------------------------------------------------------------------------------
- * Readers of the formats of byte-level BPE (rank files, tokenizer.json, vocab.json with merges.txt), the decision which
- * format a file is, and the writers. */
+/* A base in this block under which all labels are free; 0: none. */
+static uint32_t fti_trie_fit(const fti_trie_block *b, uint32_t block, const unsigned char *label, int n)
+{
+    if (256 - b->taken < n) return 0;
+    for (int w = 0; w < 4; w++) {
+        if (!~b->slots[w]) continue;
+        for (int i = 0; i < 64; i++) {
+            unsigned base = (unsigned)(w * 64 + i) ^ label[0], k = 1;
+            if ((b->slots[w] >> i & 1) || (b->bases[base >> 6] >> (base & 63) & 1)) continue;
+            while (k < (unsigned)n && !(b->slots[(base ^ label[k]) >> 6] >> ((base ^ label[k]) & 63) & 1)) k++;
+            if (k == (unsigned)n) return block << 8 | base;
+        }
+    }
+    return 0;
+}
+
+/* Room for these children: their base, or 0 when memory is out. */
+static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsigned char *label, int n)
+{
+    size_t last = (size_t)arrlen(*blocks), first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
+    uint32_t base = 0;
+    for (size_t i = first; i < last && !base; i++) base = fti_trie_fit(*blocks + i, (uint32_t)i, label, n);
+    if (!base) {
+        if (!fti_trie_grow(t, blocks)) return 0;
+        base = fti_trie_fit(*blocks + last, (uint32_t)last, label, n);
+    }
+    fti_trie_block *b = *blocks + (base >> 8);
+    b->bases[(base & 255) >> 6] |= (uint64_t)1 << (base & 63);
+    for (int k = 0; k < n; k++) {
+        unsigned slot = (base ^ label[k]) & 255;
+        b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
+        b->taken++;
+        t->unit[base ^ label[k]] = 0x100u | label[k];
+    }
+    return base;
+}
+
+/* Build from keys, which are sorted here; of equal keys the last value counts. Block 0 stays empty: base 0 is none. */
+static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
+{
+    typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
+    fti_trie_block *blocks = NULL;
+    range *stack = NULL, r = { 0, n_keys, 0, 0 };
+    int ok;
+    memset(t, 0, sizeof *t);
+    qsort(keys, n_keys, sizeof *keys, fti_key_order);
+    ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
+    while (ok && arrlen(stack)) {
+        unsigned char label[256];
+        size_t begin[257];
+        int n = 0;
+        r = arrpop(stack);
+        while (r.lo < r.hi && keys[r.lo].n == r.depth) t->value[r.slot] = keys[r.lo++].value;
+        for (size_t i = r.lo; i < r.hi; i++) {
+            unsigned char c = (unsigned char)keys[i].p[r.depth];
+            if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
+        }
+        begin[n] = r.hi;
+        if (!n) continue;
+        uint32_t base = fti_trie_place(t, &blocks, label, n);
+        ok = base != 0;
+        if (r.depth) t->unit[r.slot] |= base << 9; else t->root = base;
+        for (int k = n; ok && k-- > 0; ) {
+            range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
+            ok = fti_push(stack, child);
+        }
+    }
+    arrfree(blocks);
+    arrfree(stack);
+    ok = ok && fti_trie_room(t, t->n);
+    if (!ok) fti_trie_free(t);
+    return ok;
+}
+
+enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
+enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER,
+      FTI_SP_STRIP };
+enum { FTI_SP_MAX_STEPS = 8, FTI_SP_LONGEST_RULE = 255, FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
+
+typedef struct fti_sp_step { int what, left, right; ft_text from, to; } fti_sp_step;    /* of "normalizer" */
+typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_sp_pair;
+
+typedef struct fti_sp {
+    int unigram, json;
+    /* normalisation */
+    const char *table, *pool;           /* double array of units of 4 bytes; what they point at, 0-terminated texts */
+    size_t n_units, n_pool;
+    int dummy_prefix, tidy, suffix;     /* tidy: no space twice, in front or at the end (remove_extra_whitespaces) */
+    const char *space;                  /* U+2581, or " " */
+    uint8_t begins[256];                /* this byte may begin a rule, a user-defined piece or white space: 1; 2: only
+                                         * a rule whose second byte is not ASCII, such as e + U+0301 */
+    fti_sp_step step[FTI_SP_MAX_STEPS]; int n_steps;
+    int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 of the text; cut there */
+    /* the model */
+    fti_trie pieces;                    /* Unigram */
+    fti_trie user;                      /* pieces that are cut out before anything else */
+    int32_t  unk, byte[256];            /* byte[0] -1: no byte fallback */
+    int      fuse_unk;
+    size_t   n;                         /* pieces */
+    uint8_t *type;                      /* [n], of .model */
+    float   *score; double *json_score; /* Unigram */
+    double   unknown_score, best_score;
+    uint32_t *rank;                     /* BPE of .model: of each piece, 0 joins first, UINT32_MAX: never */
+    fti_sp_pair *pair; size_t pair_cap; /* BPE of .json: open addressing, rank UINT32_MAX: empty */
+    size_t   longest;                   /* BPE: bytes of the longest piece */
+    uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
+    int      unused;                    /* some pieces are only for joining and come apart again */
+    int      strip;                     /* decoding: 1 one leading space, 2 every one of the first piece */
+} fti_sp;
+
+/* ---- normalising ---- */
+
+FTI_INLINE uint32_t fti_sp_unit(const fti_sp *m, size_t i) { return i < m->n_units ? fti_le32(m->table + 4 * i) : 0; }
+FTI_INLINE size_t fti_sp_offset(uint32_t unit) { return (size_t)(unit >> 10) << ((unit & 512) >> 6); }
+
+/* The rule for the longest (or shortest) beginning of p: bytes matched, 0: none. The table comes from a file: every
+ * index is checked, and fti_sp_table_ok has checked that texts are short. */
+static size_t fti_sp_rule(const fti_sp *m, const char *p, size_t n, int shortest, ft_text *to)
+{
+    size_t node = fti_sp_offset(fti_sp_unit(m, 0)), found = 0, at = 0;
+    int matches = 0;
+    for (size_t i = 0; i < n && matches < 32; i++) {
+        uint32_t unit;
+        node ^= (unsigned char)p[i];
+        unit = fti_sp_unit(m, node);
+        if (node >= m->n_units || (unit & 0x800000FFu) != (unsigned char)p[i]) break;
+        node ^= fti_sp_offset(unit);
+        if (unit >> 8 & 1) {
+            at = fti_sp_unit(m, node) & 0x7FFFFFFFu;
+            found = i + 1;
+            matches++;
+            if (shortest) break;
+        }
+    }
+    if (!found || at >= m->n_pool) return 0;
+    to->p = m->pool + at;
+    to->n = strlen(to->p);
+    return found;
+}
+
+/* Longest user-defined piece at p; its length, 0: none. */
+static size_t fti_sp_user(const fti_sp *m, const char *p, size_t n, int32_t *id)
+{
+    uint32_t base = m->user.root;
+    size_t found = 0;
+    int32_t value;
+    if (!m->user.n) return 0;
+    for (size_t i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
+        if (value >= 0) { found = i + 1; *id = value; }
+    return found;
+}
+
+static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size_t begin, size_t end);
+
+/* One character or match of the text, rewritten: text[i, i + length) -> to. Spaces become U+2581; a space after a space
+ * goes if the model is tidy. */
+static int fti_sp_emit(const fti_sp *m, fti_buf *out, uint32_t **origin, ft_text to, size_t from, int *after_space)
+{
+    size_t i = 0;
+    int ok = 1, space = *after_space;
+    while (*after_space && i < to.n && to.p[i] == ' ') i++;
+    for (; i < to.n && ok; i++) {
+        if (to.p[i] == ' ') ok = fti_emit(out, origin, m->space, strlen(m->space), from);
+        else ok = fti_emit(out, origin, to.p + i, 1, from);
+        space = to.p[i] == ' ';
+    }
+    *after_space = m->tidy && space;
+    return ok;
+}
+
+/* No rule, no user-defined piece and no space begins here. */
+FTI_INLINE int fti_sp_is_plain(const fti_sp *m, const char *p, const char *end)
+{
+    uint8_t b = m->begins[(unsigned char)*p];
+    return !b || (b == 2 && (p + 1 == end || !(p[1] & 0x80)));
+}
+
+/* Normalizer of a .model. */
+static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    size_t width = strlen(m->space), i = 0, start;
+    int after_space = m->tidy, ok = 1;
+    ft_text to;
+    int32_t id;
+    while (m->tidy && i < n && ok) {                        /* leading white space */
+        size_t len = fti_sp_user(m, text + i, n - i, &id) ? 0 : fti_sp_rule(m, text + i, n - i, 0, &to);
+        if (len ? to.n == 1 && *to.p == ' ' : text[i] == ' ') i += len ? len : 1; else break;
+    }
+    if (i == n) return ok;
+    if (m->dummy_prefix && !m->suffix) ok = fti_emit(out, origin, m->space, width, i);
+    while (i < n && ok) {
+        for (start = i; i < n && fti_sp_is_plain(m, text + i, text + n); i++) { }
+        if (i > start) {
+            ok = fti_emit_same(out, origin, text, start, i);
+            after_space = 0;
+            continue;
+        }
+        size_t len = fti_sp_user(m, text + i, n - i, &id);
+        if (len) {
+            to.p = text + i; to.n = len;
+        } else if (!(len = fti_sp_rule(m, text + i, n - i, 0, &to))) {
+            uint32_t cp;
+            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
+            to.p = len ? text + i : "\xEF\xBF\xBD";
+            to.n = len ? len : 3;
+            if (!len) len = 1;
+        }
+        ok = fti_sp_emit(m, out, origin, to, i, &after_space);
+        i += len;
+    }
+    while (m->tidy && out->n >= width && !memcmp(out->p + out->n - width, m->space, width)) {
+        out->n -= width;
+        if (origin) arrsetlen(*origin, out->n);
+    }
+    if (m->dummy_prefix && m->suffix) ok = ok && fti_emit(out, origin, m->space, width, n);
+    return ok && !out->failed;
+}
+
+/* Does this character stay with the one before it (Unicode Standard Annex 29)? Clusters of up to five bytes matter
+ * here, and for those marks, joiners and a few letters are all of the rule. */
+static int fti_sp_attaches(uint32_t cp)
+{
+    if (cp >= 0x1F3FB && cp <= 0x1F3FF) return 1;
+    if (cp == 0x200C || cp == 0x200D || cp == 0xFF9E || cp == 0xFF9F || cp == 0xE33 || cp == 0xEB3) return 1;
+    if (cp >= 0xE0020 && cp <= 0xE007F) return 1;
+    if (cp == 0x102B || cp == 0x102C || cp == 0x1038 || (cp >= 0x1062 && cp <= 0x1064) || (cp >= 0x1067 && cp <= 0x106D)
+        || cp == 0x1083 || (cp >= 0x1087 && cp <= 0x108C) || cp == 0x108F || (cp >= 0x109A && cp <= 0x109C)
+        || cp == 0x1A61 || cp == 0x1A63 || cp == 0x1A64 || cp == 0xAA7B || cp == 0xAA7D || cp == 0x11720
+        || cp == 0x11721) return 0;
+    return (fti_cp_class(cp) & FTI_CP_MARK) != 0;
+}
+
+static int fti_sp_prepends(uint32_t cp)
+{
+    return (cp >= 0x600 && cp <= 0x605) || cp == 0x6DD || cp == 0x70F || cp == 0x890 || cp == 0x891 || cp == 0x8E2
+        || cp == 0xD4E;
+}
+
+static int fti_sp_breaks(uint32_t cp)                       /* Grapheme_Cluster_Break = Control, CR, LF */
+{
+    unsigned c = fti_cp_class(cp);
+    return (c & FTI_CP_CONTROL) || cp == 0x2028 || cp == 0x2029
+        || ((c & FTI_CP_FORMAT) && cp != 0x200C && cp != 0x200D && !fti_sp_prepends(cp) && !fti_sp_attaches(cp));
+}
+
+/* Bytes of the grapheme cluster at p, as far as needed to know whether it is shorter than 6. */
+static size_t fti_sp_cluster(const char *p, const char *end)
+{
+    uint32_t cp, next;
+    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
+    if (cp == '\r' && p + 1 < end && p[1] == '\n') return 2;
+    while (n < 6 && p + n < end && !fti_sp_breaks(cp)) {
+        size_t len = (size_t)fti_utf8_decode(p + n, end, &next);
+        if (!len || fti_sp_breaks(next) || !(fti_sp_attaches(next) || fti_sp_prepends(cp))) break;
+        n += len;
+        cp = next;
+    }
+    return n;
+}
+
+/* The table of a .model as tokenizer.json applies it: a short cluster as a whole, else its characters. */
+static int fti_sp_step_table(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    ft_text to;
+    for (size_t i = 0; i < n && ok; ) {
+        size_t start = i;
+        while (i < n && m->begins[(unsigned char)text[i]] != 1 && !(text[i] & 0x80)
+               && (i + 1 == n || !(text[i + 1] & 0x80)))
+            i++;
+        if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
+        size_t len = fti_sp_cluster(text + i, text + n), stop = i + len;
+        if (len < 6 && fti_sp_rule(m, text + i, len, 1, &to)) {
+            ok = fti_emit(out, origin, to.p, to.n, i);
+            i = stop;
+            continue;
+        }
+        while (i < stop && ok) {
+            uint32_t cp;
+            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
+            if (!len) len = 1;
+            if (fti_sp_rule(m, text + i, len, 1, &to)) ok = fti_emit(out, origin, to.p, to.n, i);
+            else ok = fti_emit(out, origin, text + i, len, i);
+            i += len;
+        }
+    }
+    return ok;
+}
+
+static int fti_sp_step_replace(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    for (size_t i = 0, start = 0; i <= n && ok; ) {
+        size_t len = 0;
+        if (s->what == FTI_SP_SQUEEZE) {
+            while (i + len < n && text[i + len] == ' ') len++;
+            if (len < 2) { i += len; len = 0; }
+        } else if (i + s->from.n <= n && s->from.n && !memcmp(text + i, s->from.p, s->from.n)) len = s->from.n;
+        if (i < n && !len) { i++; continue; }
+        if (i > n) i = n;
+        ok = fti_emit_same(out, origin, text, start, i) && (!len || fti_emit(out, origin, s->to.p, s->to.n, i));
+        if (i == n) break;
+        i += len;
+        start = i;
+    }
+    return ok;
+}
+
+static int fti_sp_step_lower(const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    for (size_t i = 0; i < n && ok; ) {
+        uint32_t low[3];
+        char bytes[4];
+        int len = fti_utf8_decode(text + i, text + n, low);
+        if (!len) { ok = fti_emit(out, origin, text + i, 1, i); i++; continue; }
+        low[0] = fti_cp_lower(low[0], low + 1);
+        for (int k = 0; k < 3 && ok && (!k || low[k]); k++)
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(low[k], bytes), i);
+        i += (size_t)len;
+    }
+    return ok;
+}
+
+static int fti_sp_step_strip(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    size_t i = 0;
+    int len;
+    while (s->left && i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
+    while (s->right && n > i && (fti_class_at(fti_char_before(text + n), &len) & FTI_CP_SPACE)) n -= (size_t)len;
+    return fti_emit_same(out, origin, text, i, n);
+}
+
+static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *text, size_t n, fti_buf *out,
+                           uint32_t **origin)
+{
+    switch (s->what) {
+    case FTI_SP_PREPEND:
+        return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
+    case FTI_SP_TABLE:   return fti_sp_step_table(m, text, n, out, origin);
+    case FTI_SP_NFC:     return fti_normalize(FTI_NFC, text, n, out, origin);
+    case FTI_SP_NFD:     return fti_normalize(FTI_NFD, text, n, out, origin);
+    case FTI_SP_LOWER:   return fti_sp_step_lower(text, n, out, origin);
+    case FTI_SP_STRIP:   return fti_sp_step_strip(s, text, n, out, origin);
+    default:             return fti_sp_step_replace(s, text, n, out, origin);
+    }
+}
+
+static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
+                            uint32_t **origin)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    uint32_t *before = NULL, *after = NULL;
+    int ok = 1;
+    (void)first;
+    if (!m->json) return fti_sp_normalize_model(m, text, n, out, origin) ? 1 : -1;
+    if (!m->n_steps) return 0;
+    for (int i = 0; i < m->n_steps && ok; i++) {
+        fti_buf next = {0};
+        ok = fti_sp_run_step(m, &m->step[i], i ? out->p : text, i ? out->n : n, &next, origin ? &after : NULL);
+        for (ptrdiff_t k = 0; i && k < arrlen(after); k++) after[k] = before[after[k]];
+        arrfree(before);
+        before = after;
+        after = NULL;
+        fti_buf_free(out);
+        *out = next;
+    }
+    if (origin) *origin = before; else arrfree(before);
+    return ok && !out->failed ? 1 : -1;
+}
+
+/* ---- ids of a stretch of text ---- */
+
+/* A stretch that pieces may not cross, inside the text that encode was given. */
+typedef struct fti_sp_run {
+    const ft_tokenizer *tok;
+    const fti_sp *m;
+    fti_sink *out;
+    const char *p; size_t n;
+    const uint32_t *at;                 /* of each byte: its place in the text given to encode; NULL: shift */
+    size_t shift;
+    size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
+} fti_sp_run;
+
+static void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
+{
+    if (r->at) { begin = r->at[begin]; end = end > 0 ? r->at[end - 1] + 1 : 0; if (end < begin) end = begin; }
+    else { begin += r->shift; end += r->shift; }
+    fti_put(r->out, id, begin, end);
+}
+
+static void fti_sp_flush(fti_sp_run *r)
+{
+    if (r->unk_begin < r->unk_end && r->m->unk >= 0) fti_sp_put(r, r->m->unk, r->unk_begin, r->unk_end);
+    r->unk_begin = r->unk_end = 0;
+}
+
+static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
+{
+    if (r->m->byte[0] >= 0) {
+        for (size_t i = begin; i < end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
+        return;
+    }
+    if (r->unk_end != begin || r->unk_begin == r->unk_end || !r->m->fuse_unk) { fti_sp_flush(r); r->unk_begin = begin; }
+    r->unk_end = end;
+}
+
+static void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t end)
+{
+    if (id < 0 || id == r->m->unk) { fti_sp_put_unknown(r, begin, end); return; }
+    fti_sp_flush(r);
+    fti_sp_put(r, id, begin, end);
+}
+
+static size_t fti_sp_char(const char *p, const char *end)
+{
+    uint32_t cp;
+    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
+    return n ? n : 1;
+}
+
+/* ---- Unigram ---- */
+
+/* The best way to reach a place: its score and the piece that ends there. */
+typedef struct fti_sp_node { double score; uint32_t length; int32_t id; } fti_sp_node;
+
+static void fti_sp_reach(const fti_sp *m, fti_sp_node *node, double score, uint32_t length, int32_t id)
+{
+    if (node->length && !(score > node->score)) return;
+    node->score = m->json ? score : (double)(float)score;
+    node->length = length;
+    node->id = id;
+}
+
+/* From the node at place 0 of the window to the one at size: the pieces, last first, then put in order. */
+static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size_t size)
+{
+    size_t at = size;
+    uint32_t next = 0;
+    while (at > 0) {                                        /* turn the links round */
+        uint32_t length = node[at].length;
+        node[at].length = next;
+        next = length;
+        at -= length;
+    }
+    while (at < size) {
+        size_t end = at + next;
+        next = node[end].length;
+        fti_sp_put_piece(r, node[end].id, base + at, base + end);
+        at = end;
+    }
+}
+
+/* Room for place k of the window. The first nodes live on the stack. */
+typedef struct fti_sp_window { fti_sp_node *node; size_t cap; fti_sp_node local[256]; } fti_sp_window;
+
+static int fti_sp_window_fit(fti_sp_window *w, size_t k)
+{
+    while (k >= w->cap) {
+        fti_sp_node *more = (fti_sp_node *)fti_calloc(2 * w->cap, sizeof *more);
+        if (!more) return 0;
+        memcpy(more, w->node, w->cap * sizeof *more);
+        if (w->node != w->local) FTUNE_FREE(w->node);
+        w->node = more;
+        w->cap *= 2;
+    }
+    return 1;
+}
+
+/* The pieces that begin at i, and the character itself when it is no piece. Returns where the longest one ends, 0: no
+ * memory. */
+static size_t fti_sp_unigram_from(const fti_sp_run *r, fti_sp_window *w, size_t base, size_t i, size_t len)
+{
+    const fti_sp *m = r->m;
+    double till = w->node[i - base].score, s;
+    uint32_t state = m->pieces.root;
+    size_t reach = 0, k = i;
+    int32_t id;
+    int whole = 0;
+    while (k < r->n && fti_trie_step(&m->pieces, &state, (unsigned char)r->p[k], &id)) {
+        k++;
+        if (id < 0 || (m->type && m->type[id] == FTI_SP_UNUSED)) continue;
+        if (!fti_sp_window_fit(w, k - base)) return 0;
+        s = (m->json ? m->json_score[id] : (double)m->score[id]) + till;
+        if (m->type && m->type[id] == FTI_SP_USER) s = ((float)(k - i) * (float)m->best_score - 0.1) + till;
+        fti_sp_reach(m, &w->node[k - base], s, (uint32_t)(k - i), id);
+        if (k > reach) reach = k;
+        if (k - i == len) whole = 1;
+    }
+    if (whole) return reach;
+    if (!fti_sp_window_fit(w, i + len - base)) return 0;
+    s = m->json ? m->unknown_score + till : (double)((float)m->unknown_score + (float)till);
+    fti_sp_reach(m, &w->node[i + len - base], s, (uint32_t)len, -1);
+    return reach > i + len ? reach : i + len;
+}
+
+/* A place that no piece crosses is on every path, so everything before it is decided: there the window is emptied. It
+ * keeps its score, for the sums of the original go on. */
+static int fti_sp_unigram(fti_sp_run *r)
+{
+    fti_sp_window w;
+    size_t base = 0, reach = 0, i = 0, len, end;
+    w.node = w.local;
+    w.cap = sizeof w.local / sizeof *w.local;
+    memset(w.local, 0, sizeof w.local);
+    for (; i < r->n; i += len) {
+        len = fti_sp_char(r->p + i, r->p + r->n);
+        if (i == reach && i > base) {
+            double till = w.node[i - base].score;
+            fti_sp_backtrack(r, w.node, base, i - base);
+            memset(w.node, 0, (i - base + 1) * sizeof *w.node);
+            w.node[0].score = till;
+            base = i;
+        }
+        if (!(end = fti_sp_unigram_from(r, &w, base, i, len))) break;
+        if (end > reach) reach = end;
+    }
+    if (i >= r->n) fti_sp_backtrack(r, w.node, base, r->n - base);
+    if (w.node != w.local) FTUNE_FREE(w.node);
+    return i >= r->n;
+}
+
+/* ---- BPE over characters ---- */
+
+FTI_INLINE size_t fti_sp_pair_start(const fti_sp *m, uint32_t left, uint32_t right)
+{
+    uint64_t h = ((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15);
+    return (size_t)((h >> 32) * m->pair_cap >> 32);
+}
+
+/* What a pair of symbols joins to, and how soon. */
+FTI_INLINE const fti_sp_pair *fti_sp_pair_find(const fti_sp *m, uint32_t left, uint32_t right)
+{
+    size_t i = fti_sp_pair_start(m, left, right);
+    while (m->pair[i].rank != UINT32_MAX) {
+        if (m->pair[i].left == left && m->pair[i].right == right) return &m->pair[i];
+        if (++i == m->pair_cap) i = 0;
+    }
+    return NULL;
+}
+
+static void fti_sp_pair_add(fti_sp *m, uint32_t left, uint32_t right, uint32_t rank, int32_t joined)
+{
+    fti_sp_pair *p = (fti_sp_pair *)fti_sp_pair_find(m, left, right), fresh = { left, right, rank, joined };
+    if (!p) {
+        size_t i = fti_sp_pair_start(m, left, right);
+        while (m->pair[i].rank != UINT32_MAX) if (++i == m->pair_cap) i = 0;
+        p = &m->pair[i];
+    }
+    *p = fresh;                                             /* of a pair given twice the last counts */
+}
+
+/* The next character and its length; a stray byte counts as one, with a number above Unicode. */
+static size_t fti_sp_next(const char *p, const char *end, uint32_t *cp)
+{
+    size_t n = (size_t)fti_utf8_decode(p, end, cp);
+    if (!n) *cp = 0x110000u + (unsigned char)*p;
+    return n ? n : 1;
+}
+
+FTI_INLINE uint32_t fti_sp_neighbour_bit(uint32_t a, uint32_t b)
+{
+    uint64_t h = ((uint64_t)a << 32 | b) * UINT64_C(0xD6E8FEB86659FD93);
+    return (uint32_t)(h >> 40) % FTI_SP_NEIGHBOURS;
+}
+
+static int fti_sp_is_piece(const fti_sp *m, int32_t id)
+{
+    return id >= 0 && (size_t)id < m->n
+        && (m->type[id] == FTI_SP_NORMAL || m->type[id] == FTI_SP_USER || m->type[id] == FTI_SP_UNUSED);
+}
+
+/* The piece that these bytes are; -1: none. */
+static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end)
+{
+    int32_t id = fti_vocab_find(&r->tok->vocab, r->p + begin, end - begin);
+    if (id < 0) return -1;
+    if (r->m->json) return ft_token_is_special(r->tok, id) ? -1 : id;
+    return fti_sp_is_piece(r->m, id) ? id : -1;
+}
+
+/* A symbol on its way: text from begin to where the next begins; its id, -1: a character that is no piece; and what it
+ * joins to with the next symbol, and how soon. */
+typedef struct fti_sp_symbol { int32_t id, joined; uint32_t rank, begin, next, before; } fti_sp_symbol;
+
+/* One stretch of symbols: s[n] marks its end. left: for UNUSED pieces, how long the first of their two parts was. */
+typedef struct fti_sp_stretch { fti_sp_run *r; fti_sp_symbol *s; uint32_t n, *left; } fti_sp_stretch;
+
+static void fti_sp_look(const fti_sp_stretch *t, uint32_t i)
+{
+    const fti_sp *m = t->r->m;
+    fti_sp_symbol *s = t->s, *x = &s[i], *y = &s[x->next];
+    x->rank = UINT32_MAX;
+    if (x->next >= t->n) return;
+    if (m->json) {
+        const fti_sp_pair *pair = x->id < 0 || y->id < 0 ? NULL : fti_sp_pair_find(m, (uint32_t)x->id, (uint32_t)y->id);
+        if (pair) { x->rank = pair->rank; x->joined = pair->joined; }
+        return;
+    }
+    size_t end = s[y->next].begin;
+    if (end - x->begin > m->longest) return;
+    int32_t id = fti_vocab_find(&t->r->tok->vocab, t->r->p + x->begin, end - x->begin);
+    if (id < 0 || (size_t)id >= m->n || m->rank[id] == UINT32_MAX) return;
+    x->rank = m->rank[id];
+    x->joined = id;
+    if (t->left && m->type[id] == FTI_SP_UNUSED) t->left[id] = y->begin - x->begin;
+}
+
+static void fti_sp_join(const fti_sp_stretch *t, uint32_t i)
+{
+    fti_sp_symbol *s = t->s;
+    uint32_t gone = s[i].next;
+    s[i].id = s[i].joined;
+    s[i].next = s[gone].next;
+    if (s[i].next < t->n) s[s[i].next].before = i;
+    s[gone].rank = UINT32_MAX;
+    fti_sp_look(t, i);
+    if (i) fti_sp_look(t, s[i].before);
+}
+
+/* A heap of numbers, the smallest on top. */
+static void fti_sp_heap_push(uint64_t *heap, size_t *size, uint64_t key)
+{
+    size_t i = (*size)++;
+    for (; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = key;
+}
+
+static uint64_t fti_sp_heap_pop(uint64_t *heap, size_t *size)
+{
+    uint64_t top = heap[0], last = heap[--*size];
+    size_t i = 0, c;
+    for (; (c = 2 * i + 1) < *size; i = c) {
+        if (c + 1 < *size && heap[c + 1] < heap[c]) c++;
+        if (heap[c] >= last) break;
+        heap[i] = heap[c];
+    }
+    heap[i] = last;
+    return top;
+}
+
+/* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. Each join renews
+ * two places, so 3 n entries are room enough. */
+static int fti_sp_join_long(const fti_sp_stretch *t)
+{
+    fti_sp_symbol *s = t->s;
+    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)t->n, sizeof *heap);
+    size_t size = 0;
+    if (!heap) return 0;
+    for (uint32_t i = 0; i < t->n; i++)
+        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
+    while (size) {
+        uint64_t top = fti_sp_heap_pop(heap, &size);
+        uint32_t i = (uint32_t)top, before = s[i].before;
+        if (s[i].rank != top >> 32) continue;
+        fti_sp_join(t, i);
+        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
+        if (i && s[before].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[before].rank << 32 | before);
+    }
+    FTUNE_FREE(heap);
+    return 1;
+}
+
+/* A piece that is UNUSED is only for joining: it comes apart into what it was joined from. */
+static void fti_sp_put_unused(const fti_sp_stretch *t, size_t begin, size_t end)
+{
+    ft_span stack[32], x = { begin, end };
+    int depth = 1;
+    stack[0] = x;
+    while (depth) {
+        x = stack[--depth];
+        int32_t id = fti_sp_id(t->r, x.begin, x.end);
+        uint32_t left = id >= 0 && t->r->m->type[id] == FTI_SP_UNUSED ? t->left[id] : 0;
+        if (!left || left >= x.end - x.begin || depth + 2 > 32) {
+            fti_sp_put_piece(t->r, id, x.begin, x.end);
+            continue;
+        }
+        stack[depth].begin = x.begin + left;
+        stack[depth++].end = x.end;
+        stack[depth].begin = x.begin;
+        stack[depth++].end = x.begin + left;
+    }
+}
+
+/* Join what stands in t, which ends before byte `to`, and put it. */
+static int fti_sp_bpe_stretch(fti_sp_stretch *t, size_t to)
+{
+    fti_sp_symbol end = { -1, -1, UINT32_MAX, (uint32_t)to, 0, 0 }, *s;
+    t->n = (uint32_t)arrlen(t->s);
+    if (!t->n) return 1;
+    if (!fti_push(t->s, end)) return 0;
+    s = t->s;
+    for (uint32_t i = 0; i < t->n; i++) { s[i].next = i + 1; s[i].before = i - 1; }
+    for (uint32_t i = 0; i < t->n; i++) fti_sp_look(t, i);
+    if (t->n > FTI_SP_SHORT && !fti_sp_join_long(t)) return 0;
+    while (t->n <= FTI_SP_SHORT) {
+        uint32_t best = UINT32_MAX, at = 0;
+        for (uint32_t i = 0; i < t->n; i = s[i].next) if (s[i].rank < best) { best = s[i].rank; at = i; }
+        if (best == UINT32_MAX) break;
+        fti_sp_join(t, at);
+    }
+    for (uint32_t i = 0; i < t->n; i = s[i].next) {
+        size_t stop = s[s[i].next].begin;
+        if (t->left && s[i].id >= 0 && t->r->m->type[s[i].id] == FTI_SP_UNUSED) fti_sp_put_unused(t, s[i].begin, stop);
+        else fti_sp_put_piece(t->r, s[i].id, s[i].begin, stop);
+    }
+    arrsetlen(t->s, 0);
+    return 1;
+}
+
+/* Characters to symbols, cut wherever two characters stand that are neighbours in no piece: joins never cross there. */
+static int fti_sp_bpe(fti_sp_run *r)
+{
+    const fti_sp *m = r->m;
+    fti_sp_stretch t = { r, NULL, 0, NULL };
+    uint32_t last = 0, cp;
+    int ok = fti_fit(t.s, 64);
+    if (m->unused && !(t.left = (uint32_t *)fti_calloc(m->n, sizeof *t.left))) ok = 0;
+    for (size_t i = 0, len; i < r->n && ok; i += len) {
+        int32_t id = -1;
+        len = m->user.n && m->begins[(unsigned char)r->p[i]] ? fti_sp_user(m, r->p + i, r->n - i, &id) : 0;
+        if (len) {                                          /* user-defined: whole, and nothing joins it */
+            ok = fti_sp_bpe_stretch(&t, i);
+            fti_sp_put_piece(r, id, i, i + len);
+            continue;
+        }
+        len = fti_sp_next(r->p + i, r->p + r->n, &cp);
+        if (arrlen(t.s)) {
+            uint32_t bit = fti_sp_neighbour_bit(last, cp);
+            if (!(m->neighbours[bit >> 3] >> (bit & 7) & 1)) ok = fti_sp_bpe_stretch(&t, i);
+        }
+        fti_sp_symbol x = { fti_sp_id(r, i, i + len), -1, UINT32_MAX, (uint32_t)i, 0, 0 };
+        ok = ok && fti_push(t.s, x);
+        last = cp;
+    }
+    ok = ok && fti_sp_bpe_stretch(&t, r->n);
+    arrfree(t.s);
+    FTUNE_FREE(t.left);
+    return ok;
+}
+
+/* ---- words of tokenizer.json, and the whole ---- */
+
+static int fti_sp_encode_run(fti_sp_run *r)
+{
+    int ok = r->m->unigram ? fti_sp_unigram(r) : fti_sp_bpe(r);
+    fti_sp_flush(r);
+    return ok;
+}
+
+/* One word (or all of the text): U+2581 for spaces and in front, cut there, each part encoded by itself. */
+static int fti_sp_metaspace(const ft_tokenizer *tok, const char *text, size_t begin, size_t end, int first,
+                            fti_sink *out,
+                            fti_buf *buf, uint32_t **at)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    fti_sp_run r = { tok, m, out, NULL, 0, NULL, 0, 0, 0 };
+    size_t n = end - begin, i, start;
+    int ok = 1, marked = n >= 3 && !memcmp(text + begin, m->space, 3);
+    buf->n = 0;
+    arrsetlen(*at, 0);
+    if (!marked && n && (m->metaspace == 1 || (m->metaspace == 2 && first)) && *(text + begin) != ' ')
+        ok = fti_emit(buf, at, m->space, 3, begin);
+    for (i = begin; i < end && ok; i++) {
+        if (text[i] == ' ') ok = fti_emit(buf, at, m->space, 3, i);
+        else ok = fti_emit(buf, at, text + i, 1, i);
+    }
+    for (start = 0; start < buf->n && ok; start = i) {
+        for (i = start + 1; i < buf->n; i++) if (m->split && i + 3 <= buf->n && !memcmp(buf->p + i, m->space, 3)) break;
+        r.p = buf->p + start;
+        r.n = i - start;
+        r.at = *at + start;
+        ok = fti_sp_encode_run(&r);
+    }
+    return ok;
+}
+
+static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    fti_buf buf = {0};
+    uint32_t *at = NULL;
+    int ok = 1, len;
+    if (!m->words && !m->metaspace) {
+        fti_sp_run r = { tok, m, out, text, n, NULL, 0, 0, 0 };
+        ok = fti_sp_encode_run(&r);
+    } else if (!m->words) {
+        ok = fti_sp_metaspace(tok, text, 0, n, out->begin + out->at == 0, out, &buf, &at);
+    } else {
+        for (size_t i = 0, start; i < n && ok; ) {
+            while (i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
+            for (start = i; i < n && !(fti_class_at(text + i, &len) & FTI_CP_SPACE); ) i += (size_t)len;
+            if (i > start)
+                ok = fti_sp_metaspace(tok, text, start, i, out->begin + out->at + start == 0, out, &buf, &at);
+        }
+    }
+    fti_buf_free(&buf);
+    arrfree(at);
+    return ok ? FTUNE_OK : fti_no_memory(err, n);
+}
+
+/* ---- ids -> text ---- */
+
+static int fti_sp_byte_of(const fti_token *t)               /* "<0xE4>" -> 0xE4; -1: no byte */
+{
+    static const char digits[] = "0123456789ABCDEF";
+    const char *high, *low;
+    if (t->len != 6 || memcmp(t->p, "<0x", 3) || t->p[5] != '>' || !t->p[3] || !t->p[4]) return -1;
+    high = strchr(digits, t->p[3]);
+    low = strchr(digits, t->p[4]);
+    return high && low ? (int)(high - digits) * 16 + (int)(low - digits) : -1;
+}
+
+static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    const fti_token *t = fti_vocab_at(&tok->vocab, id);
+    int byte = m->byte[0] >= 0 ? fti_sp_byte_of(t) : -1;
+    size_t i = 0;
+    char b;
+    if (byte >= 0) {
+        b = (char)byte;
+        if (!(first && m->json && m->strip == 1 && b == ' ')) fti_buf_add(out, &b, 1);
+        return;
+    }
+    if (!m->json && (size_t)id < m->n) {
+        if (m->type[id] == FTI_SP_CONTROL) return;
+        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, " \xE2\x81\x87 ", 5); return; }
+    }
+    while (first && m->strip && i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) {
+        i += 3;
+        if (m->strip == 1) break;
+    }
+    if (first && m->strip == 1 && m->json && !i && t->len && *t->p == ' ') i = 1;
+    while (i < t->len) {
+        if (i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) { fti_buf_add(out, " ", 1); i += 3; }
+        else fti_buf_add(out, t->p + i++, 1);
+    }
+}
+
+static void fti_sp_free(void *model)
+{
+    fti_sp *m = (fti_sp *)model;
+    fti_trie_free(&m->pieces);
+    fti_trie_free(&m->user);
+    FTUNE_FREE(m->type);
+    FTUNE_FREE(m->score);
+    FTUNE_FREE(m->json_score);
+    FTUNE_FREE(m->rank);
+    FTUNE_FREE(m->pair);
+    FTUNE_FREE(m->neighbours);
+    FTUNE_FREE(m);
+}
+
+static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
+                                         fti_sp_free };
+
+/* ---- building ---- */
+
+static fti_sp *fti_sp_new(ft_tokenizer *tok)
+{
+    fti_sp *m = (fti_sp *)fti_calloc(1, sizeof *m);
+    if (!m) return NULL;
+    tok->family = &fti_family_sp;
+    tok->model = m;
+    m->unk = -1;
+    m->space = "\xE2\x96\x81";
+    m->fuse_unk = 1;
+    memset(m->byte, 0xFF, sizeof m->byte);
+    return m;
+}
+
+/* The table of rules: u32 size of the double array, the double array, texts. */
+static ft_status fti_sp_table(fti_sp *m, const char *p, size_t n, const char *name, ft_error *err)
+{
+    size_t size;
+    if (!n) return FTUNE_OK;
+    size = n >= 4 ? fti_le32(p) : 0;
+    if (n < 4 || size > n - 4 || size % 4 || size < 1024)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, "
+                        "found %lu", name,
+                        (unsigned long)(n < 4 ? 0 : n - 4), (unsigned long)size);
+    m->table = p + 4;
+    m->n_units = size / 4;
+    m->pool = p + 4 + size;
+    m->n_pool = n - 4 - size;
+    if (m->n_pool && m->pool[m->n_pool - 1])
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts that end with a 0 byte", name);
+    for (size_t i = 0, len; i < m->n_pool; i += len + 1)
+        if ((len = strlen(m->pool + i)) > FTI_SP_LONGEST_RULE)
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found "
+                            "%lu", name,
+                            (int)FTI_SP_LONGEST_RULE, (unsigned long)len);
+    for (unsigned b = 0; b < 256; b++) {
+        size_t node = fti_sp_offset(fti_sp_unit(m, 0)) ^ b, child;
+        uint32_t unit = fti_sp_unit(m, node);
+        if (node >= m->n_units || (unit & 0x800000FFu) != b) continue;
+        m->begins[b] = b >= 128 || (unit >> 8 & 1) ? 1 : 2;
+        for (unsigned c = 0; c < 128; c++) {
+            child = node ^ fti_sp_offset(unit) ^ c;
+            if (child < m->n_units && (fti_sp_unit(m, child) & 0x800000FFu) == c) m->begins[b] = 1;
+        }
+    }
+    return FTUNE_OK;
+}
+
+/* Unigram: the tree over the pieces that text may become. */
+static ft_status fti_sp_finish_unigram(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+{
+    const fti_vocab *v = &tok->vocab;
+    fti_key *keys = (fti_key *)fti_alloc(v->n, sizeof *keys);
+    size_t n = 0;
+    int ok = keys != NULL;
+    for (size_t i = 0; i < v->n && ok; i++) {
+        fti_key k = { v->token[i].p, v->token[i].len, v->token[i].id };
+        if (!k.n || (size_t)k.value >= m->n || ft_token_is_special(tok, k.value)) continue;
+        if (m->type && m->type[k.value] != FTI_SP_NORMAL && m->type[k.value] != FTI_SP_USER
+            && m->type[k.value] != FTI_SP_UNUSED) continue;
+        keys[n++] = k;
+    }
+    ok = ok && fti_trie_build(&m->pieces, keys, n);
+    FTUNE_FREE(keys);
+    return ok ? FTUNE_OK : fti_no_memory(err, v->n * sizeof *keys);
+}
+
+static void fti_sp_note_neighbours(fti_sp *m, const char *p, size_t n)
+{
+    uint32_t last = 0, cp;
+    for (size_t i = 0, len; i < n; i += len, last = cp) {
+        uint32_t bit;
+        len = fti_sp_next(p + i, p + n, &cp);
+        if (!i) continue;
+        bit = fti_sp_neighbour_bit(last, cp);
+        m->neighbours[bit >> 3] |= (uint8_t)(1u << (bit & 7));
+    }
+    if (n > m->longest) m->longest = n;
+}
+
+typedef struct fti_sp_ranked { float score; int32_t id; } fti_sp_ranked;
+
+static int fti_sp_by_score(const void *a, const void *b)
+{
+    const fti_sp_ranked *x = (const fti_sp_ranked *)a, *y = (const fti_sp_ranked *)b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* BPE of a .model: it has no list of merges; any two neighbours join whose text is a piece, the best score first. */
+static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+{
+    fti_sp_ranked *by_score = (fti_sp_ranked *)fti_alloc(m->n, sizeof *by_score);
+    uint32_t rank = 0;
+    for (size_t i = 0; by_score && i < m->n; i++) {
+        fti_sp_ranked x = { m->score[i], (int32_t)i };
+        by_score[i] = x;
+    }
+    FTUNE_FREE(m->score);
+    m->score = NULL;
+    m->rank = (uint32_t *)fti_alloc(m->n, sizeof *m->rank);
+    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
+    if (!by_score || !m->rank || !m->neighbours) { FTUNE_FREE(by_score); return fti_no_memory(err, m->n * 8); }
+    qsort(by_score, m->n, sizeof *by_score, fti_sp_by_score);
+    for (size_t i = 0; i < m->n; i++) {
+        int32_t id = by_score[i].id;
+        const fti_token *t = fti_vocab_at(&tok->vocab, id);
+        if (i && by_score[i].score != by_score[i - 1].score) rank++;
+        m->rank[id] = t && fti_sp_is_piece(m, id) ? rank : UINT32_MAX;
+        if (t && fti_sp_is_piece(m, id)) fti_sp_note_neighbours(m, t->p, t->len);
+    }
+    FTUNE_FREE(by_score);
+    return FTUNE_OK;
+}
+
+/* "<0x00>" .. "<0xFF>": all or none. */
+static ft_status fti_sp_bytes(const ft_tokenizer *tok, fti_sp *m, const char *name, ft_error *err)
+{
+    char text[8];
+    for (int b = 0; b < 256; b++) {
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
+        if ((m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) < 0) {
+            m->byte[0] = -1;
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s",
+                            name, text);
+        }
+    }
+    return FTUNE_OK;
+}
+
+
+/* appendix: tokenizer files -------------------------------------------------------------------------------------------
+ *
+ * Each family's tokens come in several formats: rank files, tokenizer.json, vocab.json with merges.txt, vocab.txt,
+ * protocol buffers. Here are their readers, the decision which format a file is, and the writers. */
 
 /* What is known of published vocabularies beyond their files: a rank file does not say how text is cut nor which
  * control tokens follow. Recognised by the number of ranks and the last one. */
@@ -13892,6 +13115,9 @@ static ft_status fti_known_attributes(ft_tokenizer *tok, const fti_known *k, ft_
     if (!status && k->add_bos) tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
     return status;
 }
+
+/* tokenizer_config.json beside a vocabulary. Its text stays open while tokens are read from it. */
+typedef struct fti_config_file { fti_file file; fti_json json; int found; char *path; } fti_config_file;
 
 static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const char *dir, ft_error *err)
 {
@@ -13999,6 +13225,20 @@ static int64_t fti_base64(const char *p, size_t n, char *out)
     }
     return o - (uint8_t *)out;
 }
+
+/* Each loader gets the whole file in data, which is closed afterwards; dir is where tokenizer_config.json may stand. */
+#define FTI_LOADER(name) static ft_status name(ft_tokenizer *tok, const char *data, size_t size, const char *path, \
+                                               const char *dir, const ft_tokenizer_options *opt, ft_error *err)
+FTI_LOADER(fti_load_wordpiece);         /* vocab.txt */
+FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
+
+/* tokenizer.json, by model. Added tokens have been put into tok->raw, tok->normal and the vocabulary; the model adds
+ * its own tokens, calls fti_vocab_finish, sets family and model, and reads normalizer, pre_tokenizer and decoder: what
+ * it does not know there is a named error. The post_processor is read afterwards. */
+#define FTI_JSON_LOADER(name) static ft_status name(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+FTI_JSON_LOADER(fti_json_wordpiece);
+FTI_JSON_LOADER(fti_json_unigram);
+FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
 
 /* ---- rank files ------------------------------------------------------------------------------------------------- */
 
@@ -14166,7 +13406,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
     return status;
 }
 
-/* ---- tokenizer.json; vocab.json with merges.txt ---------------------------------------------------------------- */
+/* ---- tokenizer.json of byte-level BPE; vocab.json with merges.txt ------------------------------------------------ */
 
 /* Bytes spelled by text; as long as text at most. A text with other characters spells itself (an added token). */
 static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *out)
@@ -14573,6 +13813,765 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
     if (!status) status = fti_attribute_token(tok, "unk_token_id", unk, err);
     if (!status) status = fti_config_attributes(tok, &config, 0, err);
     fti_config_close(&config);
+    return status;
+}
+
+
+/* ---- WordPiece: vocab.txt, tokenizer.json ------------------------------------------------------------------------ */
+
+/* The model's own tokens on top of added ones that stand in the vocabulary already: those have to agree. */
+typedef struct fti_model_tokens { fti_map added; size_t n_added; } fti_model_tokens;
+
+static int fti_model_tokens_begin(const ft_tokenizer *tok, fti_model_tokens *m)
+{
+    memset(m, 0, sizeof *m);
+    m->n_added = (size_t)arrlen(tok->vocab.token);
+    for (size_t i = 0; i < m->n_added; i++)
+        if (!fti_map_put(&m->added, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
+    return 1;
+}
+
+static ft_status fti_model_token(ft_tokenizer *tok, const fti_model_tokens *m, int64_t id, const char *p, size_t n,
+                                 const char *name, ft_error *err)
+{
+    int32_t added = fti_map_get(&m->added, p, n);
+    if (id < 0 || id >= INT32_MAX || n >= FTI_HIDDEN)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected an id from 0 to 2147483646, found %ld", name,
+                        fti_most(n), p, (long)id);
+    if (added >= 0 && added != id)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %ld in the "
+                        "vocabulary", name, fti_most(n), p, (int)added, (long)id);
+    if (added >= 0) return FTUNE_OK;
+    return fti_vocab_add(&tok->vocab, (int32_t)id, p, n) ? FTUNE_OK : fti_no_memory(err, n);
+}
+
+/* Limits, and what one byte of ASCII does. The switches are set by now. */
+static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const char *name, ft_error *err)
+{
+    w->n_prefix = (int)strlen(w->prefix);
+    w->longest = 0;
+    for (size_t i = 0; i < tok->vocab.n; i++)
+        if (tok->vocab.token[i].len > (uint32_t)w->longest && tok->vocab.token[i].len < 65536)
+            w->longest = (int)tok->vocab.token[i].len;
+    if (w->unk < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the token for unknown words, [UNK], in the vocabulary, "
+                        "found none", name);
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
+    for (unsigned b = 0; b < 128; b++) {
+        fti_wp_char c;
+        fti_bert_normalize(w, b, &c);
+        if (!c.n) w->ascii[b] = FTI_WP_DROP;
+        else if (fti_cp_class(c.cp[0]) & FTI_CP_SPACE) w->ascii[b] = FTI_WP_SPACE;
+        else if (fti_bert_is_punct(c.cp[0])) w->ascii[b] = FTI_WP_PUNCT;
+        else w->ascii[b] = (uint8_t)c.cp[0];
+    }
+    return FTUNE_OK;
+}
+
+/* An uncased vocabulary has no piece with a capital letter A to Z, names in brackets such as [CLS] or <S> aside. */
+static int fti_wordpiece_is_uncased(const fti_vocab *v)
+{
+    for (ptrdiff_t i = 0; i < arrlen(v->token); i++) {
+        const fti_token *t = &v->token[i];
+        if (!t->len || ((*t->p == '[' || *t->p == '<') && t->len > 2)) continue;
+        for (uint32_t k = 0; k < t->len; k++) if (t->p[k] >= 'A' && t->p[k] <= 'Z') return 0;
+    }
+    return 1;
+}
+
+/* do_lower_case and its neighbours in tokenizer_config.json, then the caller's wish. */
+static void fti_wordpiece_switches(const ft_tokenizer *tok, fti_wordpiece *w, const fti_config_file *c, int wish)
+{
+    int strip = -1;
+    w->lower = fti_wordpiece_is_uncased(&tok->vocab);
+    if (c->found) {
+        w->lower = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "do_lower_case"), w->lower);
+        w->cjk = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "tokenize_chinese_chars"), 1);
+        strip = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "strip_accents"), -1);
+    }
+    if (wish >= 0) w->lower = wish;
+    w->strip = strip < 0 ? w->lower : strip;
+}
+
+/* The five control tokens by their names; those the vocabulary lacks are not there. */
+static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
+{
+    static const char *const special[5][2] = { { "[PAD]", "pad_token_id" }, { "[UNK]", "unk_token_id" },
+                                               { "[CLS]", "cls_token_id" }, { "[SEP]", "sep_token_id" },
+                                               { "[MASK]", "mask_token_id" } };
+    ft_status status = FTUNE_OK;
+    for (int i = 0; i < 5 && !status; i++) {
+        int32_t id = fti_vocab_find(&tok->vocab, special[i][0], strlen(special[i][0]));
+        if (id >= 0) status = ft_tokenizer_set_attribute(tok, special[i][1], id, err);
+    }
+    return status;
+}
+
+/* vocab.txt: one piece a line, the line number is the id. */
+static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t size, int n_config, const char *path,
+                                     ft_error *err)
+{
+    static const char *const special[5] = { "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]" };
+    char *copy = fti_arena_copy(&tok->arena, data, size);
+    fti_model_tokens m = { { 0 }, 0 };
+    const char *p = copy, *end = copy ? copy + size : NULL;
+    ft_status status = FTUNE_OK;
+    size_t lines = 8;
+    for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
+    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_model_tokens_begin(tok, &m))
+        status = fti_no_memory(err, size);
+    for (int64_t id = 0; p < end && !status; id++) {
+        const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
+        if (!stop) stop = end;
+        next = stop < end ? stop + 1 : end;
+        if (stop > p && stop[-1] == '\r') stop--;
+        ft_text piece = { p, (size_t)(stop - p) };
+        int control = 0;
+        for (int i = 0; i < 5 && !n_config; i++)
+            control |= piece.n == strlen(special[i]) && !memcmp(p, special[i], piece.n);
+        if (control) status = fti_added_add(tok, piece, (int32_t)id, 1, 0, 0, 0, 0, err);
+        else if (piece.n) status = fti_model_token(tok, &m, id, piece.p, piece.n, path, err);
+        p = next;
+    }
+    fti_map_free(&m.added);
+    return status;
+}
+
+FTI_LOADER(fti_load_wordpiece)
+{
+    fti_config_file config;
+    fti_wordpiece *w = NULL;
+    int n_config = 0;
+    size_t valid = fti_utf8_valid(data, size);
+    ft_status status;
+    if (valid < size || memchr(data, 0, size))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer (tokenizer.json, a rank file, a SentencePiece "
+                        "model or a vocab.txt of UTF-8 lines), found none of them", path);
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
+    if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
+    if (!status && !(w = fti_wordpiece_new(tok))) status = fti_no_memory(err, sizeof *w);
+    if (!status) fti_wordpiece_switches(tok, w, &config, opt->lowercase);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status && (w->unk = fti_vocab_find(&tok->vocab, "[UNK]", 5)) < 0)
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
+                          "neither", path);
+    if (!status) status = fti_wordpiece_finish(tok, w, path, err);
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_wordpiece_special(tok, err);
+    if (!status) status = fti_config_attributes(tok, &config, 0, err);
+    if (!status) {
+        int32_t cls = ft_tokenizer_attribute(tok, "cls_token_id"), sep = ft_tokenizer_attribute(tok, "sep_token_id");
+        if (cls >= 0 && sep >= 0) { tok->before[tok->n_before++] = cls; tok->after[tok->n_after++] = sep; }
+    }
+    fti_config_close(&config);
+    return status;
+}
+
+static int fti_json_has_type(const fti_json *j, int node, const char *type)
+{
+    return fti_json_is(j, node, FTI_OBJECT) && fti_json_equals(j, fti_json_get(j, node, "type"), type);
+}
+
+/* "vocab": {piece: id}. */
+static ft_status fti_json_vocab(ft_tokenizer *tok, const fti_json *j, int vocab, ft_error *err)
+{
+    fti_model_tokens m = { { 0 }, 0 };
+    ft_status status = FTUNE_OK;
+    if (!fti_json_is(j, vocab, FTI_OBJECT))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab object, found none", j->name);
+    if (!fti_model_tokens_begin(tok, &m)) status = fti_no_memory(err, 64);
+    for (int node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node)) {
+        ft_text piece = fti_json_key(j, node, &tok->arena);
+        char *copy = piece.p ? fti_arena_copy(&tok->arena, piece.p, piece.n) : NULL;
+        if (!copy) status = fti_no_memory(err, piece.n);
+        else status = fti_model_token(tok, &m, fti_json_int(j, node, -1), copy, piece.n, j->name, err);
+    }
+    fti_map_free(&m.added);
+    return status ? status : fti_vocab_finish(&tok->vocab, 0, j->name, err);
+}
+
+FTI_JSON_LOADER(fti_json_wordpiece)
+{
+    int model = fti_json_get(j, 0, "model"), node = fti_json_get(j, 0, "normalizer"), strip;
+    fti_wordpiece *w = fti_wordpiece_new(tok);
+    ft_text text;
+    ft_status status;
+    if (!w) return fti_no_memory(err, sizeof *w);
+    if (fti_json_has_type(j, node, "BertNormalizer")) {
+        w->clean = fti_json_bool(j, fti_json_get(j, node, "clean_text"), 1);
+        w->cjk = fti_json_bool(j, fti_json_get(j, node, "handle_chinese_chars"), 1);
+        w->lower = fti_json_bool(j, fti_json_get(j, node, "lowercase"), 1);
+        strip = fti_json_get(j, node, "strip_accents");
+        w->strip = fti_json_bool(j, strip, w->lower);
+    } else if (node < 0 || fti_json_is(j, node, FTI_NULL)) {
+        w->clean = w->cjk = w->lower = w->strip = 0;
+    } else return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "BertNormalizer or null", err);
+    node = fti_json_get(j, 0, "pre_tokenizer");
+    if (!fti_json_has_type(j, node, "BertPreTokenizer"))
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "BertPreTokenizer", err);
+    node = fti_json_get(j, 0, "decoder");
+    if (fti_json_has_type(j, node, "WordPiece")) w->tidy = fti_json_bool(j, fti_json_get(j, node, "cleanup"), 1);
+    else if (node >= 0 && !fti_json_is(j, node, FTI_NULL))
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece or null", err);
+    text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
+    if (text.p) {
+        if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected a continuing_subword_prefix of up to 15 "
+                            "bytes", j->name);
+        memcpy(w->prefix, text.p, text.n);
+        w->prefix[text.n] = 0;
+    }
+    int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
+    if (longest < 1 || longest > 10000)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, "
+                        "found "
+                        "%ld", j->name, (long)longest);
+    w->max_chars = (int)longest;
+    if ((status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err))) return status;
+    text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    w->unk = fti_vocab_find(&tok->vocab, text.p ? text.p : "[UNK]", text.p ? text.n : 5);
+    if ((status = fti_wordpiece_finish(tok, w, j->name, err))) return status;
+    return fti_wordpiece_special(tok, err);
+}
+
+/* ---- SentencePiece: the .model file, protocol buffers ----
+ * A message is a row of fields: a varint (7 bits a byte, lowest first) of number << 3 | kind, then the value. Kind 0 is
+ * a varint, 1 eight bytes, 2 a length and bytes (text or a message inside), 5 four bytes. Unknown numbers are
+ * skipped. */
+typedef struct fti_proto { const char *p, *end; uint32_t field; int kind; uint64_t value; ft_text bytes; } fti_proto;
+
+static int fti_proto_varint(fti_proto *c, uint64_t *v)
+{
+    *v = 0;
+    for (int shift = 0; shift < 70 && c->p < c->end; shift += 7) {
+        unsigned char b = (unsigned char)*c->p++;
+        if (shift < 64) *v |= (uint64_t)(b & 127) << shift;
+        if (b < 128) return 1;
+    }
+    return 0;
+}
+
+/* The next field: 1; the end: 0; not a message: -1. */
+static int fti_proto_next(fti_proto *c)
+{
+    uint64_t key;
+    size_t width = 0;
+    if (c->p == c->end) return 0;
+    if (!fti_proto_varint(c, &key) || !(key >> 3) || key >> 32) return -1;
+    c->field = (uint32_t)(key >> 3);
+    c->kind = (int)(key & 7);
+    c->bytes.p = NULL;
+    c->bytes.n = 0;
+    if (c->kind == 0) return fti_proto_varint(c, &c->value) ? 1 : -1;
+    if (c->kind == 1) width = 8;
+    else if (c->kind == 5) width = 4;
+    else if (c->kind != 2 || !fti_proto_varint(c, &c->value) || c->value > (uint64_t)(c->end - c->p)) return -1;
+    else width = (size_t)c->value;
+    if (width > (size_t)(c->end - c->p)) return -1;
+    c->bytes.p = c->p;
+    c->bytes.n = width;
+    if (c->kind == 5) c->value = fti_le32(c->p);
+    c->p += width;
+    return 1;
+}
+
+static fti_proto fti_proto_of(const char *p, size_t n)
+{
+    fti_proto c = { p, p + n, 0, 0, 0, { NULL, 0 } };
+    return c;
+}
+
+/* What the two specs say and we need. */
+typedef struct fti_sp_file {
+    const char *name;
+    size_t n;                           /* pieces */
+    int model_type, byte_fallback, vocab_size;
+    int64_t unk, bos, eos, pad;
+    ft_text table;
+} fti_sp_file;
+
+static ft_status fti_sp_broken(const fti_sp_file *f, const char *where, ft_error *err)
+{
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: %s: expected a SentencePiece model, found bytes that are no such "
+                    "message; is the file cut off?", f->name, where);
+}
+
+static ft_status fti_sp_read_spec(fti_sp *m, fti_sp_file *f, ft_text message, int normalizer, ft_error *err)
+{
+    fti_proto c = fti_proto_of(message.p, message.n);
+    int more;
+    while ((more = fti_proto_next(&c)) > 0) {
+        int on = c.value != 0;
+        int64_t id = (int64_t)(int32_t)(uint32_t)c.value;
+        if (normalizer) {
+            if (c.kind == 2 && c.field == 2) f->table = c.bytes;
+            if (c.kind) continue;
+            if (c.field == 3) m->dummy_prefix = on;
+            else if (c.field == 4) m->tidy = on;
+            else if (c.field == 5) m->space = on ? "\xE2\x96\x81" : " ";
+        } else if (!c.kind) {
+            if (c.field == 3) f->model_type = (int)id;
+            else if (c.field == 4) f->vocab_size = (int)id;
+            else if (c.field == 24) m->suffix = on;
+            else if (c.field == 35) f->byte_fallback = on;
+            else if (c.field == 40) f->unk = id;
+            else if (c.field == 41) f->bos = id;
+            else if (c.field == 42) f->eos = id;
+            else if (c.field == 43) f->pad = id;
+        }
+    }
+    return more < 0 ? fti_sp_broken(f, normalizer ? "normalizer_spec" : "trainer_spec", err) : FTUNE_OK;
+}
+
+/* The outer message: counts the pieces and reads the specs. */
+static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t size, ft_error *err)
+{
+    fti_proto c = fti_proto_of(data, size);
+    ft_status status = FTUNE_OK;
+    int more;
+    m->dummy_prefix = m->tidy = 1;
+    f->model_type = f->bos = 1;
+    f->eos = 2;
+    f->pad = -1;
+    while (!status && (more = fti_proto_next(&c)) != 0) {
+        if (more < 0) return fti_sp_broken(f, "pieces", err);
+        if (c.kind != 2) continue;
+        if (c.field == 1) f->n++;
+        else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, 0, err);
+        else if (c.field == 3) status = fti_sp_read_spec(m, f, c.bytes, 1, err);
+    }
+    if (!status && (f->model_type < 1 || f->model_type > 2))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: trainer_spec: expected model_type 1 (Unigram) or 2 (BPE), "
+                        "found %d", f->name,
+                        f->model_type);
+    if (!status && !f->n)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a SentencePiece model with pieces, found none", f->name);
+    m->unigram = f->model_type == 1;
+    m->n = f->n;
+    return status;
+}
+
+static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_model_tokens *known,
+                                   int32_t id,
+                                   ft_text message, ft_error *err)
+{
+    fti_proto c = fti_proto_of(message.p, message.n);
+    ft_text piece = { "", 0 };
+    int more, type = FTI_SP_NORMAL, control;
+    float score = 0;
+    while ((more = fti_proto_next(&c)) > 0) {
+        uint32_t bits = (uint32_t)c.value;
+        if (c.field == 1 && c.kind == 2) piece = c.bytes;
+        else if (c.field == 2 && c.kind == 5) memcpy(&score, &bits, 4);
+        else if (c.field == 3 && !c.kind) type = c.value <= FTI_SP_BYTE ? (int)c.value : 0;
+    }
+    if (more < 0) return fti_sp_broken(f, "a piece", err);
+    if (!piece.n || !type || !(fabsf(score) <= FLT_MAX))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, "
+                        "found another thing", f->name, (int)id);
+    m->type[id] = (uint8_t)type;
+    m->score[id] = score;
+    control = type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
+    if (type == FTI_SP_UNKNOWN) m->unk = id;
+    if (type == FTI_SP_UNUSED) m->unused = 1;
+    if (control && fti_map_get(&known->added, piece.p, piece.n) < 0)
+        return fti_added_add(tok, piece, id, 1, 0, 0, 0, 0, err);
+    return fti_model_token(tok, known, id, piece.p, piece.n, f->name, err);
+}
+
+static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data,
+                                    size_t size, ft_error *err)
+{
+    fti_proto c = fti_proto_of(data, size);
+    fti_model_tokens known;
+    ft_status status = FTUNE_OK;
+    int32_t id = 0;
+    m->type = (uint8_t *)fti_calloc(m->n, 1);
+    m->score = (float *)fti_calloc(m->n, sizeof *m->score);
+    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n + 16))
+        status = fti_no_memory(err, m->n);
+    while (!status && fti_proto_next(&c) > 0)
+        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &known, id++, c.bytes, err);
+    fti_map_free(&known.added);
+    if (!status && m->unk < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
+    return status;
+}
+
+/* User-defined pieces are found before the model sees the text. */
+static ft_status fti_sp_finish_user(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+{
+    fti_key *keys = NULL;
+    int ok = 1;
+    for (size_t i = 0; i < m->n && ok; i++) {
+        const fti_token *t = m->type[i] == FTI_SP_USER ? fti_vocab_at(&tok->vocab, (int32_t)i) : NULL;
+        fti_key k = { t ? t->p : NULL, t ? t->len : 0, (int32_t)i };
+        if (!t) continue;
+        m->begins[(unsigned char)*t->p] = 1;
+        ok = fti_push(keys, k);
+    }
+    m->begins[' '] = 1;
+    ok = ok && (!arrlen(keys) || fti_trie_build(&m->user, keys, (size_t)arrlen(keys)));
+    arrfree(keys);
+    return ok ? FTUNE_OK : fti_no_memory(err, m->n);
+}
+
+/* The control tokens of ChatGLM3, which its .model does not hold. It is known by its size and its last piece. */
+static ft_status fti_sp_chatglm3(ft_tokenizer *tok, const fti_sp *m, int *is_it, ft_error *err)
+{
+    static const char *const special[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
+                                          "<|assistant|>",
+                                           "<|observation|>" };
+    ft_status status = FTUNE_OK;
+    const fti_token *last = &arrlast(tok->vocab.token);
+    *is_it = m->n == 64789 && last->id == 64788 && last->len == 7 && !memcmp(last->p, "\xE2\x96\x81" "attr", 7);
+    for (int i = 0; *is_it && i < 9 && !status; i++)
+        status = fti_added_add(tok, ft_text_of(special[i]), 64789 + i, 1, 0, 0, 0, 0, err);
+    return status;
+}
+
+/* What stands around a sentence, unless tokenizer_config.json says otherwise: XLNet ends with <sep> <cls>, ChatGLM3
+ * begins with [gMASK] sop, other BPE models begin with bos. */
+static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_file *f, int chatglm3, ft_error *err)
+{
+    static const struct { const char *name; int32_t id; } glm[] = {
+        { "system_token_id", 64794 }, { "user_token_id", 64795 }, { "assistant_token_id", 64796 },
+        { "observation_token_id", 64797 }, { "pad_token_id", 0 } };
+    const struct { const char *name; int64_t id; } ids[] = { { "unk_token_id", m->unk }, { "bos_token_id", f->bos },
+        { "eos_token_id", f->eos }, { "pad_token_id", f->pad } };
+    int32_t sep = fti_vocab_find(&tok->vocab, "<sep>", 5), cls = fti_vocab_find(&tok->vocab, "<cls>", 5);
+    ft_status status = FTUNE_OK;
+    for (int i = 0; i < 4 && !status; i++)
+        if (ids[i].id >= 0 && (size_t)ids[i].id < m->n && (!i || m->type[ids[i].id] == FTI_SP_CONTROL))
+            status = ft_tokenizer_set_attribute(tok, ids[i].name, (int32_t)ids[i].id, err);
+    for (int i = 0; chatglm3 && i < 5 && !status; i++)
+        status = ft_tokenizer_set_attribute(tok, glm[i].name, glm[i].id, err);
+    if (chatglm3) {
+        tok->before[tok->n_before++] = 64790;
+        tok->before[tok->n_before++] = 64792;
+    } else if (m->unigram && sep >= 0 && cls >= 0 && m->type[sep] == FTI_SP_CONTROL && m->type[cls] == FTI_SP_CONTROL) {
+        tok->after[tok->n_after++] = sep;
+        tok->after[tok->n_after++] = cls;
+    } else if (!m->unigram && ft_tokenizer_attribute(tok, "bos_token_id") >= 0) {
+        tok->before[tok->n_before++] = ft_tokenizer_attribute(tok, "bos_token_id");
+    }
+    return status;
+}
+
+static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
+{
+    ft_status status = fti_sp_finish_user(tok, m, err);
+    m->unknown_score = FLT_MAX;
+    m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
+    for (size_t i = 0; i < m->n; i++) {
+        if (m->type[i] != FTI_SP_NORMAL) continue;
+        if (m->score[i] < m->unknown_score) m->unknown_score = m->score[i];
+        if (m->score[i] > m->best_score) m->best_score = m->score[i];
+    }
+    m->unknown_score = (float)m->unknown_score - 10.0f;
+    m->strip = m->dummy_prefix || m->tidy;
+    if (!status && f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
+    if (!status) status = fti_sp_table(m, f->table.p, f->table.n, f->name, err);
+    if (!status) status = m->unigram ? fti_sp_finish_unigram(tok, m, err) : fti_sp_finish_bpe(tok, m, err);
+    return status;
+}
+
+FTI_LOADER(fti_load_sentencepiece)
+{
+    fti_config_file config;
+    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { NULL, 0 } };
+    fti_sp *m = fti_sp_new(tok);
+    char *copy = fti_arena_copy(&tok->arena, data, size);
+    int n_config = 0, chatglm3 = 0;
+    ft_status status;
+    (void)opt;
+    if (!m || !copy) return fti_no_memory(err, size);
+    if ((status = fti_sp_read(m, &f, copy, size, err))) return status;
+    status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
+    if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
+    if (!status) status = fti_sp_chatglm3(tok, m, &chatglm3, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_sp_finish(tok, m, &f, err);
+    if (!status) status = fti_sp_around(tok, m, &f, chatglm3, err);
+    if (!status) status = fti_config_attributes(tok, &config, 1, err);
+    fti_config_close(&config);
+    return status;
+}
+
+/* ---- SentencePiece as tokenizer.json ----------------------------------------------------------------------------- */
+
+static ft_status fti_sp_json_string(ft_tokenizer *tok, const fti_json *j, int node, ft_text *out, ft_error *err)
+{
+    ft_text t = fti_json_text(j, node, &tok->arena);
+    out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
+    out->n = t.n;
+    if (!t.p)
+        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer or vocab", "a string", err);
+    return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
+}
+
+/* One normalizer that is no Sequence. */
+static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, ft_error *err)
+{
+    fti_sp_step *s = &m->step[m->n_steps];
+    int pattern = fti_json_get(j, node, "pattern");
+    ft_status status = FTUNE_OK;
+    if (m->n_steps == FTI_SP_MAX_STEPS)
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "at most 8 steps", err);
+    memset(s, 0, sizeof *s);
+    if (fti_json_has_type(j, node, "NFC")) s->what = FTI_SP_NFC;
+    else if (fti_json_has_type(j, node, "NFD")) s->what = FTI_SP_NFD;
+    else if (fti_json_has_type(j, node, "Lowercase")) s->what = FTI_SP_LOWER;
+    else if (fti_json_has_type(j, node, "Strip")) {
+        s->what = FTI_SP_STRIP;
+        s->left = fti_json_bool(j, fti_json_get(j, node, "strip_left"), 1);
+        s->right = fti_json_bool(j, fti_json_get(j, node, "strip_right"), 1);
+    } else if (fti_json_has_type(j, node, "Prepend")) {
+        s->what = FTI_SP_PREPEND;
+        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "prepend"), &s->to, err);
+    } else if (fti_json_has_type(j, node, "Replace") && fti_json_get(j, pattern, "String") >= 0) {
+        s->what = FTI_SP_REPLACE;
+        status = fti_sp_json_string(tok, j, fti_json_get(j, pattern, "String"), &s->from, err);
+        if (!status) status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
+    } else if (fti_json_has_type(j, node, "Replace")
+               && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
+        s->what = FTI_SP_SQUEEZE;
+        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
+    } else if (fti_json_has_type(j, node, "Precompiled") && !m->table) {
+        ft_text base64;
+        char *bytes;
+        int64_t n;
+        s->what = FTI_SP_TABLE;
+        if ((status = fti_sp_json_string(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &base64, err)))
+            return status;
+        if (!(bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8))) return fti_no_memory(err, base64.n);
+        n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
+        if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
+        status = fti_sp_table(m, bytes, (size_t)n, j->name, err);
+    } else
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer",
+                               "NFC, NFD, Lowercase, Strip, Prepend, Replace of a text or Precompiled", err);
+    m->n_steps++;
+    return status;
+}
+
+static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_error *err)
+{
+    int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
+    if (fti_json_has_type(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
+    if (!fti_json_has_type(j, node, "Metaspace") || m->metaspace
+        || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
+                               "WhitespaceSplit, then Metaspace with U+2581", err);
+    m->split = fti_json_bool(j, fti_json_get(j, node, "split"), 1);
+    m->metaspace = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 1 : 3;
+    if (fti_json_is(j, scheme, FTI_STRING)) {
+        if (fti_json_equals(j, scheme, "always")) m->metaspace = 1;
+        else if (fti_json_equals(j, scheme, "first")) m->metaspace = 2;
+        else if (fti_json_equals(j, scheme, "never")) m->metaspace = 3;
+        else return fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme", "always, first or never", err);
+    }
+    return FTUNE_OK;
+}
+
+/* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
+static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_error *err)
+{
+    if (fti_json_has_type(j, node, "Replace") || fti_json_has_type(j, node, "ByteFallback")
+        || fti_json_has_type(j, node, "Fuse")) return FTUNE_OK;
+    if (fti_json_has_type(j, node, "Strip")) {
+        m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1
+            && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
+        return FTUNE_OK;
+    }
+    if (!fti_json_has_type(j, node, "Metaspace")) 
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
+                               "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
+    m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
+            || !fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 0 : 2;
+    return FTUNE_OK;
+}
+
+/* Each part is one thing, a Sequence of them (not nested), or null. */
+static ft_status fti_sp_json_parts(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int which, ft_error *err)
+{
+    static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
+                                           { "decoder", "decoders" } };
+    int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_has_type(j, node, "Sequence");
+    ft_status status = FTUNE_OK;
+    if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
+    if (sequence) node = fti_json_child(j, fti_json_get(j, node, name[which][1]));
+    for (; node >= 0 && !status; node = sequence ? fti_json_next(j, node) : -1)
+        status = which == 0 ? fti_sp_json_step(tok, m, j, node, err) : which == 1 ? fti_sp_json_pre(m, j, node, err)
+               : fti_sp_json_decoder(m, j, node, err);
+    return status;
+}
+
+static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json *j, ft_error *err)
+{
+    ft_status status = FTUNE_OK;
+    if (!(*m = fti_sp_new(tok))) return fti_no_memory(err, sizeof **m);
+    (*m)->json = 1;
+    for (int which = 0; which < 3 && !status; which++) status = fti_sp_json_parts(tok, *m, j, which, err);
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
+    return status;
+}
+
+/* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That
+ * is not always the nearest double, and on ties of long paths the last bit decides. */
+static double fti_sp_json_score(const fti_json *j, int node)
+{
+    const char *p = j->text + j->node[node].start, *end = p + j->node[node].len;
+    uint64_t digits = 0;
+    int minus = *p == '-', point = 0, full = 0, e = 0, written = 0, sign = 1;
+    char power[8];
+    double x;
+    for (p += minus; p < end && (*p == '.' || (*p >= '0' && *p <= '9')); p++) {
+        unsigned d = (unsigned)(*p - '0');
+        if (*p == '.') { point = 1; continue; }
+        full |= digits > (UINT64_MAX - d) / 10;
+        if (!full) { digits = digits * 10 + d; e -= point; }
+        else if (!point) e++;
+    }
+    if (p < end && (*p == 'e' || *p == 'E')) {
+        p++;
+        if (p < end && (*p == '-' || *p == '+')) sign = *p++ == '-' ? -1 : 1;
+        for (; p < end && written < 1000; p++) written = written * 10 + (*p - '0');
+        e += sign * written;
+    }
+    x = (double)digits;
+    if (e < -308 || e > 308) return fti_json_number(j, node, 0);
+    snprintf(power, sizeof power, "1e%d", e < 0 ? -e : e);
+    x = e < 0 ? x / strtod(power, NULL) : x * strtod(power, NULL);
+    return minus ? -x : x;
+}
+
+FTI_JSON_LOADER(fti_json_unigram)
+{
+    int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
+    fti_model_tokens known = { { 0 }, 0 };
+    fti_sp *m;
+    ft_status status = fti_sp_json_begin(tok, &m, j, err);
+    int32_t id = 0;
+    if (status) return status;
+    if (!fti_json_is(j, vocab, FTI_ARRAY))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab array, found none", j->name);
+    m->unigram = 1;
+    m->n = j->node[vocab].count;
+    m->unknown_score = 0;
+    m->json_score = (double *)fti_calloc(m->n, sizeof *m->json_score);
+    if (!m->json_score || !fti_model_tokens_begin(tok, &known)) status = fti_no_memory(err, m->n * sizeof(double));
+    for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
+        int text = fti_json_child(j, node), score = text < 0 ? -1 : fti_json_next(j, text);
+        ft_text piece = { NULL, 0 };
+        if (!fti_json_is(j, node, FTI_ARRAY) || !fti_json_is(j, text, FTI_STRING) || !fti_json_is(j, score, FTI_NUMBER))
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab[%d]: expected [piece, score]", j->name, (int)id);
+        if (!status) status = fti_sp_json_string(tok, j, text, &piece, err);
+        if (!status) status = fti_model_token(tok, &known, id, piece.p, piece.n, j->name, err);
+        if (!status) m->json_score[id] = fti_sp_json_score(j, score);
+        if (!status && (!id || m->json_score[id] < m->unknown_score)) m->unknown_score = m->json_score[id];
+    }
+    fti_map_free(&known.added);
+    m->unknown_score -= 10;
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
+    node = fti_json_get(j, model, "unk_id");
+    if (!status && fti_json_is(j, node, FTI_NUMBER)) {
+        int64_t unk = fti_json_int(j, node, -1);
+        if (unk < 0 || unk >= (int64_t)m->n)
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
+                                                               (unsigned long)m->n, (long)unk);
+        else m->unk = (int32_t)unk;
+    }
+    if (!status && fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0))
+        status = fti_sp_bytes(tok, m, j->name, err);
+    if (!status) status = fti_sp_finish_unigram(tok, m, err);
+    return status;
+}
+
+/* One entry of "merges": ["a", "b"], or "a b" cut at its first space. */
+static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, uint32_t rank,
+                                   fti_buf *both, ft_error *err)
+{
+    fti_arena a = { NULL };
+    ft_text left = { NULL, 0 }, right = { NULL, 0 };
+    int32_t l, r, joined;
+    ft_status status = FTUNE_OK;
+    if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
+        int child = fti_json_child(j, node);
+        left = fti_json_text(j, child, &a);
+        right = fti_json_text(j, fti_json_next(j, child), &a);
+    } else if (fti_json_is(j, node, FTI_STRING)) {
+        ft_text t = fti_json_text(j, node, &a);
+        const char *space = t.p ? (const char *)memchr(t.p, ' ', t.n) : NULL;
+        if (space) {
+            left.p = t.p; left.n = (size_t)(space - t.p);
+            right.p = space + 1; right.n = t.n - left.n - 1;
+        }
+    }
+    if (!left.p || !right.p) {
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected two pieces, found another "
+                          "thing", j->name,
+                          fti_json_line(j, node), (unsigned long)rank);
+        goto done;
+    }
+    both->n = 0;
+    fti_buf_add(both, left.p, left.n);
+    fti_buf_add(both, right.p, right.n);
+    l = fti_vocab_find(&tok->vocab, left.p, left.n);
+    r = fti_vocab_find(&tok->vocab, right.p, right.n);
+    joined = both->failed ? -1 : fti_vocab_find(&tok->vocab, both->p, both->n);
+    if (both->failed) status = fti_no_memory(err, left.n + right.n);
+    else if (l < 0 || r < 0 || joined < 0)
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected both pieces and what they join "
+                          "to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node),
+                          (unsigned long)rank, fti_most(l < 0 ? left.n : r < 0 ? right.n : both->n),
+                          l < 0 ? left.p : r < 0 ? right.p : both->p);
+    else {
+        fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
+        fti_sp_note_neighbours(m, both->p, both->n);
+    }
+done:
+    fti_arena_free(&a);
+    return status;
+}
+
+FTI_JSON_LOADER(fti_json_sentencepiece)
+{
+    static const char *const none[] = { "continuing_subword_prefix", "end_of_word_suffix" };
+    int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges"), node;
+    fti_buf both = {0};
+    uint32_t rank = 0;
+    fti_sp *m;
+    ft_text unk;
+    ft_status status = fti_sp_json_begin(tok, &m, j, err);
+    for (int i = 0; i < 2 && !status; i++) {
+        node = fti_json_get(j, model, none[i]);
+        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
+            status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected no %s, found one", j->name, none[i]);
+    }
+    if (!status && fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0))
+        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, "
+                          "found true", j->name);
+    if (!status && !fti_json_is(j, merges, FTI_ARRAY))
+        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a merges array, found none", j->name);
+    if (!status) status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err);
+    if (status) return status;
+    m->n = (size_t)ft_tokenizer_size(tok);
+    m->fuse_unk = fti_json_bool(j, fti_json_get(j, model, "fuse_unk"), 0);
+    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
+    if (fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    m->pair_cap = j->node[merges].count + j->node[merges].count / 2 + 8;
+    m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
+    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
+    if (!m->pair || !m->neighbours) status = fti_no_memory(err, m->pair_cap * sizeof *m->pair);
+    else memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
+    for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node))
+        status = fti_sp_json_merge(tok, m, j, node, rank++, &both, err);
+    fti_buf_free(&both);
     return status;
 }
 
