@@ -857,11 +857,11 @@ static void fti_buf_free(fti_buf *b);
 
 /* Bytes -> int32: open addressing over a caller-owned key store (keys are not copied). Missing: -1. */
 typedef struct fti_map_slot { const char *key; uint32_t len, hash; int32_t value; } fti_map_slot;
-typedef struct fti_map { fti_map_slot *slot; size_t cap, n; } fti_map;
+typedef struct fti_map { fti_map_slot *slot; size_t cap, n; uint64_t key[2]; } fti_map;
 static int     fti_map_put(fti_map *m, const char *key, size_t len, int32_t value);   /* replaces; false: no memory */
 static int32_t fti_map_get(const fti_map *m, const char *key, size_t len);
 static void    fti_map_free(fti_map *m);
-static uint64_t fti_hash(const char *p, size_t n);
+static uint64_t fti_hash(const uint64_t key[2], const char *p, size_t n);
 
 /* A whole file, mapped read-only when the system can, else read. Empty files are fine. */
 typedef struct fti_file { const char *data; size_t size; int mapped; } fti_file;
@@ -4975,7 +4975,7 @@ static int fti_plain_name(ft_text t)
  * its first mention, then see that every name is in the shard it was promised in. */
 static ft_status fti_index_read(ft_weights *w, const fti_json *j, const char *dir, ft_error *err)
 {
-    fti_map shards = { NULL, 0, 0 };
+    fti_map shards = { 0 };
     fti_arena a = { NULL };
     int *end = NULL;                                  /* shard s holds tensors end[s-1] .. end[s]-1 */
     int map = fti_json_get(j, 0, "weight_map");
@@ -9903,25 +9903,30 @@ FTUNE_API ft_text ft_text_of(const char *c_string)
 
 /* Bytes -> int32 -------------------------------------------------------------------------------------------------- */
 
-static uint64_t fti_mix(uint64_t h)
+#define FTI_ROTATE(x, n) ((x) << (n) | (x) >> (64 - (n)))
+static void fti_sip_round(uint64_t v[4])
 {
-    h ^= h >> 32;
-    h *= UINT64_C(0xD6E8FEB86659FD93);
-    h ^= h >> 29;
-    return h;
+    v[0] += v[1]; v[1] = FTI_ROTATE(v[1], 13) ^ v[0]; v[0] = FTI_ROTATE(v[0], 32);
+    v[2] += v[3]; v[3] = FTI_ROTATE(v[3], 16) ^ v[2];
+    v[0] += v[3]; v[3] = FTI_ROTATE(v[3], 21) ^ v[0];
+    v[2] += v[1]; v[1] = FTI_ROTATE(v[1], 17) ^ v[2]; v[2] = FTI_ROTATE(v[2], 32);
 }
 
-/* Eight bytes a step; a last, partial word carries the length, so "a" and "a\0" differ. */
-static uint64_t fti_hash(const char *p, size_t n)
+/* SipHash-1-3 (Aumasson & Bernstein 2012): without the key nobody can write a file whose names all share a slot. */
+static uint64_t fti_hash(const uint64_t key[2], const char *p, size_t n)
 {
-    uint64_t h = UINT64_C(0x9E3779B97F4A7C15) ^ n, word;
+    uint64_t v[4], word, last = (uint64_t)n << 56;
+    v[0] = key[0] ^ UINT64_C(0x736F6D6570736575); v[1] = key[1] ^ UINT64_C(0x646F72616E646F6D);
+    v[2] = key[0] ^ UINT64_C(0x6C7967656E657261); v[3] = key[1] ^ UINT64_C(0x7465646279746573);
     for (; n >= 8; p += 8, n -= 8) {
         memcpy(&word, p, 8);
-        h = fti_mix((h ^ word) * UINT64_C(0xA0761D6478BD642F));
+        v[3] ^= word; fti_sip_round(v); v[0] ^= word;
     }
-    word = 0;
-    for (size_t i = 0; i < n; i++) word = word << 8 | (unsigned char)p[i];
-    return fti_mix((h ^ word ^ (uint64_t)n << 56) * UINT64_C(0xE7037ED1A0B428DB));
+    for (size_t i = 0; i < n; i++) last |= (uint64_t)(unsigned char)p[i] << 8 * i;
+    v[3] ^= last; fti_sip_round(v); v[0] ^= last;
+    v[2] ^= 0xFF;
+    for (int i = 0; i < 3; i++) fti_sip_round(v);
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
 /* The slot that holds the key, or the free one where it belongs. Linear probing, never more than half full. */
@@ -9937,10 +9942,14 @@ static fti_map_slot *fti_map_find(const fti_map *m, const char *key, size_t len,
 static int fti_map_grow(fti_map *m)
 {
     fti_map bigger;
+    bigger = *m;
     bigger.cap = m->cap ? 2 * m->cap : 16;
-    bigger.n = m->n;
     bigger.slot = (fti_map_slot *)fti_calloc(bigger.cap, sizeof *bigger.slot);
     if (!bigger.slot) return 0;
+    if (!m->cap) {                                            /* where memory lies is what a file cannot foresee; */
+        bigger.key[0] = (uint64_t)(uintptr_t)bigger.slot;     /* no result depends on the order of slots */
+        bigger.key[1] = (uint64_t)(uintptr_t)m ^ (uint64_t)time(NULL) << 20;
+    }
     for (size_t i = 0; i < m->cap; i++) {
         fti_map_slot *s = &m->slot[i];
         if (s->key) *fti_map_find(&bigger, s->key, s->len, s->hash) = *s;
@@ -9952,9 +9961,10 @@ static int fti_map_grow(fti_map *m)
 
 static int fti_map_put(fti_map *m, const char *key, size_t len, int32_t value)
 {
-    uint32_t hash = (uint32_t)fti_hash(key, len);
+    uint32_t hash;
     fti_map_slot *s;
     if (len > UINT32_MAX || (2 * (m->n + 1) > m->cap && !fti_map_grow(m))) return 0;
+    hash = (uint32_t)fti_hash(m->key, key, len);
     s = fti_map_find(m, key, len, hash);
     if (!s->key) {
         s->key = key ? key : "";                              /* NULL with length 0 is the empty key */
@@ -9970,7 +9980,7 @@ static int32_t fti_map_get(const fti_map *m, const char *key, size_t len)
 {
     fti_map_slot *s;
     if (!m->cap) return -1;
-    s = fti_map_find(m, key, len, (uint32_t)fti_hash(key, len));
+    s = fti_map_find(m, key, len, (uint32_t)fti_hash(m->key, key, len));
     return s->key ? s->value : -1;
 }
 

@@ -283,7 +283,7 @@ static int arrays(void)
 static int maps(void)
 {
     static char key[3000][12];
-    fti_map m = { NULL, 0, 0 };
+    fti_map m = { 0 };
     int e = 0;
     CHECK_INT(fti_map_get(&m, "x", 1), -1);
     for (int i = 0; i < 3000 && !e; i++) {
@@ -474,7 +474,11 @@ static void test_hashes(void)
     whole = fti_crc64(0, text, 1000);
     for (size_t i = 0; i < 1000; i += 37) parts = fti_crc64(parts, text + i, 1000 - i < 37 ? 1000 - i : 37);
     CHECK(whole == parts && fti_crc64(5, text, 0) == 5);
-    CHECK(fti_hash("a", 1) != fti_hash("a\0", 2) && fti_hash("", 0) != fti_hash("\0", 1));
+    const uint64_t key[2] = { UINT64_C(0x0706050403020100), UINT64_C(0x0F0E0D0C0B0A0908) };
+    char bytes[15];
+    for (int i = 0; i < 15; i++) bytes[i] = (char)i;
+    CHECK(fti_hash(key, "a", 1) != fti_hash(key, "a\0", 2) && fti_hash(key, "", 0) != fti_hash(key, "\0", 1));
+    CHECK(fti_hash(key, bytes, 15) == UINT64_C(0xD320D86D2A519956) && fti_hash(key, bytes, 8) == UINT64_C(0x369095118D299A8E));
     CHECK(fti_now() > 0 && fti_now() <= fti_now());
 }
 
