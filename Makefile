@@ -90,6 +90,8 @@ build/venv/ready: tests/parity/requirements.txt
 	build/venv/bin/pip install -q -r tests/parity/requirements.txt
 	# SentencePiece 0.1 made the golden files; 0.2 breaks ties of Unigram differently
 	-build/venv/bin/pip install -q --no-deps --target build/sentencepiece_0.1 sentencepiece==0.1.98
+	# only its template and loss-scale modules are loaded: none of its dependencies is needed
+	-build/venv/bin/pip install -q --no-deps --target build/ms_swift ms-swift==4.6.0
 	@touch $@
 
 test-parity: build/ftune build/venv/ready

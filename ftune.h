@@ -178,7 +178,12 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
                                         char *text, size_t cap, size_t *n_text, ft_error *err);
 
 /* Decode one id at a time, holding back the bytes of a character until it is complete. */
-typedef struct ft_stream { const ft_tokenizer *tok; int skip_special, started, n_held; char held[16]; } ft_stream;
+typedef struct ft_stream {
+    const ft_tokenizer *tok;
+    int  skip_special, started, n_held;
+    int  failed;                        /* no memory: text is missing */
+    char held[16];
+} ft_stream;
 FTUNE_API void   ft_stream_init(ft_stream *s, const ft_tokenizer *tok, int skip_special);
 /* What can be shown now, written to out. A capacity of 1024 holds any token of the vocabularies known so far. */
 FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap);
@@ -264,7 +269,11 @@ FTUNE_API int ft_template_count(const ft_registry *r);
 FTUNE_API const ft_template *ft_template_at(const ft_registry *r, int i);
 
 /* One question and its answer. response.p NULL: not answered yet (inference form). */
-typedef struct ft_turn { ft_text query, response; int loss; /* -1: as the rule says; 0, 1: its own wish */ } ft_turn;
+typedef struct ft_turn {
+    ft_text query, response;
+    int     loss;               /* is the answer learnt? -1: as the rule says; 0, 1: its own wish */
+    float   loss_scale;         /* with which weight? 0: as the rule says, else its own wish */
+} ft_turn;
 /* One row of a data set. */
 typedef struct ft_row {
     ft_text  system;            /* p NULL: the template's default; n 0: none */
@@ -285,8 +294,11 @@ typedef struct ft_chat_options {
     int         max_length;         /* 0: no limit */
     ft_truncation truncation;       /* what to do above max_length: drop the row, keep the end, keep the beginning */
     const char *loss_scale;         /* "default": every answer. With swift 3 also "last_round": the last answer only,
-                                       "all": every token; with swift 2 also "agent": ReAct traces weighted by part */
-    int         want_loss_scale;    /* fill ft_sample.loss_scale even if the rule has only 0 and 1 */
+                                       "all": every token; then parts of what is learnt by their own weight, names
+                                       joined by +: "react", "hermes", "qwen", "agentflan", "alpha_umi",
+                                       "ignore_empty_think", "ignore_think_prefix"; "last_round+react".
+                                       With swift 2 also "agent": ReAct traces weighted by part */
+    int         want_loss_scale;    /* fill ft_sample.loss_scale even if rule and row have only the weights 0 and 1 */
     int         use_chat_template;  /* 1; 0: [bos if the tokenizer adds one] system query response .. [eos] without any
                                        frame, answers and eos supervised. A row with text always takes this form */
     ft_special  special;            /* of message content: FTUNE_SPECIAL_AS_TEXT */
@@ -323,9 +335,12 @@ typedef struct ft_piece { ft_text text; const int32_t *ids; int n_ids; float wei
 typedef void (*ft_piece_fn)(void *user, const ft_piece *piece);
 FTUNE_API ft_status ft_row_pieces(const ft_tokenizer *tok, const ft_row *row, const ft_chat_options *opt,
                                   ft_piece_fn fn, void *user, ft_error *err);
-/* Ids that end an answer under this template: the tokenizer's eos and the suffix's last piece when it is one token.
- * Returns how many were written (at most cap). */
+/* Ids that end an answer under this template: the tokenizer's eos, and the suffix's last piece (without white space
+ * around it, if there is anything else) when it is one token. Returns how many were written (at most cap). */
 FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *ids, int cap);
+/* The same piece as text, for ft_stop_stream, unless it is a control token: "\n\n" may be spelt by many different ids.
+ * Points into the template; n 0: an id says it all. */
+FTUNE_API ft_text ft_chat_stop_text(const ft_tokenizer *tok, const ft_chat_options *opt);
 
 /* >>3 labels and batch: rows of a file, what counts, packing -----------------------------------------------------
  *
@@ -345,7 +360,8 @@ FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *o
  *     prompt/completion    {"prompt": "Hi", "completion": "Hello"}, both text or both lists of messages
  *     text                 {"text": "A document to continue."}
  * Names of columns in any case; prompt, question, problem, .. stand for query; answer, output, .. for response.
- * A message may say "loss": true or false. A row without an answer is in inference form; null is the same as missing.
+ * A message may say "loss": true or false, and "loss_scale": 2. A row without an answer is in inference form; null is
+ * the same as missing.
  *   where   named in messages: "data.jsonl:3"
  * Errors: FTUNE_ERR_FORMAT, FTUNE_ERR_UTF8, FTUNE_ERR_UNSUPPORTED (tools, images in a message, preference pairs). */
 typedef struct ft_row_parser ft_row_parser;
@@ -719,8 +735,30 @@ FTUNE_API ft_status ft_generate(ft_model *m, const int32_t *ids, int n, const ft
  * at out + p*cap, its length n_out[p]. Prompt p draws with seed + p. */
 FTUNE_API ft_status ft_generate_batch(ft_model *m, const int32_t *const *ids, const int *n, int n_prompts,
                                       const ft_generate_options *o, int32_t *out, int cap, int *n_out, ft_error *err);
+/* An ft_stream that ends at the first of some stop texts: end marks that no single id stands for. Bytes that could
+ * begin one wait: until it is complete, and then nothing of it is shown, or until it cannot come any more. Control
+ * tokens take part in it ("\n<|EOT|>") and are not shown.
+ *
+ *     ids       Yes   .\n   \n   Us      er        :            stop text "\nUser:"
+ *     shown     Yes   .     \n
+ *     waiting         \n    \n   \nUs    \nUser    \nUser: complete, stopped                                  */
+#define FTUNE_MAX_STOP 256
+typedef struct ft_stop_stream {
+    ft_stream stream;
+    const ft_text *stop; int n_stop;    /* the caller's */
+    int  stopped;                       /* a stop text is complete: on_token returns this */
+    int  n_held;
+    char held[FTUNE_MAX_STOP], shown[FTUNE_MAX_STOP];   /* what waits; is it text, or of a control token? */
+} ft_stop_stream;
+/*   stop  [n_stop] valid UTF-8, each of 1 to FTUNE_MAX_STOP bytes; else FTUNE_ERR_ARGUMENT. They must outlive s. */
+FTUNE_API ft_status ft_stop_stream_init(ft_stop_stream *s, const ft_tokenizer *tok, const ft_text *stop, int n_stop,
+                                        ft_error *err);
+/* What can be shown now, whole characters, in out; a capacity of 1024 + FTUNE_MAX_STOP is enough. */
+FTUNE_API ft_text ft_stop_stream_push(ft_stop_stream *s, int32_t id, char *out, size_t cap);
+FTUNE_API ft_text ft_stop_stream_finish(ft_stop_stream *s, char *out, size_t cap);  /* what waited in vain */
+
 /* Prompt text in, answer text out, through a template: the shortest way to hear a model. out is 0-terminated.
- * o->stop_ids NULL: stops at the end tokens of the model, of the tokenizer and of the template. */
+ * o->stop_ids NULL: stops at the end tokens of the model and of the tokenizer and at the end mark of the template. */
 FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat,
                               const ft_message *messages, int n_messages, const ft_generate_options *o,
                               char *out, size_t cap, ft_error *err);
@@ -2100,6 +2138,7 @@ FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap
     s->started = s->started || bytes.n || !ft_token_is_special(s->tok, id);
     s->n_held = fti_buf_lossy(&whole, bytes.p, bytes.n, 1);
     if (s->n_held) memcpy(s->held, bytes.p + bytes.n - s->n_held, (size_t)s->n_held);
+    s->failed |= bytes.failed || whole.failed;
     text.n = whole.n < cap ? whole.n : fti_utf8_valid(whole.p, cap);       /* never half a character */
     if (text.n) memcpy(out, whole.p, text.n);
     fti_buf_free(&bytes);
@@ -3249,6 +3288,7 @@ FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, f
 /* ---- row -> pieces ---- */
 
 enum { FTI_LOSS_DEFAULT, FTI_LOSS_LAST_ROUND, FTI_LOSS_ALL, FTI_LOSS_AGENT };
+#define FTI_MAX_SCALES 8            /* names in one loss_scale */
 #define FTI_CONTENT 0x80            /* in a byte's kind: came from a message, not from the template */
 #define FTI_ORIGIN  0x0f
 
@@ -3263,6 +3303,7 @@ typedef struct fti_chat {               /* one row on its way through a template
     const ft_template  *t;
     ft_chat_options opt;
     int         rule, weights;          /* FTI_LOSS_...; is loss_scale wanted? */
+    const struct fti_scale *scale[FTI_MAX_SCALES]; int n_scales;    /* what the rule supervises, by part */
     fti_marked  text;                   /* of all text pieces, one after the other */
     int32_t    *ids;                    /* of all id pieces */
     fti_piece  *pieces;
@@ -3464,20 +3505,126 @@ static ft_status fti_add_agent(fti_chat *c, ft_text r, ft_origin origin)
     return e ? e : fti_add_text(c, from, NULL, (size_t)(end - from), open->content, origin);
 }
 
+/* The named weights of ms-swift 3 (facts from swift/loss_scale/config/ of ms-swift 4.6.0). A key is a word: it gets its
+ * weight, what follows it up to the next key gets content. Or it is a pattern, with these marks among its letters: */
+#define FTI_SPACES  "\x01"          /* any number of white space */
+#define FTI_ANY     "\x02"          /* one character */
+#define FTI_NEWLINE "\x03"          /* a newline or nothing */
+#define FTI_SOME    "\x04"          /* the shortest text, at least one character, up to what follows */
+#define FTI_BUDGET \
+    "<seed:think><seed:cot_budget_reflect>The current thinking budget is 0, so I will directly start answering the " \
+    "question" FTI_ANY "</seed:cot_budget_reflect>\n</seed:think>" FTI_SPACES
+typedef struct fti_scale {
+    const char *name;
+    int         masks;              /* keys count only where the text begins, and weigh 0: weights stay 0 and 1 */
+    fti_agent_word key[13];         /* the first that fits wins; ends with NULL */
+    const char *question[4];        /* a question that holds one of these: its whole answer weighs 3 */
+} fti_scale;
+
+static const fti_scale fti_scales[] = {
+    { .name = "react", .key = { { "Action:", 2, 2 }, { "Action Input:", 2, 2 }, { "Thought:", 1, 1 },
+                                { "Final Answer:", 1, 1 }, { "Observation:", 2, 0 } } },
+    { .name = "hermes", .key = { { "<tool_call>" FTI_SOME "</tool_call>", 2, 1 } } },
+    { .name = "qwen", .key = { { "✿FUNCTION✿:", 2, 2 }, { "✿ARGS✿:", 2, 2 }, { "✿RETURN✿:", 1, 1 },
+                               { "✿RESULT✿:", 2, 0 } } },
+    { .name = "agentflan",
+      .key = { { "Name:", 1, 3 }, { "Action:", 1, 3 }, { "ACTION:", 1, 3 }, { "Tool:", 1, 3 }, { "Command", 1, 3 },
+               { "Arguments:", 1, 3 }, { "action input", 1, 3 }, { "ACTION_INPUT:", 1, 3 }, { "Action Input:", 1, 3 },
+               { "Thought:", 1, 1 }, { "Final Answer:", 1, 1 }, { "Observation:", 2, 0 } },
+      .question = { "What is the tool you want to use", "What are the required parameter names",
+                    "What is the value of" } },
+    { .name = "alpha_umi", .key = { { "Action:", 2, 2 }, { "Action Input:", 2, 2 }, { "Thought:", 1, 1 },
+                                    { "Final Answer:", 1, 1 }, { "Observation:", 2, 0 }, { "Next:", 2, 2 } } },
+    { .name = "ignore_empty_think", .masks = 1,
+      .key = { { "<think>" FTI_SPACES "</think>" FTI_SPACES, 0, 1 }, { FTI_BUDGET, 0, 1 },
+               { "</think>" FTI_SPACES, 0, 1 }, { "<|channel>thought\n<channel|>", 0, 1 },
+               { "</mm:think>" FTI_SPACES, 0, 1 } } },
+    { .name = "ignore_think_prefix", .masks = 1, .key = { { "<think>" FTI_NEWLINE, 0, 1 } } },
+    { .name = "base" },
+};
+enum { FTI_N_SCALES = sizeof fti_scales / sizeof *fti_scales };
+
+/* Bytes of p that fit the key; 0: it does not fit here; SIZE_MAX: nor anywhere behind. */
+static size_t fti_key_length(const char *key, const char *p, const char *end)
+{
+    const char *at = p;
+    uint32_t cp = 0;
+    int n;
+    for (; at && *key; key++) {
+        if (*key == *FTI_SPACES) {              /* Python's: with the four information separators */
+            for (; (n = fti_utf8_decode(at, end, &cp)) > 0; at += n)
+                if (!(fti_cp_class(cp) & FTI_CP_SPACE) && !(cp >= 0x1c && cp <= 0x1f)) break;
+        } else if (*key == *FTI_ANY) at = (n = fti_utf8_decode(at, end, &cp)) > 0 ? at + n : NULL;
+        else if (*key == *FTI_NEWLINE) at += at < end && *at == '\n';
+        else if (*key == *FTI_SOME) {
+            if (at == end || (at = fti_find(at + 1, end, key + 1)) == NULL) return SIZE_MAX;
+        } else at = at < end && *at == *key ? at + 1 : NULL;
+    }
+    return at ? (size_t)(at - p) : 0;
+}
+
+static const fti_agent_word *fti_key_at(const fti_scale *s, const char *p, const char *end, size_t *n)
+{
+    const fti_agent_word *key = s->key;
+    while (key->word && !(*n = fti_key_length(key->word, p, end))) key++;
+    return key->word && *n < SIZE_MAX ? key : NULL;
+}
+
+/* Append a supervised text by part; each name of the chain splits what the one before it left, and weights multiply.
+ *   question  of this answer; p NULL: not an answer */
+static ft_status fti_add_scaled(fti_chat *c, int link, const char *p, const char *kind, size_t n, float weight,
+                                ft_text question, ft_origin origin)
+{
+    const char *end = p + n, *from = p, *at = p;
+    const fti_scale *s = link < c->n_scales ? c->scale[link] : NULL;
+    const fti_agent_word *key;
+    float content = 1.0f;               /* of the text behind from */
+    ft_status e = FTUNE_OK;
+    size_t len = 0;
+    int i;
+    if (!s) return n || !c->n_scales ? fti_add_text(c, p, kind, n, weight, origin) : FTUNE_OK;
+    for (i = 0; question.p && s->question[i]; i++)
+        if (fti_find(question.p, question.p + question.n, s->question[i]))
+            return fti_add_scaled(c, link + 1, p, kind, n, weight * 3.0f, question, origin);
+    while (!e && at < end && !(s->masks && at > p)) {
+        if ((key = fti_key_at(s, at, end, &len)) == NULL) {
+            at = len < SIZE_MAX ? at + 1 : end;         /* a thousand openings without an end: looked for it once */
+            continue;
+        }
+        e = fti_add_scaled(c, link + 1, from, kind ? kind + (from - p) : NULL, (size_t)(at - from), weight * content,
+                           question, origin);
+        if (!e) e = fti_add_scaled(c, link + 1, at, kind ? kind + (at - p) : NULL, len, weight * key->weight, question,
+                                   origin);
+        from = at += len;
+        content = key->content;
+        /* A surprise: ms-swift asks again of what is left. An answer that begins with two is not learnt at all. */
+        if (s->masks && fti_key_at(s, from, end, &len)) content = 0.0f;
+    }
+    return e ? e : fti_add_scaled(c, link + 1, from, kind ? kind + (from - p) : NULL, (size_t)(end - from),
+                                  weight * content, question, origin);
+}
+
 static ft_status fti_add_response(fti_chat *c, const fti_values *v)
 {
     const ft_turn *turn = v->turn;
-    float weight = c->rule == FTI_LOSS_LAST_ROUND && !v->last ? 0.0f : 1.0f;
+    int learnt = c->rule != FTI_LOSS_LAST_ROUND || v->last;
+    float weight;
     if (!turn || !turn->response.p)
         return fti_fail(c->err, FTUNE_ERR_FORMAT, "round %d: expected an answer, found null", v->round);
-    if (turn->loss != 0 && c->rule == FTI_LOSS_AGENT) return fti_add_agent(c, turn->response, v->response_origin);
-    if (turn->loss >= 0) weight = turn->loss ? 1.0f : 0.0f;
-    return fti_add_text(c, turn->response.p, NULL, turn->response.n, weight, v->response_origin);
+    if (turn->loss >= 0) learnt = turn->loss;
+    weight = !learnt ? 0.0f : turn->loss_scale != 0.0f ? turn->loss_scale : 1.0f;
+    if (!learnt || turn->loss_scale != 0.0f)
+        return fti_add_text(c, turn->response.p, NULL, turn->response.n, weight, v->response_origin);
+    if (c->rule == FTI_LOSS_AGENT) return fti_add_agent(c, turn->response, v->response_origin);
+    return fti_add_scaled(c, 0, turn->response.p, NULL, turn->response.n, 1.0f,
+                          v->query.p ? v->query : ft_text_of(""), v->response_origin);
 }
 
 static ft_status fti_add_frame(fti_chat *c, const char *const *pieces, const fti_values *v, ft_origin origin)
 {
+    ft_text none = { NULL, 0 };
     ft_status e = FTUNE_OK;
+    float weight;
     int i;
     for (i = 0; !e && i < FTUNE_MAX_PIECES && pieces[i]; i++) {
         if (strcmp(pieces[i], "{{RESPONSE}}") == 0) {
@@ -3489,8 +3636,9 @@ static ft_status fti_add_frame(fti_chat *c, const char *const *pieces, const fti
         } else {
             fti_fill(c, pieces[i], v, origin);
             if (fti_out_of_memory(c)) return fti_no_memory(c->err, strlen(pieces[i]));
-            e = fti_add_text(c, c->filled.text.p, c->filled.kind.p, c->filled.text.n, fti_frame_weight(c, NULL, origin),
-                             origin);
+            weight = fti_frame_weight(c, NULL, origin);
+            e = weight == 0.0f ? fti_add_text(c, c->filled.text.p, c->filled.kind.p, c->filled.text.n, weight, origin)
+                : fti_add_scaled(c, 0, c->filled.text.p, c->filled.kind.p, c->filled.text.n, weight, none, origin);
         }
     }
     return e;
@@ -3539,11 +3687,41 @@ static ft_status fti_add_round(fti_chat *c, const ft_turn *turn, int i, int last
                 : fti_add_frame(c, c->t->chat_sep, &v, FTUNE_FROM_CHAT_SEP);
 }
 
+static int fti_spells(const char *p, size_t n, const char *name) { return strlen(name) == n && !memcmp(p, name, n); }
+
+/* "last_round+react+ignore_empty_think": what is supervised (left out: default), then how its parts weigh. */
+static ft_status fti_read_loss_scale(fti_chat *c)
+{
+    static const char *const rules[] = { "default", "last_round", "all", "agent" };
+    const char *name = c->opt.loss_scale ? c->opt.loss_scale : "default", *p = name;
+    size_t n = strcspn(p, "+");
+    int i, ok;
+    for (i = 0; i < 4 && !fti_spells(p, n, rules[i]); i++) {}
+    if (i < 4) {
+        c->rule = i;
+        p = p[n] ? p + n + 1 : NULL;
+    }
+    ok = c->opt.swift == 3 ? c->rule != FTI_LOSS_AGENT
+                           : !p && (c->rule == FTI_LOSS_DEFAULT || c->rule == FTI_LOSS_AGENT);
+    for (; ok && p; p = p[n] ? p + n + 1 : NULL) {
+        n = strcspn(p, "+");
+        for (i = 0; i < FTI_N_SCALES && !fti_spells(p, n, fti_scales[i].name); i++) {}
+        ok = i < FTI_N_SCALES && c->n_scales < FTI_MAX_SCALES;
+        if (!ok) break;
+        c->scale[c->n_scales++] = &fti_scales[i];
+        c->weights |= fti_scales[i].key[0].word && !fti_scales[i].masks;
+    }
+    if (ok) return FTUNE_OK;
+    return fti_fail(c->err, FTUNE_ERR_UNSUPPORTED, "loss_scale: expected %s with swift %d, found \"%.64s\"",
+                    c->opt.swift == 2 ? "default or agent" : "default, last_round or all, and joined by + up to 8 of "
+                    "react, hermes, qwen, agentflan, alpha_umi, ignore_empty_think, ignore_think_prefix",
+                    c->opt.swift, name);
+}
+
 /* Look everything up that does not depend on the row. */
 static ft_status fti_chat_open(fti_chat *c, const ft_tokenizer *tok, const ft_chat_options *opt, int plain,
                                ft_error *err)
 {
-    static const char *const rules[] = { "default", "last_round", "all", "agent" };
     ft_status e = FTUNE_OK;
     int i;
     memset(c, 0, sizeof *c);
@@ -3553,11 +3731,7 @@ static ft_status fti_chat_open(fti_chat *c, const ft_tokenizer *tok, const ft_ch
     c->opt.special &= 3u;
     if (c->opt.swift != 2 && c->opt.swift != 3)
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "swift: expected 2 or 3, found %d", c->opt.swift);
-    for (c->rule = 0; c->rule < 4; c->rule++)
-        if (strcmp(c->opt.loss_scale ? c->opt.loss_scale : "default", rules[c->rule]) == 0) break;
-    if (c->rule && (c->opt.swift == 3 ? c->rule > FTI_LOSS_ALL : c->rule != FTI_LOSS_AGENT))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "loss_scale: expected default, %s with swift %d, found \"%.64s\"",
-                        c->opt.swift == 3 ? "last_round or all" : "or agent", c->opt.swift, c->opt.loss_scale);
+    if ((e = fti_read_loss_scale(c)) != FTUNE_OK) return e;
     if (plain || !c->opt.use_chat_template) {
         c->t = &fti_no_template;
         c->opt.default_system = NULL;
@@ -3801,10 +3975,13 @@ FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const f
 {
     fti_chat c;
     ft_status e = fti_chat_open(&c, tok, opt, row->text.p != NULL, err);
-    int infer = !row->text.p && row->n_turns > 0 && !row->turns[row->n_turns - 1].response.p;
+    int infer = !row->text.p && row->n_turns > 0 && !row->turns[row->n_turns - 1].response.p, k;
     size_t i;
     s->n = s->dropped = s->truncated = 0;
-    c.weights = !infer && (c.rule == FTI_LOSS_AGENT || c.opt.want_loss_scale);
+    c.weights |= c.rule == FTI_LOSS_AGENT || c.opt.want_loss_scale;
+    for (k = 0; !row->text.p && k < row->n_turns; k++)                  /* a weight that labels alone cannot say */
+        c.weights |= row->turns[k].loss_scale != 0.0f && row->turns[k].loss_scale != 1.0f;
+    c.weights &= !infer;
     if (!c.weights) fti_drop(&s->loss_scale);       /* the last row's: it would stay short while the others grow */
     if (!e) e = fti_chat_build(&c, row);
     if (!e) e = fti_sample_fit(s, 0, c.weights, err);
@@ -3856,7 +4033,8 @@ static fti_role fti_role_of(ft_text name)
 typedef struct fti_talk { ft_text system; ft_turn *turns; } fti_talk;
 
 /* place: "data.jsonl:3: messages[1]" */
-static ft_status fti_talk_add(fti_talk *t, ft_text role, ft_text content, int loss, const char *place, ft_error *err)
+static ft_status fti_talk_add(fti_talk *t, ft_text role, ft_text content, int loss, float scale, const char *place,
+                              ft_error *err)
 {
     int open = arrlen(t->turns) && !arrlast(t->turns).response.p;
     ft_turn turn = { .query = content, .loss = -1 };
@@ -3877,6 +4055,7 @@ static ft_status fti_talk_add(fti_talk *t, ft_text role, ft_text content, int lo
         }
         arrlast(t->turns).response = content;
         arrlast(t->turns).loss = loss;
+        arrlast(t->turns).loss_scale = scale;
         break;
     case FTI_ROLE_TOOL:
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: tool messages are not supported", place);
@@ -3900,7 +4079,8 @@ FTUNE_API ft_status ft_chat_encode(ft_sample *s, const ft_tokenizer *tok, const 
         snprintf(place, sizeof place, "messages[%d]", i);
         if (!messages[i].role || !messages[i].content)
             e = fti_fail(err, FTUNE_ERR_ARGUMENT, "%s: expected a role and a content, found NULL", place);
-        else e = fti_talk_add(&talk, ft_text_of(messages[i].role), ft_text_of(messages[i].content), -1, place, err);
+        else e = fti_talk_add(&talk, ft_text_of(messages[i].role), ft_text_of(messages[i].content), -1, 0.0f, place,
+                              err);
     }
     row.system = talk.system;
     row.turns = talk.turns;
@@ -3911,23 +4091,45 @@ FTUNE_API ft_status ft_chat_encode(ft_sample *s, const ft_tokenizer *tok, const 
     return e;
 }
 
-FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *ids, int cap)
+/* The suffix's last piece: as an id (-1: not one token), and as text (n 0: the piece is ids). */
+static ft_text fti_end_mark(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *id)
 {
-    int32_t eos = ft_tokenizer_attribute(tok, "eos_token_id"), mark = -1;
-    size_t n_mark = 0;
-    int n = 0;
+    ft_text text = { NULL, 0 };
+    size_t n = 0;
     fti_chat c;
+    *id = -1;
     if (!fti_chat_open(&c, tok, opt, 0, NULL) && c.n_suffix) {
         const fti_piece *last = &c.suffix[c.n_suffix - 1];
-        const char *text = c.t->suffix[c.n_suffix - 1];
-        if (last->is_ids) mark = last->end - last->begin == 1 ? c.ids[last->begin] : -1;
-        else if (ft_tokenizer_encode(tok, text, strlen(text), FTUNE_SPECIAL_PARSE, &mark, 1, &n_mark, NULL)) mark = -1;
-        else if (n_mark != 1) mark = -1;
+        if (last->is_ids && last->end - last->begin == 1) *id = c.ids[last->begin];
+        if (!last->is_ids) {
+            const char *whole = c.t->suffix[c.n_suffix - 1];
+            text.p = whole + strspn(whole, " \t\r\n");
+            text.n = strlen(text.p);
+            while (text.n && strchr(" \t\r\n", text.p[text.n - 1])) text.n--;
+            if (!text.n) text = ft_text_of(whole);
+            if (ft_tokenizer_encode(tok, text.p, text.n, FTUNE_SPECIAL_PARSE, id, 1, &n, NULL) || n != 1) *id = -1;
+        }
     }
     fti_chat_close(&c);
+    return text;
+}
+
+FTUNE_API int ft_chat_stop_ids(const ft_tokenizer *tok, const ft_chat_options *opt, int32_t *ids, int cap)
+{
+    int32_t eos = ft_tokenizer_attribute(tok, "eos_token_id"), mark;
+    int n = 0;
+    fti_end_mark(tok, opt, &mark);
     if (eos >= 0 && n < cap) ids[n++] = eos;
     if (mark >= 0 && mark != eos && n < cap) ids[n++] = mark;
     return n;
+}
+
+FTUNE_API ft_text ft_chat_stop_text(const ft_tokenizer *tok, const ft_chat_options *opt)
+{
+    int32_t id;
+    ft_text text = fti_end_mark(tok, opt, &id);
+    if (id >= 0 && ft_token_is_special(tok, id)) text.n = 0;
+    return text;
 }
 
 /* >>3 labels and batch -------------------------------------------------------------------------------------------
@@ -4102,16 +4304,23 @@ static int fti_get_either(const fti_json *j, int object, const char *a, const ch
     return node >= 0 ? node : fti_json_get(j, object, b);
 }
 
-/* "loss": true, false, 1, 0, or null for "as the rule says" */
-static ft_status fti_get_loss(ft_row_parser *p, const fti_json *j, int message, const char *place, int *loss)
+/* "loss": true, false, 1, 0, or null for "as the rule says"; "loss_scale": a weight, or null. Weight 0: not learnt. */
+static ft_status fti_get_loss(ft_row_parser *p, const fti_json *j, int message, const char *place, int *loss,
+                              float *scale)
 {
-    int node = fti_json_get(j, message, "loss");
+    int node = fti_json_get(j, message, "loss"), own = fti_json_get(j, message, "loss_scale");
     *loss = -1;
-    if (fti_json_is(j, fti_json_get(j, message, "loss_scale"), FTI_NUMBER))
-        return fti_row_unsupported(p, place, "a loss_scale of its own is");
-    if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
-    *loss = fti_json_is(j, node, FTI_NUMBER) ? fti_json_number(j, node, 0) != 0 : fti_json_bool(j, node, -1);
-    return *loss < 0 ? fti_row_fail(p, place, "\"loss\" to be true or false", j, node) : FTUNE_OK;
+    *scale = 0.0f;
+    if (node >= 0 && !fti_json_is(j, node, FTI_NULL)) {
+        *loss = fti_json_is(j, node, FTI_NUMBER) ? fti_json_number(j, node, 0) != 0 : fti_json_bool(j, node, -1);
+        if (*loss < 0) return fti_row_fail(p, place, "\"loss\" to be true or false", j, node);
+    }
+    if (own < 0 || fti_json_is(j, own, FTI_NULL)) return FTUNE_OK;
+    *scale = (float)fti_json_number(j, own, -1);
+    if (!(*scale >= 0.0f && *scale <= FLT_MAX))
+        return fti_row_fail(p, place, "\"loss_scale\" to be a number, 0 or above", j, own);
+    if (*scale == 0.0f) *loss = 0;
+    return FTUNE_OK;
 }
 
 /* The pair {"human", "assistant"}; the answer may be missing. */
@@ -4125,7 +4334,7 @@ static ft_status fti_add_pair(ft_row_parser *p, const fti_json *j, int node, con
     for (i = 0; !e && i < 2 && fti_json_get(j, node, roles[i]) >= 0; i++) {
         ft_text text = { NULL, 0 };
         e = fti_get_content(p, j, fti_json_get(j, node, roles[i]), place, &text);
-        if (!e) e = fti_talk_add(&p->talk, ft_text_of(roles[i]), text, -1, full, p->err);
+        if (!e) e = fti_talk_add(&p->talk, ft_text_of(roles[i]), text, -1, 0.0f, full, p->err);
     }
     return e;
 }
@@ -4134,6 +4343,7 @@ static ft_status fti_add_pair(ft_row_parser *p, const fti_json *j, int node, con
 static ft_status fti_add_message(ft_row_parser *p, const fti_json *j, int node, const char *place)
 {
     int role = fti_get_either(j, node, "role", "from"), loss = -1;
+    float scale = 0.0f;
     ft_text name = { NULL, 0 }, text = { NULL, 0 };
     ft_status e;
     char full[600];
@@ -4146,9 +4356,9 @@ static ft_status fti_add_message(ft_row_parser *p, const fti_json *j, int node, 
         return fti_row_unsupported(p, place, "tool messages are");
     snprintf(full, sizeof full, "%.60s.content", place);
     e = fti_get_content(p, j, fti_get_either(j, node, "content", "value"), full, &text);
-    if (!e) e = fti_get_loss(p, j, node, place, &loss);
+    if (!e) e = fti_get_loss(p, j, node, place, &loss, &scale);
     snprintf(full, sizeof full, "%.500s: %.60s", p->where, place);
-    return e ? e : fti_talk_add(&p->talk, name, text, loss, full, p->err);
+    return e ? e : fti_talk_add(&p->talk, name, text, loss, scale, full, p->err);
 }
 
 /* Call fn for each element of a list, or of a text that holds a list as JSON (its texts then live in the arena). */
@@ -9632,27 +9842,103 @@ FTUNE_API ft_status ft_generate(ft_model *m, const int32_t *ids, int n, const ft
     return ft_generate_batch(m, &ids, &n, 1, o, out, cap, n_out, err);
 }
 
+/* ---- stop texts ---- */
+
+FTUNE_API ft_status ft_stop_stream_init(ft_stop_stream *s, const ft_tokenizer *tok, const ft_text *stop, int n_stop,
+                                        ft_error *err)
+{
+    memset(s, 0, sizeof *s);
+    ft_stream_init(&s->stream, tok, 1);
+    s->stop = stop; s->n_stop = n_stop;
+    for (int i = 0; i < n_stop; i++)
+        if (stop[i].n < 1 || stop[i].n > FTUNE_MAX_STOP || fti_utf8_valid(stop[i].p, stop[i].n) < stop[i].n)
+            return fti_fail(err, FTUNE_ERR_ARGUMENT, "stop text %d: expected 1 to %d bytes of UTF-8, found %lu bytes",
+                            i, FTUNE_MAX_STOP, (unsigned long)stop[i].n);
+    return FTUNE_OK;
+}
+
+/* How much of the end of what is held begins a stop text; whole: only complete ones count. */
+static int fti_stop_overlap(const ft_stop_stream *s, int whole)
+{
+    int most = 0;
+    for (int i = 0; i < s->n_stop; i++) {
+        int n = (int)s->stop[i].n, k = n < s->n_held ? n : s->n_held;
+        if (whole && k < n) continue;
+        for (; k > most; k = whole ? 0 : k - 1)
+            if (memcmp(s->held + s->n_held - k, s->stop[i].p, (size_t)k) == 0) most = k;
+    }
+    return most;
+}
+
+/* The first n held bytes are free to go; those of control tokens are dropped. */
+static void fti_stop_release(ft_stop_stream *s, int n, ft_text *text, char *out, size_t cap)
+{
+    for (int i = 0; i < n; i++)
+        if (s->shown[i] && text->n < cap) out[text->n++] = s->held[i];
+    s->n_held -= n;
+    memmove(s->held, s->held + n, (size_t)s->n_held);
+    memmove(s->shown, s->shown + n, (size_t)s->n_held);
+}
+
+FTUNE_API ft_text ft_stop_stream_push(ft_stop_stream *s, int32_t id, char *out, size_t cap)
+{
+    char piece[1024];
+    int special = ft_token_is_special(s->stream.tok, id);
+    ft_text text = { out, 0 }, more = special ? ft_token_bytes(s->stream.tok, id)
+                                              : ft_stream_push(&s->stream, id, piece, sizeof piece);
+    for (size_t i = 0; i < more.n && !s->stopped; i++) {
+        int whole;
+        s->held[s->n_held] = more.p[i];
+        s->shown[s->n_held++] = (char)!special;
+        whole = fti_stop_overlap(s, 1);
+        s->stopped = whole > 0;
+        fti_stop_release(s, s->n_held - (whole ? whole : fti_stop_overlap(s, 0)), &text, out, cap);
+    }
+    text.n = fti_utf8_valid(out, text.n);                    /* less only when out was too small */
+    return text;
+}
+
+FTUNE_API ft_text ft_stop_stream_finish(ft_stop_stream *s, char *out, size_t cap)
+{
+    ft_text text = { out, 0 };
+    if (s->stopped) return text;
+    fti_stop_release(s, s->n_held, &text, out, cap);
+    text.n += ft_stream_finish(&s->stream, out + text.n, cap - text.n).n;
+    return text;
+}
+
 /* ---- from a question to an answer ---- */
 
 /* Where an answer ends: the caller's stop ids, else the model's, the tokenizer's and the template's end. */
-static int fti_stop_ids(const ft_model *m, const ft_tokenizer *tok, const ft_template *t, int32_t *stop, int cap)
+static int fti_stop_ids(const ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, int32_t *stop, int cap)
 {
-    const char *piece = t ? t->suffix[0] : NULL;
-    int32_t id = ft_tokenizer_attribute(tok, "eos_token_id"), ids[4];
-    size_t k = 0;
     int n = 0;
     for (int i = 0; i < m->config.n_eos && n < cap; i++) stop[n++] = m->config.eos_token_id[i];
-    if (id >= 0 && n < cap) stop[n++] = id;
-    if (piece && piece[0] != FTUNE_IDS[0] && n < cap) {      /* "<|im_end|>\n": the control token it begins with */
-        size_t length = strlen(piece);
-        while (length > 0 && piece[length - 1] == '\n') length--;
-        if (length && ft_tokenizer_encode(tok, piece, length, FTUNE_SPECIAL_PARSE, ids, 4, &k, NULL) == FTUNE_OK
-            && k == 1)
-            stop[n++] = ids[0];
-    }
+    n += ft_chat_stop_ids(tok, chat, stop + n, cap - n);
     for (int i = n - 1; i >= 0; i--)                         /* ids the model does not have cannot be met */
         if (stop[i] < 0 || stop[i] >= m->config.vocab_size) stop[i] = stop[--n];
     return n;
+}
+
+/* An answer on its way into the caller's buffer. */
+typedef struct fti_reply {
+    ft_stop_stream stream;
+    const ft_generate_options *o;
+    char  *out; size_t n, cap;          /* n: what the answer needs, though only cap were there */
+} fti_reply;
+
+static void fti_reply_add(fti_reply *r, ft_text t)
+{
+    if (r->n < r->cap) memcpy(r->out + r->n, t.p, t.n < r->cap - r->n ? t.n : r->cap - r->n);
+    r->n += t.n;
+}
+
+static int fti_reply_token(void *user, int32_t id)
+{
+    fti_reply *r = (fti_reply *)user;
+    char piece[1024 + FTUNE_MAX_STOP];
+    fti_reply_add(r, ft_stop_stream_push(&r->stream, id, piece, sizeof piece));
+    return (r->o->on_token && r->o->on_token(r->o->user, id)) || r->stream.stopped || r->stream.stream.failed;
 }
 
 FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat,
@@ -9660,32 +9946,37 @@ FTUNE_API ft_status ft_answer(ft_model *m, const ft_tokenizer *tok, const ft_cha
                               int n_messages, const ft_generate_options *o, char *out, size_t cap, ft_error *err)
 {
     ft_generate_options g = *o;
+    fti_reply r;
+    ft_text mark = { NULL, 0 };
     ft_sample s;
     int32_t stop[16], *ids = NULL;
+    char rest[FTUNE_MAX_STOP + 4];
     int n = 0;
-    size_t need = 0;
     ft_status st;
     memset(&s, 0, sizeof s);
+    memset(&r, 0, sizeof r);
     if (cap < 1) return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ft_answer: no room for an answer");
     out[0] = 0;
+    r.o = o; r.out = out; r.cap = cap - 1;
+    g.on_token = fti_reply_token; g.user = &r;
     if (!g.stop_ids) {
-        const ft_template *t = chat->use_chat_template ? ft_template_find(chat->registry, chat->template_name, NULL)
-                : NULL;
-        g.n_stop = fti_stop_ids(m, tok, t, stop, 16);
+        g.n_stop = fti_stop_ids(m, tok, chat, stop, 16);
         g.stop_ids = stop;
+        mark = ft_chat_stop_text(tok, chat);
     }
-    st = ft_chat_encode(&s, tok, messages, n_messages, chat, err);
+    st = ft_stop_stream_init(&r.stream, tok, &mark, mark.n > 0, err);
+    if (st == FTUNE_OK) st = ft_chat_encode(&s, tok, messages, n_messages, chat, err);
     if (st == FTUNE_OK && s.dropped)
         st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_answer: the prompt is longer than max_length");
     if (st == FTUNE_OK && !(ids = (int32_t *)fti_alloc((size_t)g.max_new_tokens + 1, sizeof *ids)))
         st = fti_no_memory(err, ((size_t)g.max_new_tokens + 1) * sizeof *ids);
     if (st == FTUNE_OK) st = ft_generate(m, s.input_ids, s.n, &g, ids, g.max_new_tokens, &n, err);
-    for (int i = 0, all = n; st == FTUNE_OK && i < all; i++) {       /* padded vocabulary: not every id is a token */
-        if (i == 0) n = 0;
-        if (ft_token_bytes(tok, ids[i]).p) ids[n++] = ids[i];
-    }
-    if (st == FTUNE_OK) st = ft_tokenizer_decode(tok, ids, (size_t)n, 1, out, cap - 1, &need, err);
-    out[st == FTUNE_OK ? need : 0] = 0;
+    fti_reply_add(&r, ft_stop_stream_finish(&r.stream, rest, sizeof rest));
+    if (st == FTUNE_OK && r.stream.stream.failed) st = fti_no_memory(err, sizeof rest);
+    if (st == FTUNE_OK && r.n > r.cap)
+        st = fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ft_answer: expected room for %lu bytes, found %lu",
+                      (unsigned long)r.n + 1, (unsigned long)cap);
+    out[st == FTUNE_OK ? r.n : 0] = 0;
     FTUNE_FREE(ids);
     ft_sample_free(&s);
     return st;

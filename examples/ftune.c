@@ -65,7 +65,8 @@ static const option OPTIONS[] = {
     { "--system", "S", CHAT, TEXT, AT(system), "default system text; \"\": none" },
     { "--max-length", "N", CHAT | PLAN, INT, AT(max_length), "longest row in tokens; 0: no limit" },
     { "--truncation", "delete|left|right", CHAT, TEXT, AT(truncation), "drop a longer row, or cut it [delete]" },
-    { "--loss-scale", "NAME", CHAT, TEXT, AT(loss_scale), "default, last_round, all, ...; with --swift 2: agent" },
+    { "--loss-scale", "NAME", CHAT, TEXT, AT(loss_scale),
+      "what is learnt: default, last_round, all; how much: +react, ..; with --swift 2: agent" },
     { "--no-chat-template", NULL, CHAT, FLAG, AT(no_chat_template), "plain text, for pre-training" },
     { "--html", NULL, SHOW, FLAG, AT(html), "a self-contained page" },
     { "--color", "auto|always|never", SHOW, TEXT, AT(color), "colour [auto: on a terminal]" },
@@ -338,6 +339,16 @@ static void put_text_row(const char *text, size_t n)
     fputs("}\n", stdout);
 }
 
+/* A refused row leaves a line too, so that line n out belongs to row n in. */
+static ft_status put_error(ft_status st, const ft_error *err)
+{
+    if (!st) return st;
+    fputs("{\"error\":", stdout);
+    put_json(stdout, err->message, strlen(err->message));
+    fputs("}\n", stdout);
+    return st;
+}
+
 static void put_ids(FILE *f, const int32_t *ids, size_t n)
 {
     putc('[', f);
@@ -568,15 +579,17 @@ static int load_backend(session *s)
     return ft_backend_cpu(&s->be, (int)s->o->threads, &s->err) ? fail(&s->err) : 0;
 }
 
-/* A --loss-scale or --system that this template cannot have is wrong usage: found before any row is read. */
+/* A --loss-scale that is none is wrong usage: found before any row is read. A --system that the template has no place
+ * for is found at each row. */
 static int chat_check(session *s)
 {
-    ft_turn  turn = { ft_text_of("q"), ft_text_of("r"), -1 };
+    ft_turn  turn = { ft_text_of("q"), ft_text_of("r"), -1, 0 };
     ft_row   row  = { { NULL, 0 }, &turn, 1, { NULL, 0 } };
     ft_chat_options plain = s->chat;
     plain.max_length = 0;
+    plain.default_system = NULL;
     if (!ft_row_encode(&s->sample, s->tok, &row, &plain, &s->err)) return 0;
-    return s->err.code == FTUNE_ERR_ARGUMENT ? say("%s", s->err.message) : 0;
+    return s->err.code == FTUNE_ERR_ARGUMENT || s->err.code == FTUNE_ERR_UNSUPPORTED ? say("%s", s->err.message) : 0;
 }
 
 /* Load what the command wants; 0, or the exit status. */
@@ -655,7 +668,7 @@ static ft_status tokenize_row(void *user, ft_text json, const char *where, ft_er
         fputs("}\n", stdout);
     }
     ft_json_free(j);
-    return st;
+    return put_error(st, err);
 }
 
 static int cmd_tokenize(const options *o) { return row_command(o, WANT_TOKENIZER, tokenize_row); }
@@ -684,7 +697,7 @@ static ft_status detokenize_row(void *user, ft_text json, const char *where, ft_
     if (!st) st = decode_ids(s, s->ids.p, (size_t)n_ids, s->o->skip_special, &n, err);
     if (!st) put_text_row(s->text.p, n);
     ft_json_free(j);
-    return st;
+    return put_error(st, err);
 }
 
 static int cmd_detokenize(const options *o) { return row_command(o, WANT_TOKENIZER, detokenize_row); }
@@ -766,11 +779,8 @@ static ft_status encode_row(void *user, ft_text json, const char *where, ft_erro
 {
     session  *s  = user;
     ft_status st = read_row(s, json, where, err);
-    if (st) {
-        fputs("{\"error\":", stdout);
-        put_json(stdout, err->message, strlen(err->message));
-        fputs("}\n", stdout);
-    } else if (s->sample.dropped) printf("{\"dropped\":\"too_long\",\"n\":%d}\n", s->sample.n);
+    if (st) return put_error(st, err);
+    if (s->sample.dropped) printf("{\"dropped\":\"too_long\",\"n\":%d}\n", s->sample.n);
     else put_sample(&s->sample);
     return st;
 }
@@ -892,8 +902,8 @@ static void put_example_piece(void *user, const ft_piece *p)
 
 static int show_template(const options *o, const ft_template *t)
 {
-    ft_turn turns[2] = { { ft_text_of("How are you?"), ft_text_of("I am fine."), -1 },
-                         { ft_text_of("And today?"), ft_text_of("Even better."), -1 } };
+    ft_turn turns[2] = { { ft_text_of("How are you?"), ft_text_of("I am fine."), -1, 0 },
+                         { ft_text_of("And today?"), ft_text_of("Even better."), -1, 0 } };
     ft_row  row = { { NULL, 0 }, turns, t->single_round ? 1 : 2, { NULL, 0 } };
     session s = { 0 };
     int     rc;
@@ -1278,7 +1288,7 @@ static ft_status score_row(void *user, ft_text json, const char *where, ft_error
     ft_status st = read_batch(s, json, where, err);
     if (!st && !(loss.logprobs = room(&s->logprobs, (size_t)s->batch.n_targets, sizeof(float)))) st = no_memory(err);
     if (!st) st = ft_model_step(s->model, &s->batch, 0.0f, 0, &loss, err);
-    if (st) return st;
+    if (st) return put_error(st, err);
     printf("{\"loss\":%.9g,\"n\":%d,\"logprobs\":[", loss.sum / loss.n, loss.n);
     for (int i = 0; i < loss.n; i++) printf(i ? ",%.9g" : "%.9g", (double)loss.logprobs[i]);
     puts("]}");
@@ -1340,15 +1350,25 @@ static int cmd_grads(const options *o)
 
 /* ---- generating ---------------------------------------------------------------------------------------------- */
 
-typedef struct speaker { ft_stream stream; int quiet; } speaker;
+/* What an answer has said so far: in *text, and on the screen unless quiet. */
+typedef struct speaker { ft_stop_stream stream; buffer *text; size_t n; int quiet, failed; } speaker;
+
+static void say_more(speaker *v, ft_text t)
+{
+    char *p = room(v->text, v->n + t.n + 1, 1);
+    if (!p) { v->failed = 1; return; }
+    if (t.n) memcpy(p + v->n, t.p, t.n);
+    p[v->n += t.n] = 0;
+    if (!v->quiet && t.n) { fwrite(t.p, 1, t.n, stdout); fflush(stdout); }
+}
 
 static int speak(void *user, int32_t id)
 {
     speaker *v = user;
-    char     out[1024];
-    ft_text  t = ft_stream_push(&v->stream, id, out, sizeof out);
-    if (!v->quiet && t.n) { fwrite(t.p, 1, t.n, stdout); fflush(stdout); }
-    return 0;
+    char     out[1024 + FTUNE_MAX_STOP];
+    say_more(v, ft_stop_stream_push(&v->stream, id, out, sizeof out));
+    v->failed |= v->stream.stream.failed;
+    return v->stream.stopped || v->failed;
 }
 
 /* Answer one row, streamed unless --json; the text stays in s->text [*n]. */
@@ -1356,10 +1376,11 @@ static ft_status answer(session *s, const ft_row *row, size_t *n, ft_error *err)
 {
     const options *o = s->o;
     ft_generate_options g = ft_generate_options_default();
-    speaker  voice = { .quiet = o->json };
-    char     rest[64];
+    speaker  voice = { .quiet = o->json, .text = &s->text };
+    char     rest[FTUNE_MAX_STOP + 4];
+    ft_text  mark = ft_chat_stop_text(s->tok, &s->chat);
     int32_t  stop[16], *ids = room(&s->ids, (size_t)o->max_new_tokens + 1, sizeof *ids);
-    int      n_new = 0, kept = 0;
+    int      n_new = 0;
     ft_status st = ids ? ft_row_encode(&s->sample, s->tok, row, &s->chat, err) : no_memory(err);
     if (!st && (s->sample.dropped || !s->sample.n))
         st = refuse(err, FTUNE_ERR_ARGUMENT, "expected a prompt of 1 to --max-length tokens, found %d", s->sample.n);
@@ -1368,16 +1389,13 @@ static ft_status answer(session *s, const ft_row *row, size_t *n, ft_error *err)
     g.top_p = (float)o->top_p; g.repetition_penalty = (float)o->repetition_penalty; g.seed = (uint64_t)o->seed;
     g.stop_ids = stop; g.n_stop = ft_chat_stop_ids(s->tok, &s->chat, stop, 16);
     g.on_token = speak; g.user = &voice;
-    ft_stream_init(&voice.stream, s->tok, 1);
-    st = ft_generate(s->model, s->sample.input_ids, s->sample.n, &g, ids, (int)o->max_new_tokens, &n_new, err);
-    if (!st && !voice.quiet) {
-        ft_text t = ft_stream_finish(&voice.stream, rest, sizeof rest);
-        printf("%.*s\n", (int)t.n, t.n ? t.p : "");
-        fflush(stdout);
-    }
-    for (int i = 0; i < n_new; i++)     /* a vocabulary may be padded: an id can be likely and yet stand for nothing */
-        if (ft_token_bytes(s->tok, ids[i]).p) ids[kept++] = ids[i];
-    return st ? st : decode_ids(s, ids, (size_t)kept, 1, n, err);
+    st = ft_stop_stream_init(&voice.stream, s->tok, &mark, mark.n > 0, err);
+    if (!st) st = ft_generate(s->model, s->sample.input_ids, s->sample.n, &g, ids, (int)o->max_new_tokens, &n_new, err);
+    if (st) return st;
+    say_more(&voice, ft_stop_stream_finish(&voice.stream, rest, sizeof rest));
+    if (!voice.quiet) { putchar('\n'); fflush(stdout); }
+    *n = voice.n;
+    return voice.failed ? no_memory(err) : FTUNE_OK;
 }
 
 enum { WANT_TO_SPEAK = WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_F32 };
@@ -1386,7 +1404,7 @@ enum { WANT_TO_SPEAK = WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | W
 static ft_status generate_row(void *user, ft_text line, const char *where, ft_error *err)
 {
     session *s = user;
-    ft_turn turn = { line, { NULL, 0 }, -1 };
+    ft_turn turn = { line, { NULL, 0 }, -1, 0 };
     ft_row  row = { { NULL, 0 }, &turn, 1, { NULL, 0 } };
     size_t  n = 0;
     ft_status st = FTUNE_OK;
@@ -1397,7 +1415,7 @@ static ft_status generate_row(void *user, ft_text line, const char *where, ft_er
     }
     if (!st) st = answer(s, &row, &n, err);
     if (!st && s->o->json) put_text_row(s->text.p, n);
-    return st;
+    return s->o->json ? put_error(st, err) : st;        /* without --json an answer may have many lines, or none */
 }
 
 static int cmd_generate(const options *o)
@@ -1450,6 +1468,7 @@ static int cmd_chat(const options *o)
         turns = memory.p;
         turns[n].query = copy_text(line, (size_t)len);
         turns[n].response = ft_text_of(NULL);
+        turns[n].loss_scale = 0;
         turns[n++].loss = -1;
         ft_row row = { { NULL, 0 }, turns, n, { NULL, 0 } };
         if (answer(&s, &row, &n_text, &s.err)) rc = fail(&s.err);

@@ -90,7 +90,7 @@ static void test_json_bpe(void)
     back[m] = 0;
     CHECK_STR(back, "a \xC3\xA9");
     ft_tokenizer_free(tok);
-    hostile_file(path, test_tmp("sp_hostile.json"), 250);
+    hostile_file(path, 1);
 }
 
 /* T5's tokenizer.json in small: words, each with U+2581 in front; the cheapest way; unknown runs are one token. */
@@ -109,7 +109,7 @@ static void test_json_unigram(void)
     check_ids(tok, "</s>", 0, as_text, 2);
     check_ids(tok, "</s>", FTUNE_SPECIAL_PARSE, (const int32_t[]){ 1 }, 1);
     ft_tokenizer_free(tok);
-    hostile_file(path, test_tmp("sp_hostile.json"), 700);
+    hostile_file(path, 1);
 }
 
 static void test_refused(void)
@@ -267,9 +267,9 @@ int main(void)
     test_chatglm3();
     test_linear();
     test_no_memory();
-    hostile_file("tests/data/spm_bpe.model", test_tmp("sp_hostile"), 600);
-    hostile_file("tests/data/spm_unigram.model", test_tmp("sp_hostile"), 1200);
-    hostile_file("tests/data/spm_suffix.model", test_tmp("sp_hostile"), 600);
-    if ((path = test_shared("vocab/sentencepiece-test/test_model.model")) != NULL) hostile_file(path, test_tmp("sp_hostile"), 150);
+    hostile_file("tests/data/spm_bpe.model", 1);
+    hostile_file("tests/data/spm_unigram.model", 1);
+    hostile_file("tests/data/spm_suffix.model", 1);
+    if ((path = test_shared("vocab/sentencepiece-test/test_model.model")) != NULL) hostile_file(path, 1499);
     return test_end();
 }

@@ -9,6 +9,8 @@ static void  test_free(void *p);
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
+#include <fcntl.h>
+#include <unistd.h>
 
 /* Memory that is counted and that can be made to run out. */
 static size_t held, peak;
@@ -431,16 +433,17 @@ static ft_status load_bytes(const char *data, size_t n, const char *where)
     return status;
 }
 
-static void mutate(const char *what, const char *data, size_t n, size_t step)
+/* Every prefix, and every byte changed in nine ways. */
+static void mutate(const char *what, const char *data, size_t n)
 {
     static const char byte[] = { 0, '"', '9', (char)0xFF, '\n', ' ', '}' };
     char *copy = (char *)malloc(n);
     size_t i, k, before = held;
-    for (i = 0; i < n; i += step) load_bytes(data, i, what);
-    for (i = 0; i < n; i += step)
-        for (k = 0; k < sizeof byte; k += step > 4 ? 3 : 1) {
-            memcpy(copy, data, n);
-            copy[i] = byte[k];
+    for (i = 0; i < n; i++) load_bytes(data, i, what);
+    memcpy(copy, data, n);
+    for (i = 0; i < n; i++, copy[i - 1] = data[i - 1])
+        for (k = 0; k < sizeof byte + 2; k++) {
+            copy[i] = k < sizeof byte ? byte[k] : (char)(data[i] ^ (k == sizeof byte ? 1 : 0x20));
             load_bytes(copy, n, what);
         }
     CHECK_INT(held, before);
@@ -489,10 +492,10 @@ static void test_broken(void)
     memcpy(deep, "{\"model\":", 9);
     CHECK(load_bytes(deep, sizeof deep, "deep"));
     CHECK_OK(load_bytes(json, sizeof json - 1, "json"), err);
-    mutate("json", json, sizeof json - 1, 1);
+    mutate("json", json, sizeof json - 1);
     data = test_read(slice, &n);
     CHECK(data != NULL);
-    if (data) mutate("ranks", data, n, 13);
+    if (data) mutate("ranks", data, n);
     if (data) {                                                /* every allocation may be the one that fails */
         long k;
         size_t before = held;
@@ -522,16 +525,54 @@ static void test_broken_pair(void)
     size_t i, k, n = strlen(merges_text), before = held;
     fti_make_directory("build/tmp/broken", &err);
     for (i = 0; i < n; i++)
-        for (k = 0; k < 4; k++) {
+        for (k = 0; k < 7; k++) {                              /* the last one: the prefix that ends here */
             memcpy(copy, merges_text, n);
-            copy[i] = " \nx\xFF"[k];
-            test_write("build/tmp/broken/merges.txt", copy, k == 3 ? i : n);
+            copy[i] = k < 5 ? " \nx\xFF\0"[k] : (char)(copy[i] ^ 1);
+            test_write("build/tmp/broken/merges.txt", copy, k == 6 ? i : n);
             load_bytes(vocab, sizeof vocab - 1, "merges.txt");
         }
     test_write("build/tmp/broken/merges.txt", merges_text, n);
     CHECK_OK(load_bytes(vocab, sizeof vocab - 1, "pair"), err);
-    mutate("vocab.json", vocab, sizeof vocab - 1, 1);
+    mutate("vocab.json", vocab, sizeof vocab - 1);
     CHECK_INT(held, before);
+}
+
+/* tokenizer_config.json beside a rank file and beside a vocab.txt: every prefix of it and every byte changed. */
+static void test_broken_config(void)
+{
+    static const char config[] = "{\"added_tokens_decoder\":{\"151643\":{\"content\":\"<|endoftext|>\",\"special\":true},\"151644\":"
+        "{\"content\":\"<s>\",\"lstrip\":true,\"normalized\":false}},\"bos_token\":null,\"eos_token\":\"<s>\",\"add_eos_token\":true,"
+        "\"pad_token\":{\"content\":\"<|endoftext|>\"},\"unk_token\":\"[UNK]\",\"do_lower_case\":false,\"strip_accents\":null}";
+    static const char words[] = "[UNK]\nhello\n<s>\n<|endoftext|>\n", byte[] = { 0, '"', '9', (char)0xFF, '}', '\\' };
+    const char *path = "build/tmp/broken/tokenizer_config.json";
+    size_t i, k, n, before = held;
+    char *ranks = test_read(slice, &n);
+    int fd;
+    fti_make_directory("build/tmp/broken", &err);
+    CHECK(test_write(path, config, sizeof config - 1));
+    fd = open(path, O_RDWR);
+    CHECK(ranks && fd >= 0);
+    if (ranks && fd >= 0) {
+        CHECK_OK(load_bytes(ranks, n, "ranks and config"), err);
+        for (i = 0; i < sizeof config - 1; i++) {
+            for (k = 0; k < sizeof byte + 2; k++) {
+                char c = k < sizeof byte ? byte[k] : (char)(config[i] ^ (k == sizeof byte ? 1 : 0x80));
+                CHECK(pwrite(fd, &c, 1, (off_t)i) == 1);
+                load_bytes(ranks, n, "ranks and a broken config");
+                load_bytes(words, sizeof words - 1, "vocab.txt and a broken config");
+            }
+            CHECK(pwrite(fd, config + i, 1, (off_t)i) == 1);
+        }
+        for (i = sizeof config - 1; i-- > 0; ) {
+            CHECK(ftruncate(fd, (off_t)i) == 0);
+            load_bytes(ranks, n, "ranks and part of a config");
+            load_bytes(words, sizeof words - 1, "vocab.txt and part of a config");
+        }
+    }
+    if (fd >= 0) close(fd);
+    remove(path);
+    CHECK_INT(held, before);
+    free(ranks);
 }
 
 int main(void)
@@ -547,6 +588,7 @@ int main(void)
     test_linear();
     test_training();
     test_broken_pair();
+    test_broken_config();
     test_broken();
     llama_cpp("vocab/gpt2/vocab.json", "gpt-2");
     llama_cpp("vocab/qwen2/tokenizer.qwen3.json", "qwen2");

@@ -1,4 +1,5 @@
 /* test_01_wordpiece.c - WordPiece: the article's sentence, the originals' ids, decoding, bad files */
+#include "test_alloc.h"
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
@@ -180,6 +181,33 @@ static void test_linear(void)
     ft_tokenizer_free(tok);
 }
 
+static char vocab_txt[] = "[PAD]\n[UNK]\r\n[CLS]\n[SEP]\n[MASK]\nthe\ncaf\n##e\n\xE6\x9D\xAD\n##-\n-\n##\n\n4\n##2\na\n##a";
+
+/* Memory runs out at the 1st, 2nd, 3rd .. allocation of loading and of encoding: an error, and nothing left behind. */
+static void test_no_memory(void)
+{
+    static const char text[] = "[CLS] The caf\xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E 42 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa ----";
+    const char *path[] = { SLICE, test_tmp("wp_memory.txt") };
+    CHECK(test_write(path[1], vocab_txt, sizeof vocab_txt - 1));
+    for (size_t i = 0; i < 2; i++) {
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        int32_t ids[200];
+        ft_span span[200];
+        char back[400];
+        size_t n = 0, m;
+        TEST_EVERY_FAILURE(ft_tokenizer_load(&tok, path[i], NULL, &err), ft_tokenizer_free(tok));
+        CHECK_OK(ft_tokenizer_load(&tok, path[i], NULL, &err), err);
+        if (!tok) continue;
+        TEST_EVERY_FAILURE(ft_tokenizer_encode_spans(tok, text, sizeof text - 1, FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL, NULL, 0, ids, span, 200,
+                                                     &n, &err), (void)0);
+        CHECK(n > 8);
+        TEST_EVERY_FAILURE(ft_tokenizer_decode(tok, ids, n, 1, back, sizeof back, &m, &err), (void)0);
+        ft_tokenizer_free(tok);
+    }
+    CHECK_INT(test_alive, 0);
+}
+
 int main(void)
 {
     const char *vocab;
@@ -189,7 +217,9 @@ int main(void)
     test_refused();
     test_golden();
     test_linear();
-    hostile_file(SLICE, test_tmp("wp_hostile"), 1000);
-    if ((vocab = test_shared("vocab/bert-base-chinese/vocab.txt")) != NULL) hostile_file(vocab, test_tmp("wp_hostile"), 40);
+    test_no_memory();
+    hostile_file(SLICE, 1);
+    hostile_bytes("vocab.txt", vocab_txt, sizeof vocab_txt - 1, 1);
+    if ((vocab = test_shared("vocab/bert-base-chinese/vocab.txt")) != NULL) hostile_file(vocab, 9973);
     return test_end();
 }

@@ -149,7 +149,7 @@ static int test_golden_pieces(const char *path)
 }
 
 /* The newest ms-swift, for the templates that are still what they were: --swift 3 gives the same ids and labels. Pieces are
- * not compared. Left out: what this version does not read (consecutive roles) or weigh (react). */
+ * not compared. Left out: what this version does not read (consecutive roles). */
 static void read_messages(golden_case *g, const fti_json *j, int messages, fti_arena *a)
 {
     int m, n = 0;
@@ -199,7 +199,7 @@ static void test_golden_newest(const char *path)
             ft_status e;
             snprintf(scenario, sizeof scenario, "%.*s", (int)key.n, key.p);
             snprintf(label, sizeof label, "newest %s %s", names[k][1], scenario);
-            if (strcmp(scenario, "consecutive_roles") == 0 || strcmp(scenario, "loss_scale_react") == 0) continue;
+            if (strcmp(scenario, "consecutive_roles") == 0) continue;
             which = fti_json_get(&j, fti_json_get(&j, newest, "scenarios"), scenario);
             args = fti_json_get(&j, which, "template_args");
             read_messages(&g, &j, fti_json_get(&j, which, "messages"), &a);
@@ -319,7 +319,7 @@ static void test_registry_equals_file(const char *path)
 
 static ft_turn turn(const char *q, const char *r)
 {
-    ft_turn t = { ft_text_of(q), ft_text_of(r), -1 };
+    ft_turn t = { ft_text_of(q), ft_text_of(r), -1, 0 };
     return t;
 }
 
@@ -381,8 +381,6 @@ static void test_swift3(void)
     CHECK(s.loss_scale && s.loss_scale[0] == 0 && s.loss_scale[1] == 1);
     o.loss_scale = "agent";
     CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "found \"agent\"");
-    o.loss_scale = "react";
-    CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "last_round or all");
     o.loss_scale = "default";
     o.swift = 4;
     CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_ARGUMENT, "expected 2 or 3");
@@ -443,6 +441,118 @@ static void test_agent(void)
     o.max_length = 64;
     CHECK_STR(encode(&s, &row, &o), "(inference)");
     CHECK(s.loss_scale == NULL && s.n == 64);
+    ft_sample_free(&s);
+}
+
+/* From the first answer on, runs of one weight: "{1:Thought: }{2:Action: x}". */
+static const char *weighed(const ft_sample *s)
+{
+    static char out[2000];
+    size_t n = 0;
+    int i = 0;
+    while (i < s->n && s->origin[i] != FTUNE_FROM_RESPONSE) i++;
+    for (; i < s->n && n < sizeof out - 40; i++) {
+        if (n == 0 || s->loss_scale[i] != s->loss_scale[i - 1])
+            n += (size_t)snprintf(out + n, 40, "%s{%g:", n ? "}" : "", (double)s->loss_scale[i]);
+        out[n++] = (char)(s->input_ids[i] - 16);
+    }
+    out[n++] = '}';
+    out[n] = 0;
+    return out;
+}
+
+static void test_named_scales(void)
+{
+    static const struct { const char *scale, *query, *response, *expected; } cases[] = {
+        { "react", "q", "a Thought: b\nAction: c\nAction Input: d\nObservation: e\nFinal Answer: f",
+          "{1:a Thought: b\n}{2:Action: c\nAction Input: d\nObservation:}{0: e\n}{1:Final Answer: f<_end>}" },
+        { "react", "Action: q", "Observation:Action:", "{2:Observation:Action:}{1:<_end>}" },
+        { "react", "q", "Next: a", "{1:Next: a<_end>}" },
+        { "alpha_umi", "q", "Next: a", "{2:Next: a}{1:<_end>}" },
+        { "qwen", "q", "x\xE2\x9C\xBF" "FUNCTION\xE2\x9C\xBF: f\n\xE2\x9C\xBFRESULT\xE2\x9C\xBF: r\n\xE2\x9C\xBFRETURN\xE2\x9C\xBF: t",
+          "{1:x}{2:\xE2\x9C\xBF" "FUNCTION\xE2\x9C\xBF: f\n\xE2\x9C\xBFRESULT\xE2\x9C\xBF:}{0: r\n}{1:\xE2\x9C\xBFRETURN\xE2\x9C\xBF: t<_end>}" },
+        { "agentflan", "q", "Command x Thought: y", "{1:Command}{3: x }{1:Thought: y<_end>}" },
+        { "agentflan", "What is the value of x", "Command x Thought: y", "{3:Command x Thought: y}{1:<_end>}" },
+        { "hermes", "q", "a<tool_call>\n1</tool_call>b<tool_call></tool_call>", "{1:a}{2:<tool_call>\n1</tool_call>}{1:b<tool_call></tool_call><_end>}" },
+        { "hermes", "q", "<tool_call></tool_call></tool_call>x<tool_call>", "{2:<tool_call></tool_call></tool_call>}{1:x<tool_call><_end>}" },
+        { "ignore_empty_think", "q", "<think>\n\xC2\xA0\x1C</think>\n\nx", "{0:<think>\n\xC2\xA0\x1C</think>\n\n}{1:x<_end>}" },
+        { "ignore_empty_think", "q", " <think></think>x", "{1: <think></think>x<_end>}" },       /* not where the answer begins */
+        { "ignore_empty_think", "q", "<think>\n</think></think>x", "{0:<think>\n</think></think>x}{1:<_end>}" },
+        { "ignore_empty_think", "q", "<think>a</think>x", "{1:<think>a</think>x<_end>}" },
+        { "ignore_think_prefix", "q", "<think>\n\nx", "{0:<think>\n}{1:\nx<_end>}" },
+        { "default+ignore_think_prefix", "q", "<think>x", "{0:<think>}{1:x<_end>}" },
+        { "react+hermes", "q", "Action:<tool_call>1</tool_call>", "{2:Action:}{4:<tool_call>1</tool_call>}{1:<_end>}" },
+        { "hermes+ignore_empty_think", "q", "<think>\n</think>\n<tool_call>1</tool_call></think>x",
+          "{0:<think>\n</think>\n}{2:<tool_call>1</tool_call>}{0:</think>}{1:x<_end>}" },
+    };
+    ft_chat_options o = ft_chat_options_default();
+    ft_turn t[2];
+    ft_row row = { { NULL, 0 }, t, 1, { NULL, 0 } };
+    ft_sample s = { 0 };
+    o.template_name = "telechat";
+    o.want_loss_scale = 1;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        t[0] = turn(cases[i].query, cases[i].response);
+        o.loss_scale = cases[i].scale;
+        CHECK_OK(ft_row_encode(&s, bytes, &row, &o, &err), err);
+        CHECK_MSG(strcmp(weighed(&s), cases[i].expected) == 0, "%s, %s: expected %s, found %s", cases[i].scale, cases[i].response,
+                  cases[i].expected, weighed(&s));
+    }
+    row.n_turns = 2;
+    t[0] = turn("Action: q", "Action: a");
+    t[1] = turn("Q", "Action: b");
+    o.loss_scale = "last_round+react";
+    encode(&s, &row, &o);
+    CHECK_STR(weighed(&s), "{0:Action: a<_end><_user>Q<_bot>}{2:Action: b}{1:<_end>}");
+    o.loss_scale = "all+react";                                        /* every text is supervised, and split */
+    CHECK_STR(encode(&s, &row, &o), "_user>Action: q<_bot>Action: a<_end><_user>Q<_bot>Action: b<_end>");
+    CHECK(s.loss_scale[6] == 1 && s.loss_scale[7] == 2);
+    o.want_loss_scale = 0;                                             /* stored only when it says more than the labels */
+    o.loss_scale = "ignore_empty_think+ignore_think_prefix+base";
+    encode(&s, &row, &o);
+    CHECK(s.loss_scale == NULL);
+    o.loss_scale = "base+hermes";
+    encode(&s, &row, &o);
+    CHECK(s.loss_scale != NULL);
+    t[0].loss_scale = 0.5f;                                            /* its own weight: not split any more */
+    t[1].loss = 0;
+    o.loss_scale = "react";
+    encode(&s, &row, &o);
+    CHECK_STR(weighed(&s), "{0.5:Action: a}{1:<_end>}{0:<_user>Q<_bot>Action: b}{1:<_end>}");
+    o.loss_scale = "last_round";                                       /* a weight alone does not make it learnt .. */
+    CHECK_STR(encode(&s, &row, &o), "<_end>");
+    t[0].loss = 1;                                                     /* .. its wish does */
+    encode(&s, &row, &o);
+    CHECK_STR(weighed(&s), "{0.5:Action: a}{1:<_end>}{0:<_user>Q<_bot>Action: b}{1:<_end>}");
+    t[0].loss_scale = 1;
+    encode(&s, &row, &o);
+    CHECK(s.loss_scale == NULL);
+    {
+        static const char *const bad[] = { "", "+", "reakt", "react+", "react+last_round", "default+default", "Default", "agent+react",
+                                           "react+react+react+react+react+react+react+react+react" };
+        for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+            o.loss_scale = bad[i];
+            CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "last_round or all, and joined by +");
+        }
+        o.swift = 2;
+        o.loss_scale = "react";
+        CHECK_FAILS(ft_row_encode(&s, bytes, &row, &o, &err), err, FTUNE_ERR_UNSUPPORTED, "default or agent with swift 2");
+    }
+    {                                                                  /* as long as any other text of this length */
+        enum { N = 1100000 };
+        char *text = (char *)malloc(N + 1);
+        double start;
+        for (int i = 0; i < N; i++) text[i] = "<tool_call>"[i % 11];
+        text[N] = 0;
+        t[0] = turn("q", text);
+        row.n_turns = 1;
+        o.swift = 3;
+        o.loss_scale = "hermes+react+agentflan";
+        start = fti_now();
+        CHECK_OK(ft_row_encode(&s, bytes, &row, &o, &err), err);
+        CHECK_MSG(fti_now() - start < 2, "expected linear time, found %.1f s", fti_now() - start);
+        free(text);
+    }
     ft_sample_free(&s);
 }
 
@@ -593,10 +703,10 @@ static void test_registry(void)
 static void test_properties(void)
 {
     ft_turn t[3] = { turn("Q one", "R one\n"), turn("\n{{ROUND1}}", "R {{QUERY}}"), turn("<|im_end|>", "<|im_end|>") };
-    static const char *const rules[] = { "default", "last_round", "all", "agent" };
+    static const char *const rules[] = { "default", "last_round", "all", "agent", "all+react+hermes+ignore_empty_think" };
     ft_sample s = { 0 };
     for (int i = 0; i < ft_template_count(NULL); i++)
-        for (int k = 0; k < 4; k++) {
+        for (int k = 0; k < 5; k++) {
             ft_chat_options o = ft_chat_options_default();
             ft_row row = { { NULL, 0 }, t, ft_template_at(NULL, i)->single_round ? 1 : 3, { NULL, 0 } };
             int wrong = 0, targets = 0;
@@ -731,6 +841,7 @@ int main(void)
     test_swift3();
     test_edges_of_rounds();
     test_agent();
+    test_named_scales();
     test_length();
     test_plain();
     test_origin();

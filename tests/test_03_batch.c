@@ -5,6 +5,8 @@
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include "test.h"
+#include <fcntl.h>
+#include <unistd.h>
 
 static ft_tokenizer *bytes;
 static ft_row_parser *parser;
@@ -93,6 +95,23 @@ static void test_shapes(void)
         CHECK_OK(ft_row_parse(parser, zero, strlen(zero), "f", &row, &err), err);
         CHECK(row.turns[0].query.n == 3 && memcmp(row.turns[0].query.p, "a\0b", 3) == 0);
     }
+    {                                                                       /* an answer's own weight; 0: it is not learnt */
+        ft_row row;
+        const char *own = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\",\"loss_scale\":2.5},"
+            "{\"role\":\"user\",\"content\":\"c\"},{\"role\":\"assistant\",\"content\":\"d\",\"loss\":true,\"loss_scale\":0},"
+            "{\"role\":\"user\",\"content\":\"c\"},{\"role\":\"assistant\",\"content\":\"d\",\"loss_scale\":null}]}";
+        ft_sample s = { 0 };
+        ft_batch b = { 0 };
+        CHECK_OK(ft_row_parse(parser, own, strlen(own), "f", &row, &err), err);
+        CHECK(row.turns[0].loss_scale == 2.5f && row.turns[0].loss == -1 && row.turns[1].loss == 0 && row.turns[2].loss == -1);
+        CHECK_OK(ft_row_encode(&s, bytes, &row, NULL, &err), err);
+        CHECK_OK(ft_batch_add(&b, &s, 0, 0, &err), err);
+        for (int i = 0; i < b.N; i++)
+            if (b.targets[i] == 'b' + 16) CHECK(b.weights[i] == 2.5f);      /* where the position that predicts it stands */
+            else CHECK(b.weights[i] == 1.0f);
+        ft_batch_free(&b);
+        ft_sample_free(&s);
+    }
 }
 
 static void test_refused_rows(void)
@@ -130,7 +149,9 @@ static void test_refused_rows(void)
         { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image\"}]}]}", FTUNE_ERR_UNSUPPORTED, "messages[0].content: a part other" },
         { "{\"messages\":[{\"role\":\"user\",\"content\":[\"a\"]}]}", FTUNE_ERR_FORMAT, "expected parts {" },
         { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss\":\"yes\"}]}", FTUNE_ERR_FORMAT, "\"loss\" to be true or false" },
-        { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss_scale\":2.0}]}", FTUNE_ERR_UNSUPPORTED, "loss_scale" },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss_scale\":\"2\"}]}", FTUNE_ERR_FORMAT, "messages[0]: expected \"loss_scale\" to be a number" },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss_scale\":-1}]}", FTUNE_ERR_FORMAT, "\"loss_scale\" to be a number, 0 or above" },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"loss_scale\":1e300}]}", FTUNE_ERR_FORMAT, "\"loss_scale\" to be a number" },
         { "{\"messages\":\"[\"}", FTUNE_ERR_FORMAT, "f:7: messages (JSON in a text)" },
         { "{\"messages\":\"\"}", FTUNE_ERR_FORMAT, "at least one user message" },
         { "{\"query\":\"q\",\"history\":[[\"a\"]]}", FTUNE_ERR_FORMAT, "f:7: history[0]: expected a pair" },
@@ -184,6 +205,34 @@ static void test_mutations(void)
     CHECK(parsed > 100);
     CHECK_INT(silent, 0);
     ft_sample_free(&s);
+}
+
+static void test_mutated_files(void)
+{
+    static const char *const file[] = {
+        "[{\"query\":\"a\",\"response\":\"]}\"} ,\n{\"text\":\"\\\"}\"}]\n", "\xEF\xBB\xBF{\"text\":\"a\"}\r\n\n{\"query\":\"b\",\"answer\":\"c\"}" };
+    static const char values[] = { 0, '"', '{', '}', ']', ',', '\\', '\n', (char)0xFF };
+    const char *path = test_tmp("mutated.json");
+    int loaded = 0, silent = 0, fd = test_write(path, "", 0) ? open(path, O_RDWR) : -1;
+    CHECK(fd >= 0);
+    for (size_t f = 0; fd >= 0 && f < 2; f++) {
+        size_t n = strlen(file[f]);
+        for (size_t i = 0; i <= n + n * (sizeof values + 1); i++) {
+            size_t at = i <= n ? 0 : (i - n - 1) % n, k = i <= n ? 0 : (i - n - 1) / n, len = i <= n ? i : n;
+            char copy[100];
+            ft_dataset d;
+            memcpy(copy, file[f], n);
+            if (i > n) copy[at] = k < sizeof values ? values[k] : (char)(copy[at] ^ 1);
+            silent += pwrite(fd, copy, len, 0) != (ssize_t)len || ftruncate(fd, (off_t)len) != 0;
+            err.message[0] = 0;
+            if (ft_dataset_load(&d, path, bytes, NULL, 0, &err)) silent += !err.message[0];
+            else loaded++;
+            ft_dataset_free(&d);
+        }
+    }
+    CHECK(loaded > 100);
+    CHECK_INT(silent, 0);
+    if (fd >= 0) close(fd);
 }
 
 /* ---- files ---- */
@@ -473,6 +522,7 @@ int main(void)
     test_shapes();
     test_refused_rows();
     test_mutations();
+    test_mutated_files();
     test_files();
     test_counts();
     test_large_and_broken_files();

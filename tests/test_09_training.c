@@ -95,6 +95,62 @@ static void test_accumulation(ft_backend *be)
     tiny_rows_free(&d);
 }
 
+/* loss_scale, end to end: an update's loss is 1/n sum_i w_i nll_i over its n targets, and its gradient the sum of the
+ * gradients of each target alone, w_i/n each. A row without weights counts with 1. */
+static void test_loss_scale(ft_backend *be)
+{
+    static const int lengths[3] = { 9, 6, 14 };
+    ft_dataset d = tiny_rows(lengths, 3, 37, 8);
+    ft_model *m = lora_model(be, 0.0f), *one = lora_model(be, 0.0f);
+    ft_train_options o = quick(2, 2, 1);
+    ft_trainer *t = NULL;
+    ft_progress p = { 0 };
+    ft_rng rng;
+    double sum = 0.0, diff = 0.0, size = 0.0;
+    int targets = 0;
+    ft_rng_seed(&rng, 5);
+    o.max_grad_norm = 0.0f;
+    for (int r = 0; r < 3; r += 2) {
+        ft_sample *s = &d.samples[r];
+        s->loss_scale = (float *)malloc((size_t)s->n * sizeof *s->loss_scale);
+        for (int k = 0; k < s->n; k++)
+            s->loss_scale[k] = s->labels[k] == FTUNE_IGNORE_INDEX ? 0.0f : 0.25f * (float)(1 + ft_rng_below(&rng, 12));
+    }
+    CHECK_OK(ft_trainer_new(&t, m, &d, NULL, &o, &err), err);
+    CHECK_OK(ft_trainer_step(t, &p, &err), err);
+    ft_model_zero_grad(one);
+    for (int r = 0; r < 3; r++) for (int k = 1; k < d.samples[r].n; k++) targets += d.samples[r].labels[k] >= 0;
+    CHECK_INT(p.targets, targets);
+    for (int r = 0; r < 3; r++)
+        for (int k = 1; k < d.samples[r].n; k++) {
+            ft_sample alone = d.samples[r];
+            int32_t labels[16];
+            float w = alone.loss_scale ? alone.loss_scale[k] : 1.0f;
+            ft_batch b = { 0 };
+            ft_loss loss = { 0 };
+            if (alone.labels[k] < 0) continue;
+            for (int i = 0; i < alone.n; i++) labels[i] = i == k ? alone.labels[k] : FTUNE_IGNORE_INDEX;
+            alone.labels = labels;
+            alone.loss_scale = NULL;
+            CHECK_OK(ft_batch_add(&b, &alone, 0, 0, &err), err);
+            CHECK_OK(ft_model_step(one, &b, w / (float)targets, 0, &loss, &err), err);
+            sum += w * loss.sum;
+            ft_batch_free(&b);
+        }
+    for (size_t k = 0; k < m->priv->n_values; k++) {
+        diff += pow((double)one->priv->grads[k] - m->priv->grads[k], 2);
+        size += pow((double)one->priv->grads[k], 2);
+    }
+    CHECK_NEAR(p.loss, sum / targets, 0.0, 1e-6);
+    CHECK_MSG(sqrt(diff) <= 1e-6 * sqrt(size), "gradients differ by %g of their length", sqrt(diff / size));
+    ft_trainer_free(t);
+    ft_model_free(m);
+    ft_model_free(one);
+    free(d.samples[0].loss_scale);
+    free(d.samples[2].loss_scale);
+    tiny_rows_free(&d);
+}
+
 /* tests/golden/make_model.py: ten updates of PyTorch and PEFT. */
 static void test_golden(ft_backend *be)
 {
@@ -476,6 +532,7 @@ int main(void)
     test_order(be);
     test_options(be);
     test_accumulation(be);
+    test_loss_scale(be);
     test_golden(be);
     test_learns(be);
     test_not_finite(be);

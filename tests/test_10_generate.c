@@ -190,6 +190,157 @@ static void test_answer(ft_backend *be)
     ft_tokenizer_free(tok);
 }
 
+/* A text through a stop stream, id by id; what comes out, with a bar after each piece when bars is set. */
+static const char *spoken(const ft_tokenizer *tok, const int32_t *ids, size_t n, const ft_text *stop, int n_stop, int bars)
+{
+    static char all[4000];
+    char out[1024 + FTUNE_MAX_STOP];
+    ft_stop_stream s;
+    size_t k = 0;
+    CHECK_OK(ft_stop_stream_init(&s, tok, stop, n_stop, &err), err);
+    for (size_t i = 0; i <= n && k < 2000; i++) {
+        ft_text t = i < n && !s.stopped ? ft_stop_stream_push(&s, ids[i], out, sizeof out) : ft_stop_stream_finish(&s, out, sizeof out);
+        CHECK(fti_utf8_valid(t.p, t.n) == t.n);
+        if (t.n) memcpy(all + k, t.p, t.n);
+        k += t.n;
+        if (bars && t.n) all[k++] = '|';
+    }
+    all[k] = 0;
+    return all;
+}
+
+static const char *said(const ft_tokenizer *tok, const char *text, const char *a, const char *b, int bars)
+{
+    const ft_text stop[2] = { ft_text_of(a), ft_text_of(b) };
+    int32_t ids[500];
+    size_t n = 0;
+    CHECK_OK(ft_tokenizer_encode(tok, text, strlen(text), FTUNE_SPECIAL_PARSE, ids, 500, &n, &err), err);
+    return spoken(tok, ids, n, stop, !a ? 0 : b ? 2 : 1, bars);
+}
+
+static void test_stop_texts(void)
+{
+    static const char *const letter[] = { "a", "b", "\n", "\xC3\xA9", "\xC3\xA8", "\xE6\x9D\xAD" };
+    static char longest[FTUNE_MAX_STOP + 2];
+    ft_tokenizer *tok = NULL, *bpe = NULL;
+    ft_stop_stream s;
+    ft_text stop[3];
+    ft_rng rng;
+    int stopped = 0;
+    CHECK_OK(ft_tokenizer_load(&tok, "bytes", NULL, &err), err);
+    CHECK_STR(said(tok, "Yes.\n\nUser", "\n\n", NULL, 0), "Yes.");
+    CHECK_STR(said(tok, "Yes.\nNo.\n", "\n\n", NULL, 0), "Yes.\nNo.\n");       /* given free at the end */
+    CHECK_STR(said(tok, "a<<</s>b", "</s>", NULL, 1), "a|<|<|");                   /* not a byte too early or too late */
+    CHECK_STR(said(tok, "aabaabaac", "aabaac", NULL, 0), "aab");                   /* begins again within itself */
+    CHECK_STR(said(tok, "xaby", "abc", "b", 0), "xa");
+    CHECK_STR(said(tok, "xabcy", "bc", "abc", 0), "x");                            /* both end here: the longer one */
+    CHECK_STR(said(tok, "h\xC3\xA9!", "\xC3\xA8", NULL, 1), "h|\xC3\xA9|!|");        /* a shared first byte */
+    CHECK_STR(said(tok, "h\xC3\xA9!", NULL, NULL, 0), "h\xC3\xA9!");
+    {                                                                              /* an incomplete character at the end */
+        static const int32_t ids[] = { 'a' + 16, '<' + 16, 0xC3 + 16 };
+        stop[0] = ft_text_of("</s>");
+        CHECK_STR(spoken(tok, ids, 3, stop, 1, 0), "a<\xEF\xBF\xBD");
+    }
+    ft_rng_seed(&rng, 4);
+    for (int round = 0; round < 20000; round++) {                                  /* against looking at the whole text each time */
+        char text[80] = "", want[3][20] = { "", "", "" };
+        int n_stop = 1 + (int)ft_rng_below(&rng, 3), letters = 2 + (int)ft_rng_below(&rng, 5);
+        size_t cut = 0, end = 0;
+        int32_t ids[80];
+        for (int i = (int)ft_rng_below(&rng, 20); i > 0; i--) strcat(text, letter[ft_rng_below(&rng, (uint64_t)letters)]);
+        for (int k = 0; k < n_stop; k++) {
+            for (int i = 1 + (int)ft_rng_below(&rng, 4); i > 0; i--) strcat(want[k], letter[ft_rng_below(&rng, (uint64_t)letters)]);
+            stop[k] = ft_text_of(want[k]);
+        }
+        for (; text[end]; cut = ++end) {
+            size_t most = 0;
+            for (int k = 0; k < n_stop; k++)
+                if (stop[k].n <= end + 1 && stop[k].n > most && !memcmp(text + end + 1 - stop[k].n, stop[k].p, stop[k].n)) most = stop[k].n;
+            if (most) { cut = end + 1 - most; stopped++; break; }
+        }
+        for (size_t i = 0; text[i]; i++) ids[i] = (unsigned char)text[i] + 16;
+        {
+            const char *found = spoken(tok, ids, strlen(text), stop, n_stop, 0);
+            CHECK_MSG(strlen(found) == cut && !memcmp(found, text, cut), "%s until %s: expected %d bytes, found %s", text, want[0], (int)cut, found);
+        }
+    }
+    CHECK(stopped > 5000 && stopped < 19000);
+    memset(longest, 'x', sizeof longest - 1);
+    stop[0] = ft_text_of(longest); stop[0].n = FTUNE_MAX_STOP;
+    CHECK_OK(ft_stop_stream_init(&s, tok, stop, 1, &err), err);
+    stop[0].n++;
+    CHECK_FAILS(ft_stop_stream_init(&s, tok, stop, 1, &err), err, FTUNE_ERR_ARGUMENT, "stop text 0: expected 1 to 256");
+    stop[0] = ft_text_of("");
+    CHECK_FAILS(ft_stop_stream_init(&s, tok, stop, 1, &err), err, FTUNE_ERR_ARGUMENT, "found 0 bytes");
+    stop[0] = ft_text_of("a"); stop[1] = ft_text_of("\xA9");
+    CHECK_FAILS(ft_stop_stream_init(&s, tok, stop, 2, &err), err, FTUNE_ERR_ARGUMENT, "stop text 1");
+    CHECK_OK(ft_tokenizer_load(&bpe, "tests/data/qwen_slice.tiktoken", &(ft_tokenizer_options){ .splitter = "qwen", .lowercase = -1 }, &err), err);
+    CHECK_STR(said(bpe, "a\n<|im_end|>b", "\n<|im_end|>", NULL, 0), "a");            /* half text, half control token */
+    CHECK_STR(said(bpe, "a\n<|im_end|>b", "\n<|endoftext|>", NULL, 0), "a\nb");      /* which is never shown */
+    ft_tokenizer_free(bpe);
+    ft_tokenizer_free(tok);
+}
+
+/* What ends an answer: an id, a text, or both, by template and tokenizer. */
+static void test_end_marks(ft_backend *be)
+{
+    static const struct { const char *suffix, *text; int id; } cases[] = {
+        { "<|im_end|>", "", 151645 }, { "<|im_end|>\n", "", 151645 }, { " \n", " \n", 715 }, { "\n\n", "\n\n", 271 },
+        { "</s>", "</s>", -1 }, { " </s>\n", "</s>", -1 }, { FTUNE_IDS "7", "", 7 }, { FTUNE_IDS "7 8", "", -1 } };
+    ft_tokenizer *tok = NULL, *bytes = NULL;
+    ft_registry *r = NULL;
+    ft_chat_options chat = ft_chat_options_default();
+    ft_generate_options o = ft_generate_options_default();
+    const ft_message ask[1] = { { "user", "Hello" } };
+    ft_config c = tiny_config(0, 1);
+    ft_model *m = NULL;
+    char name[20], whole[600], out[600], mark[4] = "";
+    int32_t none = 0;
+    size_t at;
+    CHECK_OK(ft_tokenizer_load(&tok, "tests/data/qwen_slice.tiktoken", &(ft_tokenizer_options){ .splitter = "qwen", .lowercase = -1 }, &err), err);
+    CHECK_OK(ft_tokenizer_load(&bytes, "bytes", NULL, &err), err);
+    CHECK_OK(ft_registry_new(&r, &err), err);
+    chat.registry = r;
+    chat.template_name = name;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ft_template t = { .name = name, .prompt = { "{{QUERY}}" }, .suffix = { cases[i].suffix }, .single_round = 1 };
+        int32_t ids[4], id;
+        int n, found = -1;
+        ft_text text;
+        snprintf(name, sizeof name, "mark%d", (int)i);
+        CHECK_OK(ft_template_register(r, &t, &err), err);
+        n = ft_chat_stop_ids(tok, &chat, ids, 4);
+        id = ft_tokenizer_attribute(tok, "eos_token_id");
+        for (int k = 0; k < n; k++) if (ids[k] != id || id == cases[i].id) found = (int)ids[k];
+        text = ft_chat_stop_text(tok, &chat);
+        if (cases[i].id != 271 && cases[i].id != 715) CHECK_INT(found, cases[i].id);    /* in the slice they may be two tokens */
+        CHECK_MSG(text.n == strlen(cases[i].text) && !memcmp(text.p ? text.p : "", cases[i].text, text.n), "suffix %d: text of %d bytes", (int)i, (int)text.n);
+    }
+    c.vocab_size = 290;                                                /* the byte tokenizer knows 272 of them */
+    CHECK_OK(ft_model_init(&m, &c, 2, be, &err), err);
+    o.max_new_tokens = 200; o.temperature = 2.0f;
+    strcpy(name, "mark4");
+    CHECK_OK(ft_answer(m, bytes, &chat, ask, 1, &o, whole, sizeof whole, &err), err);
+    for (at = 20; whole[at] && !(whole[at] > ' ' && whole[at + 1] > ' ' && whole[at + 1] != whole[at]); at++) {}
+    CHECK(whole[at] != 0);
+    if (whole[at]) {                                                   /* two letters of the answer as the end mark */
+        ft_template t = { .name = "two", .prompt = { "{{QUERY}}" }, .suffix = { mark }, .single_round = 1 };
+        memcpy(mark, whole + at, 2);
+        strcpy(name, "two");
+        CHECK_OK(ft_template_register(r, &t, &err), err);
+        CHECK_OK(ft_answer(m, bytes, &chat, ask, 1, &o, out, sizeof out, &err), err);
+        at = (size_t)(strstr(whole, mark) - whole);
+        CHECK_MSG(strlen(out) == at && !memcmp(out, whole, at), "until %s: expected %d bytes of %s, found %s", mark, (int)at, whole, out);
+        o.stop_ids = &none;                                            /* its own: what ends an answer is not looked up */
+        o.max_new_tokens = 20;
+        TEST_EVERY_FAILURE(ft_answer(m, bytes, &chat, ask, 1, &o, out, sizeof out, NULL), (void)0);
+    }
+    ft_model_free(m);
+    ft_registry_free(r);
+    ft_tokenizer_free(tok);
+    ft_tokenizer_free(bytes);
+}
+
 int main(void)
 {
     ft_backend *be = tiny_backend(2);
@@ -198,6 +349,8 @@ int main(void)
     test_sampling();
     test_seed(be);
     test_answer(be);
+    test_stop_texts();
+    test_end_marks(be);
     ft_backend_free(be);
     return test_end();
 }

@@ -42,8 +42,9 @@ run tokenize --tokenizer=bytes;       is "tokenize: BOM and CRLF" '{"ids":[113]}
 given '[{"text":"a"},\n {"text":"b"}]'; run tokenize --tokenizer bytes; is "tokenize: an array" '{"ids":[113]}
 {"ids":[114]}' "$out"
 given '{"text":"a"}\n{"text":1}\n{"nothing":1}\nnot json\n{"text":"b"}\n'
-run tokenize --tokenizer bytes;       is "tokenize: refused rows" '{"ids":[113]}
-{"ids":[114]}' "$out";                is "tokenize: status of refused rows" 1 $rc
+run tokenize --tokenizer bytes;       is "tokenize: status of refused rows" 1 $rc
+is "tokenize: refused rows" '{"ids":[113]} 3 {"ids":[114]}' \
+   "$(printf '%s\n' "$out" | sed -n 1p) $(printf '%s\n' "$out" | sed -n 2,4p | grep -c '^{"error":"') $(printf '%s\n' "$out" | sed -n '5,$p')"
 is "tokenize: one line per refused row" 3 "$(grep -c '^stdin:[234]: .*expected.*found' "$dir/err")"
 given '{"ids":[88,121,0,1,48,211,185]}\n{"ids":[88,211]}\n{"ids":[]}'
 run detokenize --tokenizer bytes --skip-special
@@ -51,6 +52,7 @@ is "detokenize" '{"text":"Hi é"}
 {"text":"H�"}
 {"text":""}' "$out";                  is "detokenize: status" 0 $rc
 given '{"ids":[1.5]}\n{"ids":["a"]}\n{"ids":5}\n'; run detokenize --tokenizer bytes; is "detokenize: not integers" 1 $rc
+is "detokenize: three errors" 3 "$(printf '%s\n' "$out" | grep -c '^{"error":"')"
 is "detokenize: three lines" 3 "$(grep -c '^stdin:[123]: ' "$dir/err")"
 given '{"text":"杭州是个好地方 \\"\\\\\\n\\t\\u2028 <|im_end|>"}'
 "$ftune" tokenize --tokenizer bytes <"$dir/in" | "$ftune" detokenize --tokenizer bytes >"$dir/back"
@@ -69,6 +71,13 @@ run encode --tokenizer bytes --template default-generation --max-length 4 --trun
 is "encode: right" '{"input_ids":[1,88,121,105],"labels":[-100,-100,-100,105]}' "$out"
 run encode --tokenizer bytes --template default-generation --loss-scale default
 has "encode: loss_scale" '"loss_scale":[0,0,0,1,1,1]' "$out"
+run encode --tokenizer bytes --template default-generation --loss-scale reakt; is "encode: unknown loss scale" 2 $rc
+has "encode: unknown loss scale" "hermes" "$err"
+given '{"query":"Q","response":"Action: a\\nObservation: b"}\n'
+run encode --tokenizer bytes --template default-generation --loss-scale react
+has "encode: react" '"loss_scale":[0,0,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,0,0,1]' "$out"
+given '{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"R","loss_scale":0.5}]}\n'
+run encode --tokenizer bytes --template default-generation; has "encode: a weight of its own" '"loss_scale":[0,0,0.5,1]' "$out"
 given '{"messages":[{"role":"user","content":"Hi"}]}\n'
 run encode --tokenizer bytes --template default-generation
 is "encode: inference form" '{"input_ids":[1,88,121],"labels":null}' "$out"
@@ -136,8 +145,16 @@ run generate --model "$dir/full" --prompt Hi;      is "generate" "Hello you" "$o
 given 'Hi\n{"query":"Who","response":"?"}\n'
 run generate --model "$dir/full" --json;           is "generate: rows" '{"text":"Hello you"}
 {"text":"Me"}' "$out"
+given '{"query":3}\nHi\n'; run generate --model "$dir/full" --json; is "generate: a refused row" 1 $rc
+is "generate: still a line each" '2 {"text":"Hello you"}' "$(printf '%s\n' "$out" | grep -c .) $(printf '%s\n' "$out" | sed -n 2p)"
 given 'Who\nHi\n'; run chat --model "$dir/full";   is "chat" 'Me
 Hello you' "$out"
+# telechat ends an answer with <_end>: six tokens here, and none of them is heard
+given ''
+run sft --full --model "$dir/model" --tokenizer bytes --template telechat --data "$dir/data.jsonl" --out "$dir/text" \
+    --steps 80 --batch 2 --lr 0.01 --threads 1;    is "sft: an end mark of text" 0 $rc
+run generate --model "$dir/text" --prompt Hi;      is "generate: an end mark of text" "Hello you" "$out"
+run generate --model "$dir/text" --prompt Hi --json; is "generate: an end mark of text, JSON" '{"text":"Hello you"}' "$out"
 printf '{"query":"Hi","response":"Bye"}\n{"query":"Who","response":"You"}\nbroken\n' >"$dir/more.jsonl"
 given ''
 run sft --model "$dir/full" --data "$dir/more.jsonl" --eval "$dir/data.jsonl" --out "$dir/lora" --steps 120 --batch 2 --lr 0.01 \
@@ -167,7 +184,8 @@ run grads --model "$dir/full" --adapter "$dir/lora" --out "$dir/g1.safetensors" 
 run grads --model "$dir/full" --adapter "$dir/lora" --out "$dir/g2.safetensors" --threads 2
 cmp -s "$dir/g1.safetensors" "$dir/g2.safetensors" && ok || wrong "grads: any thread count" "the same file" "another"
 given '{"input_ids":[5,6],"labels":[-100,-100]}\n{"input_ids":[5,999],"labels":[5,999]}\n{"input_ids":[5],"labels":[]}\n{"input_ids":[20,21],"labels":[20,21]}\n'
-run score --model "$dir/full";  is "score: refused rows" 1 $rc;  is "score: the good row" 1 "$(printf '%s\n' "$out" | grep -c '"n":1,')"
+run score --model "$dir/full";  is "score: refused rows" 1 $rc;  is "score: the good row" 1 "$(printf '%s\n' "$out" | sed -n 4p | grep -c '"n":1,')"
+is "score: the others" 3 "$(printf '%s\n' "$out" | grep -c '^{"error":"')"
 is "score: a line each" 3 "$(grep -c '^stdin:[123]: ' "$dir/err")"
 run score --model "$dir/none";  is "score: no model" 1 $rc;      has "score: no model" "$dir/none" "$err"
 run score --model "$dir/full" --dtype bf16; is "score: bf16" 2 $rc
