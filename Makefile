@@ -104,6 +104,7 @@ golden: build/venv/ready build/ftune
 	$(PYTHON) tests/golden/make_model.py
 	$(PYTHON) tests/golden/make_weights.py
 	$(PYTHON) tests/golden/make_ops.py > build/ops.txt && mv build/ops.txt tests/golden/ops.txt
+	$(PYTHON) tests/golden/make_quant.py > build/quant.txt && mv build/quant.txt tests/golden/quant.txt
 	$(PYTHON) tests/golden/make_pieces_slice.py $${FTUNE_SHARED:-../shared}/swift/golden_pieces.json > build/slice.json && mv build/slice.json tests/golden/pieces_slice.json
 
 bench: deps

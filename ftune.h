@@ -63,6 +63,7 @@
 /* The implementation maps files and syncs them to disk: ask the C library for POSIX before its first header. */
 #if defined(FTUNE_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE) && !defined(_GNU_SOURCE)
 #define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE 1               /* madvise */
 #endif
 
 #include <stddef.h>
@@ -420,8 +421,12 @@ typedef enum ft_dtype { FTUNE_F32, FTUNE_BF16, FTUNE_F16, FTUNE_I8, FTUNE_NF4, F
 FTUNE_API const char *ft_dtype_name(ft_dtype t);                   /* "F32": as safetensors spells it */
 FTUNE_API size_t      ft_dtype_size(ft_dtype t);                   /* bytes of one element; 0 for NF4 and others */
 
-/* Shape, type and place of numbers. data belongs to whoever made it: a mapped file, or a backend. Row-major. */
-typedef struct ft_tensor { const char *name; ft_dtype dtype; int rank; int shape[4]; void *data; } ft_tensor;
+/* Shape, type and place of numbers. data belongs to whoever made it: a mapped file, or a backend. Row-major. The last
+ * three are what turns the codes of a quantised weight (I8, NF4) back into numbers, see ft_model_quantize; else 0. */
+typedef struct ft_tensor {
+    const char *name; ft_dtype dtype; int rank; int shape[4]; void *data;
+    const float *scale; const uint8_t *scale_code; float scale_offset;
+} ft_tensor;
 FTUNE_API size_t ft_tensor_count(const ft_tensor *t);              /* product of the shape */
 
 typedef struct ft_weights ft_weights;       /* mapped, read-only, shareable; data may be unaligned */
@@ -465,7 +470,7 @@ typedef struct ft_backend ft_backend;
 typedef struct ft_proj {
     const char *name;                   /* "model.layers.0.self_attn.q_proj" */
     int       in, out;
-    ft_tensor weight, bias;             /* [out, in], [out]; bias.data NULL: none; backend memory, any float dtype */
+    ft_tensor weight, bias;             /* [out, in], any float dtype, I8 or NF4; [out], float, bias.data NULL: none */
     float    *dweight, *dbias;          /* full fine-tuning */
     int       R;                        /* 0: no adapter */
     float     scaling, dropout;
@@ -552,7 +557,8 @@ struct ft_backend {
     void (*scatter_rows)(ft_backend *be, ft_act *dx, const ft_act *dy, const int32_t *rows, int M, int C);
     /* lm_head and cross-entropy of M rows in chunks; logits [M, V] never exist whole.
      *   logprob [M] out: log p(target); correct [M] out: argmax == target (each NULL: not wanted)
-     *   dh [M,C] += dloss * weight[m] * dlogits W (NULL: no backward); head dweight and adapter gradients as they ask
+     *   dh [M,C] += dloss * weight[m] * dlogits W (NULL: not wanted); head dweight and adapter gradients as they ask;
+     *   dloss 0 and dh NULL: no backward
      *   weight [M] or NULL: 1. A row whose target is FTUNE_IGNORE_INDEX gives logprob 0, correct 0 and no gradient. */
     void (*lm_head_loss)(ft_backend *be, float *logprob, uint8_t *correct, ft_act *dh, const ft_act *h,
                          const int32_t *targets, const float *weight, float dloss, const ft_linear *head, int M);
@@ -639,11 +645,24 @@ FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_
 /* A PEFT directory: adapter_config.json + adapter_model.safetensors. Missing or unmatched keys: an error lists them. */
 FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err);
 FTUNE_API ft_status ft_lora_save(const ft_model *m, const char *dir, ft_error *err);
-/* W += scaling * B A; the adapters stay, switched off. Unmerge: the original W, bit for bit. */
+/* W += scaling * B A; the adapters stay, switched off. Unmerge: the original W, bit for bit. A quantised W is
+ * dequantised, and its sum kept in f32: that is the base the adapter was trained beside. */
 FTUNE_API ft_status ft_lora_merge(ft_model *m, ft_error *err);
 FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err);
-/* Make every weight trainable (copied to f32). */
+/* Full fine-tuning: make every weight trainable (copied to f32), except those that ft_model_freeze named before.
+ *   freeze  how names begin, "model.embed_tokens,model.layers.0.": the dot at the end keeps layers.10 out of it;
+ *           or a share of all parameters, "0.5": tensors from the input side on, as long as they fit into the share
+ * What is frozen has no gradient and no moments, and backward ends at the lowest tensor that is trained.
+ * Errors: FTUNE_ERR_NOT_FOUND (matches nothing), FTUNE_ERR_ARGUMENT (leaves nothing to train). */
+FTUNE_API ft_status ft_model_freeze(ft_model *m, const char *freeze, ft_error *err);
 FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err);
+/* Hold what is not trained in fewer bits, each number once, and widen it at each use. Nothing is ever held in f32 as a
+ * whole; products and sums stay f32. Without this call weights have the file's type, and a copy that is faster to read.
+ *   type  FTUNE_BF16  every frozen tensor rounded to bf16; one that is bf16 already stays where it is
+ *         FTUNE_I8    the linear layers but lm_head: 8 bits, a scale per row (the weights of LLM.int8)
+ *         FTUNE_NF4   the same layers: 4 bits, a scale per 64 weights (QLoRA), itself in 8 bits if double_quant
+ * After ft_model_unfreeze or before; before ft_lora_merge. CPU only, but for BF16. */
+FTUNE_API ft_status ft_model_quantize(ft_model *m, ft_dtype type, int double_quant, ft_error *err);
 
 typedef struct ft_loss {
     double sum;                         /* of weight * -log p over the targets */
@@ -664,8 +683,12 @@ typedef struct ft_plan {
     int64_t weights, packed, adapters, gradients, moments, activations, logits, kv_cache, peak;
     double  flop_per_token_forward, flop_per_token_backward;
 } ft_plan;
-FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights,
-                                  const ft_lora_config *lora /* NULL: full */, int tokens_per_batch, ft_error *err);
+/*   weights  their type in the file (c->dtype)
+ *   quant    as ft_model_quantize's type (with double_quant); any other type: it is not called
+ *   freeze   as ft_model_freeze's, or NULL; only without lora */
+FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights, ft_dtype quant,
+                                  const ft_lora_config *lora /* NULL: full */, const char *freeze,
+                                  int tokens_per_batch, ft_error *err);
 
 /* >>9 training: AdamW, schedule, clipping, step, checkpoint ------------------------------------------------------ */
 
@@ -905,6 +928,7 @@ static uint64_t fti_hash(const uint64_t key[2], const char *p, size_t n);
 typedef struct fti_file { const char *data; size_t size; int mapped; } fti_file;
 static ft_status fti_file_open(fti_file *f, const char *path, ft_error *err);
 static void      fti_file_close(fti_file *f);
+static void      fti_file_forget(const fti_file *f, const void *p, size_t n);
 static int       fti_file_exists(const char *path);
 static int       fti_is_directory(const char *path);
 static ft_status fti_make_directory(const char *path, ft_error *err);     /* with parents; existing is fine */
@@ -5352,8 +5376,13 @@ static ft_status fti_header_write(fti_buf *b, const ft_tensor *const *t, int n, 
     return b->failed ? fti_no_memory(err, b->n) : FTUNE_OK;
 }
 
-FTUNE_API ft_status ft_weights_save(const char *path, const ft_tensor *tensors, int n, ft_error *err)
+/* Where data is NULL, make brings the numbers of tensor i, in memory that is freed once they are written: never all of
+ * them exist together. NULL with *err set: it could not. */
+typedef void *(*fti_make_fn)(const void *user, int i, ft_error *err);
+static ft_status fti_weights_write(const char *path, const ft_tensor *tensors, int n, fti_make_fn make,
+                                   const void *user, ft_error *err)
 {
+    ft_error own = { FTUNE_OK, "" };
     const ft_tensor **sorted = (const ft_tensor **)fti_alloc((size_t)n, sizeof *sorted);
     fti_buf header = { NULL, 0, 0, 0 };
     fti_writer w;
@@ -5368,13 +5397,24 @@ FTUNE_API ft_status ft_weights_save(const char *path, const ft_tensor *tensors, 
         for (int i = 0; i < 8; i++) length[i] = (char)((uint64_t)header.n >> 8 * i);
         fti_writer_add(&w, length, 8);
         fti_writer_add(&w, header.p, header.n);
-        for (int i = 0; i < n; i++)
-            fti_writer_add(&w, sorted[i]->data, ft_tensor_count(sorted[i]) * ft_dtype_size(sorted[i]->dtype));
-        e = fti_writer_commit(&w, err);
+        for (int i = 0; i < n && !e; i++) {
+            void *made = make && !sorted[i]->data ? make(user, (int)(sorted[i] - tensors), &own) : NULL;
+            if ((e = own.code) != FTUNE_OK) break;
+            fti_writer_add(&w, made ? made : sorted[i]->data,
+                           ft_tensor_count(sorted[i]) * ft_dtype_size(sorted[i]->dtype));
+            FTUNE_FREE(made);
+        }
+        if (!e) e = fti_writer_commit(&w, err);
+        else { fti_writer_abandon(&w); if (err) *err = own; }
     }
     fti_buf_free(&header);
     FTUNE_FREE(sorted);
     return e;
+}
+
+FTUNE_API ft_status ft_weights_save(const char *path, const ft_tensor *tensors, int n, ft_error *err)
+{
+    return fti_weights_write(path, tensors, n, NULL, NULL, err);
 }
 
 /* config.json ----------------------------------------------------------------------------------------------------- */
@@ -5930,7 +5970,8 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
  *     +------+ +----------------+       one stream, no two rows in the same cache set, other number types widened.
  *
  * (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.) Packing costs a few percent and is
- * paid once, not per step, for the weights of a frozen model: prepare_linear keeps them as panels.
+ * paid once, not per step, for the weights of a frozen model: prepare_linear keeps them as panels, unless they are held
+ * in few bits to save memory.
  *
  * Bits: a number of C is always the sum over k in the same order, whatever tile or thread it falls to. Threads share
  * out outputs, never sums, so one thread or sixty-four give the same bits. The usual mistake is the other way round: a
@@ -6109,9 +6150,164 @@ static void fti_widen(float *y, const void *x, ft_dtype dtype, int n)
 static int fti_is_float(ft_dtype t) { return t == FTUNE_F32 || t == FTUNE_BF16 || t == FTUNE_F16; }
 static size_t fti_float_size(ft_dtype t) { return t == FTUNE_F32 ? 4 : 2; }
 
+/* ---- weights in 8 and 4 bits --------------------------------------------------------------------------------------
+ * A frozen weight is read and never changed, so it may be coarse, if the adapter learns beside the coarse one. Divide
+ * some neighbours by the largest magnitude a among them (absmax), and keep of each w / a, -1 .. 1, the nearest of few
+ * levels:
+ *     I8   neighbours: a row. Levels k / 127, equal steps. 8 bits, and 32 a row. These are the weights of LLM.int8
+ *          (Dettmers et al. 2022, arXiv:2208.07339); x stays f32 here, so no columns of x are set apart as outliers.
+ *     NF4  neighbours: 64 of the flattened weight. 16 levels, dense near 0, where the weights of a bell-shaped
+ *          distribution are: each is used about equally often (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
+ *              w = 0.031 in a block with a = 0.08:   w / a = .3875    levels .. .2461  .3379  .4407 ..
+ *              code 11, level .3379, and back again .3379 x 0.08 = 0.0270
+ * An a for 64 weights is half a bit each: 4.5 bits. Double quantisation keeps (a - mean of all a) in 8 bits, by the
+ * same method in blocks of 256: 4 + 8/64 + 32/(64 x 256) = 4.127 bits. Its 256 levels are decimal floats: 7 decades of
+ * 1, 2, 4 .. 64 levels, and a sign. Codes, scales and levels are those of bitsandbytes (tests/golden/quant.txt), except
+ * that a scale within 2e-5 of the middle between two levels may get the other one there: it looks codes up in a table.
+ * How a tensor holds them, in one piece of memory:
+ *     data        I8 int8_t [out, in]      NF4 two codes a byte, the first in the upper half
+ *     scale       I8 [out]                 NF4 [blocks]; double quantised [256] the levels, then one per 256 blocks
+ *     scale_code                           double quantised [blocks], else NULL;  scale_offset: the mean
+ * Nobody widens such a tensor as a whole: the matmul widens the strip that it packs (fti_widen_row), forward and back.
+ * The usual mistake is to quantise once more after merging: the adapter learnt to make up for the first rounding. */
+static const float fti_nf4[16] = {      /* table of bitsandbytes' functional.py */
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f };
+enum { FTI_NF4_BLOCK = 64, FTI_SCALE_BLOCK = 256 };
+
+static int fti_is_quantised(const ft_tensor *t) { return (t->dtype == FTUNE_I8 || t->dtype == FTUNE_NF4) && t->scale; }
+
+/* Bytes of t's memory; with memory, also t's pointers into it. */
+static size_t fti_tensor_place(ft_tensor *t, char *memory, int double_quant)
+{
+    size_t n = ft_tensor_count(t), data = n * ft_dtype_size(t->dtype), scales = 0, codes = 0;
+    if (t->dtype == FTUNE_I8) scales = (size_t)t->shape[0];
+    if (t->dtype == FTUNE_NF4) {
+        data = (n + 1) / 2;
+        scales = codes = (n + FTI_NF4_BLOCK - 1) / FTI_NF4_BLOCK;
+        if (double_quant) scales = 256 + (codes + FTI_SCALE_BLOCK - 1) / FTI_SCALE_BLOCK;
+        else codes = 0;
+    }
+    if (scales) data = (data + FTI_ALIGN - 1) / FTI_ALIGN * FTI_ALIGN;
+    if (memory) {
+        t->data = memory;
+        t->scale = scales ? (const float *)(void *)(memory + data) : NULL;
+        t->scale_code = codes ? (const uint8_t *)memory + data + scales * sizeof(float) : NULL;
+    }
+    return data + scales * sizeof(float) + codes;
+}
+
+static float fti_absmax(const ft_tensor *t, size_t block)
+{
+    float a;
+    if (!t->scale_code) return t->scale[block];
+    a = t->scale[t->scale_code[block]] * t->scale[256 + block / FTI_SCALE_BLOCK];
+    return a + t->scale_offset;
+}
+
+/* n numbers of a quantised tensor from number at on; of I8 within one row. */
+static void fti_dequantise(float *y, const ft_tensor *t, size_t at, int n)
+{
+    const uint8_t *code = (const uint8_t *)t->data;
+    if (t->dtype == FTUNE_I8) {
+        const int8_t *q = (const int8_t *)t->data + at;
+        float a = t->scale[at / (size_t)t->shape[1]];
+        for (int i = 0; i < n; i++) y[i] = (float)q[i] * a * (1.0f / 127.0f);
+        return;
+    }
+    for (int i = 0; i < n; ) {                              /* the part of each block that is asked for */
+        size_t block = (at + (size_t)i) / FTI_NF4_BLOCK, rest = (block + 1) * FTI_NF4_BLOCK - at;
+        int end = rest < (size_t)n ? (int)rest : n;
+        float a = fti_absmax(t, block), level[16];
+        for (int c = 0; c < 16; c++) level[c] = fti_nf4[c] * a;
+        if ((at + (size_t)i) % 2) { y[i] = level[code[(at + (size_t)i) / 2] & 15]; i++; }
+        for (; i + 2 <= end; i += 2) {
+            uint8_t two = code[(at + (size_t)i) / 2];
+            y[i] = level[two >> 4];
+            y[i + 1] = level[two & 15];
+        }
+        if (i < end) { y[i] = level[code[(at + (size_t)i) / 2] >> 4]; i++; }
+    }
+}
+
+static float fti_largest(const float *x, size_t n)
+{
+    float a = 0.0f;
+    for (size_t i = 0; i < n; i++) a = fabsf(x[i]) > a ? fabsf(x[i]) : a;
+    return a;
+}
+
+/* Whole rows to I8. An absmax of 0 leaves zeros. */
+static void fti_quantise_i8(int8_t *code, float *scale, const float *x, int rows, int cols)
+{
+    for (int r = 0; r < rows; r++, x += cols, code += cols) {
+        float a = fti_largest(x, (size_t)cols), f = a > 0.0f ? 127.0f / a : 0.0f;
+        for (int c = 0; c < cols; c++) code[c] = (int8_t)rintf(x[c] * f);
+        scale[r] = a;
+    }
+}
+
+/* n numbers from the beginning of a block on. The code is the number of midpoints between levels that x / a exceeds. */
+static void fti_quantise_nf4(uint8_t *code, float *scale, const float *x, size_t n)
+{
+    for (size_t at = 0; at < n; at += FTI_NF4_BLOCK) {
+        int some = n - at < FTI_NF4_BLOCK ? (int)(n - at) : FTI_NF4_BLOCK;
+        uint8_t c[FTI_NF4_BLOCK] = { 0 };
+        float a = fti_largest(x + at, (size_t)some), f = 1.0f / (a > 1e-38f ? a : 1e-38f);
+        for (int l = 0; l < 15; l++) {
+            float middle = (fti_nf4[l] + fti_nf4[l + 1]) * 0.5f;
+            for (int i = 0; i < some; i++) c[i] = (uint8_t)(c[i] + (x[at + (size_t)i] * f > middle));
+        }
+        if (some % 2) c[some] = 7;                          /* the half byte left over: zero */
+        for (int i = 0; i < some; i += 2) code[(at + (size_t)i) / 2] = (uint8_t)(c[i] << 4 | c[i + 1]);
+        scale[at / FTI_NF4_BLOCK] = a;
+    }
+}
+
+/* Level p of the positive side, 1 .. 128: decade d has 2^d of them, each the middle of an equal part of 0.1 .. 1. */
+static float fti_decimal_level(int p)
+{
+    static const float power[8] = { 1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f };
+    int d = 0, parts, k;
+    float step, edge[2];
+    while (p >> (d + 1)) d++;
+    if (d == 7) return 1.0f;
+    parts = 1 << d; k = p - parts; step = (1.0f - 0.1f) / (float)parts;
+    for (int i = 0; i < 2; i++, k++)                        /* from the nearer end, rounded as torch.linspace rounds */
+        edge[i] = (float)(k < (parts + 1) / 2 ? 0.1f + (double)step * k : 1.0 - (double)step * (parts - k));
+    return power[d] * ((edge[0] + edge[1]) / 2.0f);
+}
+
+/* absmax [n] to 8 bits: scale [256 + blocks of 256] and codes out; returns the offset. absmax is changed. */
+static float fti_quantise_scales(uint8_t *code, float *scale, float *absmax, size_t n)
+{
+    double sum = 0.0;
+    float mean;
+    for (size_t i = 0; i < n; i++) sum += absmax[i];
+    mean = n ? (float)(sum / (double)n) : 0.0f;
+    for (size_t i = 0; i < n; i++) absmax[i] -= mean;
+    for (int k = 0; k < 256; k++)
+        scale[k] = k < 127 ? -fti_decimal_level(127 - k) : k > 127 ? fti_decimal_level(k - 127) : 0.0f;
+    for (size_t at = 0; at < n; at += FTI_SCALE_BLOCK) {
+        size_t end = at + FTI_SCALE_BLOCK < n ? at + FTI_SCALE_BLOCK : n;
+        float a = fti_largest(absmax + at, end - at), f = 1.0f / (a > 1e-38f ? a : 1e-38f);
+        scale[256 + at / FTI_SCALE_BLOCK] = a;
+        for (size_t i = at; i < end; i++) {
+            int low = 0, high = 255;                        /* level[low] <= x < level[high], then the nearer one */
+            while (high - low > 1) {
+                int middle = (low + high) / 2;
+                if (scale[middle] <= absmax[i] * f) low = middle; else high = middle;
+            }
+            code[i] = (uint8_t)(absmax[i] * f > (scale[low] + scale[high]) * 0.5f ? high : low);
+        }
+    }
+    return mean;
+}
+
 /* ---- matmul ------------------------------------------------------------------------------------------------------ */
 
-/* B[K,N] as it lies in memory */
+/* B[K,N] as it lies in memory; of a quantised one (I8, NF4) data is the ft_tensor, which knows its scales */
 typedef struct fti_matrix {
     const void *data; ft_dtype dtype; size_t ld;
     int trans;                          /* stored [N,K] */
@@ -6211,6 +6407,14 @@ static void fti_transpose(float *dst, size_t dst_stride, const char *src, size_t
             memcpy(dst + (size_t)c * dst_stride + i, src + ((size_t)i * src_stride + c) * 4, 4);
 }
 
+/* n numbers of a stored row of B, from column col on, as f32. */
+static void fti_widen_row(float *dst, const fti_matrix *B, int row, int col, int n)
+{
+    size_t at = (size_t)row * B->ld + (size_t)col;
+    if (fti_is_float(B->dtype)) fti_widen(dst, (const char *)B->data + at * fti_float_size(B->dtype), B->dtype, n);
+    else fti_dequantise(dst, (const ft_tensor *)B->data, at, n);
+}
+
 /* m rows by k numbers of A (stored [K,M] when trans) from row m0, column k0 on: rows at a stride of FTI_AS. */
 static void fti_pack_rows(float *dst, const float *A, size_t lda, int trans, int m0, int m, int k0, int k)
 {
@@ -6241,7 +6445,7 @@ static const float *fti_panel(float *dst, const fti_matrix *B, int K, int j, int
                 fti_store(dst + (size_t)kk * FTI_NR + FTI_LANES, fti_load(p + FTI_LANES * 4));
             }
         else
-            for (int kk = 0; kk < k; kk++, p += B->ld * step) fti_widen(dst + (size_t)kk * FTI_NR, p, B->dtype, n);
+            for (int kk = 0; kk < k; kk++) fti_widen_row(dst + (size_t)kk * FTI_NR, B, k0 + kk, j, n);
     } else
         for (int kk = 0; kk < k; kk += 64) {                /* a strip of the panel that stays near while columns run */
             float wide[FTI_NR * 64];
@@ -6249,7 +6453,7 @@ static const float *fti_panel(float *dst, const fti_matrix *B, int K, int j, int
             const char *p = data + ((size_t)j * B->ld + k0 + kk) * step;
             size_t ld = B->ld;
             if (B->dtype != FTUNE_F32) {
-                for (int c = 0; c < n; c++) fti_widen(wide + (size_t)c * 64, p + (size_t)c * ld * step, B->dtype, some);
+                for (int c = 0; c < n; c++) fti_widen_row(wide + (size_t)c * 64, B, j + c, k0 + kk, some);
                 p = (const char *)wide; ld = 64;
             }
             fti_transpose(dst + (size_t)kk * FTI_NR, FTI_NR, p, ld, n, some);
@@ -6263,14 +6467,16 @@ static void fti_block(float *panel, const float *a, int m, const fti_matrix *B, 
                       const fti_result *o, float *c, int dots)
 {
     if (dots) {
-        for (int j = j0; j < j1; j++)
+        for (int j = j0; j < j1; j++) {
+            const float *b = (const float *)B->data + (size_t)j * B->ld + k0;
+            if (B->dtype != FTUNE_F32) { fti_widen_row(panel, B, j, k0, k); b = panel; }
             for (int r = 0; r < m; r++) {
                 float *y = c + r * o->ldc + j;
-                const float *b = (const float *)B->data + (size_t)j * B->ld + k0;
                 float s = o->alpha * fti_dot(a + (size_t)r * FTI_AS, b, k);
                 if (o->beta != 0.0f) s += o->beta * *y;
                 *y = o->bias ? s + o->bias[j] : s;
             }
+        }
         return;
     }
     for (int j = j0; j < j1; j += FTI_NR) {
@@ -6322,7 +6528,7 @@ static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const fl
                        const fti_result *o)
 {
     int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 32), down = 1;
-    int dots = M <= 2 && B->trans && B->dtype == FTUNE_F32 && (uintptr_t)B->data % sizeof(float) == 0;
+    int dots = M <= 2 && B->trans && (B->dtype != FTUNE_F32 || (uintptr_t)B->data % sizeof(float) == 0);
     double best = INFINITY;
     float *scratch;
     if (be->error.code || M <= 0 || N <= 0) return;
@@ -6388,9 +6594,9 @@ static void fti_cpu_prepare_linear(ft_backend *be, ft_linear *l, int frozen)
         const ft_proj *p = &l->part[i];
         const ft_tensor *w = &p->weight, *b = &p->bias;
         out += p->out;
-        if (!fti_is_float(w->dtype) || (b->data && !fti_is_float(b->dtype))) {
-            fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "%s: expected weights of F32, BF16 or F16, found %s",
-                             p->name ? p->name : "linear", ft_dtype_name(w->dtype));
+        if (!(fti_is_float(w->dtype) || fti_is_quantised(w)) || (b->data && !fti_is_float(b->dtype))) {
+            fti_backend_fail(be, FTUNE_ERR_UNSUPPORTED, "%s: expected weights of F32, BF16, F16, or I8 or NF4 with "
+                             "scales, found %s", p->name ? p->name : "linear", ft_dtype_name(w->dtype));
             return;
         }
         if (w->rank != 2 || w->shape[0] != p->out || w->shape[1] != p->in || p->in != l->in ||
@@ -6400,7 +6606,7 @@ static void fti_cpu_prepare_linear(ft_backend *be, ft_linear *l, int frozen)
                              w->shape[1]);
             return;
         }
-        if (w->dtype != dtype) frozen = 0;                  /* mixed types: packed at each use */
+        if (w->dtype != dtype || !fti_is_float(dtype)) frozen = 0;      /* mixed types, codes: packed at each use */
     }
     if (out != l->out) {
         fti_backend_fail(be, FTUNE_ERR_ARGUMENT, "%s: expected parts of %d outputs together, found %d",
@@ -6458,6 +6664,14 @@ static void fti_dropout(ft_backend *be, float *y, const float *x, int N, int C, 
     }
 }
 
+/* A projection's W [out, in] as the second matrix of a product: transposed in forward, as it is in backward. */
+static fti_matrix fti_weight(const ft_proj *p, int trans)
+{
+    fti_matrix w = { fti_is_float(p->weight.dtype) ? p->weight.data : (const void *)&p->weight, p->weight.dtype,
+                     (size_t)p->in, trans, 0 };
+    return w;
+}
+
 static int fti_sum_R(const ft_linear *l)
 {
     int R = 0;
@@ -6497,7 +6711,7 @@ static void fti_cpu_linear_forward(ft_backend *be, ft_act *Y, ft_act *XA, const 
         const ft_proj *p = &l->part[i];
         const float *in = x;
         if (!packed) {
-            fti_matrix w = { p->weight.data, p->weight.dtype, (size_t)l->in, 1, 0 };
+            fti_matrix w = fti_weight(p, 1);
             fti_result o = { y + at, (size_t)l->out, 1.0f, 0.0f, p->bias.data ? bias + at : NULL };
             fti_matmul(be, 0, N, p->out, l->in, x, l->in, &w, &o);
         }
@@ -6532,7 +6746,7 @@ static void fti_cpu_linear_backward(ft_backend *be, ft_act *DX, const ft_act *DY
         const ft_proj *p = &l->part[i];
         int R = p->R, out = p->out, drop = seed && p->dropout > 0.0f;
         if (dx) {
-            fti_matrix w = { p->weight.data, p->weight.dtype, (size_t)l->in, 0, 0 };
+            fti_matrix w = fti_weight(p, 0);
             fti_result o = { dx, (size_t)l->in, 1.0f, 1.0f, NULL };
             fti_matmul(be, 0, N, l->in, out, dy, l->out, &w, &o);
         }
@@ -7120,6 +7334,9 @@ static void fti_cpu_fill(ft_backend *be)
  * and not a larger step. For large r alpha / r is too timid; alpha / sqrt(r) (use_rslora, Kalajdzievski 2023,
  * arXiv:2312.03732) keeps the gradients at one size.
  *
+ * Beside an adapter W may be coarse: QLoRA keeps it in 4 bits (ft_model_quantize; chapter 6 has the method), and B A
+ * learns what the task needs and what the rounding took. Qwen2.5-0.5B's linear layers: 1.43 GB in f32, 185 MB in NF4.
+ *
  * Afterwards W + scaling * B A is one matrix again: merged, the adapter costs nothing at inference. In backward
  *     dB += scaling * dy (A x)^T        dA += scaling * (B^T dy) x^T        dx += W^T dy + scaling * A^T (B^T dy)
  * and W gets no gradient at all, which saves a third of the arithmetic of training.
@@ -7350,7 +7567,8 @@ FTUNE_API ft_status ft_lora_config_save(const ft_lora_config *c, const char *dir
  * Three savings, all exact:
  *   - gradients stop at the lowest adapter: nothing below it can learn, so nobody asks for dx there, and layers below
  *     it keep no activations;
- *   - a frozen weight has no gradient buffer, and its share of the work (a third) is never done;
+ *   - a frozen weight has no gradient buffer, and its share of the work (a third) is never done; nor is it copied into
+ *     panels when memory matters more than time (ft_model_quantize): then it exists once, in 16, 8 or 4 bits;
  *   - after the last layer's attention only rows with a target go on. The other rows' outputs reach no loss, so the
  *     last o_proj, its MLP, the final norm and lm_head run on M rows instead of N.
  * Usual mistakes: forgetting that a tied embedding collects two gradients (from the bottom and from the head), and
@@ -7360,7 +7578,7 @@ FTUNE_API ft_status ft_lora_config_save(const ft_lora_config *c, const char *dir
 enum { FTI_QKV, FTI_O, FTI_GATE_UP, FTI_DOWN, FTI_LINEARS };   /* a layer's linears in order of data flow */
 
 /* One tensor of the checkpoint: its name in the file and its place in the model. */
-typedef struct fti_slot { ft_tensor *tensor; float **grad; int decay, is_norm, is_bias; void *owned; } fti_slot;
+typedef struct fti_slot { ft_tensor *tensor; float **grad; int decay, is_norm, is_bias, frozen; void *owned; } fti_slot;
 
 /* What backward reads of one layer. */
 typedef struct fti_saved {
@@ -7407,7 +7625,9 @@ struct fti_model {
     ft_param *param; int n_params;
     float    *values, *grads; size_t n_values, n_decay;     /* all trainable numbers side by side: decayed ones first */
     fti_merged *merged;                  /* [n_proj] while merged, else NULL */
-    int       prepared, lowest;          /* lowest linear that learns, 4*layer + FTI_..; -1: the embedding */
+    int       prepared, lean;            /* lean: ft_model_quantize was called, so no second copy of any weight */
+    int       lowest, first;             /* dx ends at linear 4*layer + FTI_.., -1: at the embedding; lowest layer that
+                                            learns */
     void     *block; size_t block_bytes; /* activations */
     void     *host;  size_t host_bytes;  /* rows, targets, results on this side */
     float    *cos_sin; int n_positions;  /* [n_positions, D] */
@@ -7436,8 +7656,23 @@ static ft_linear *fti_linear_at(const ft_model *m, int i)
 
 static int fti_learns(const ft_linear *l)
 {
-    for (int i = 0; i < l->n_parts; i++) if (l->part[i].R || l->part[i].dweight) return 1;
+    for (int i = 0; i < l->n_parts; i++) if (l->part[i].R || l->part[i].dweight || l->part[i].dbias) return 1;
     return 0;
+}
+
+/* How far down backward goes: to the lowest linear that learns, or to a norm that learns above one that does not. */
+static void fti_find_lowest(ft_model *m)
+{
+    struct fti_model *q = m->priv;
+    int head = FTI_LINEARS * m->config.num_hidden_layers, i, norm = 0;
+    for (i = 0; i <= head; i++) {
+        const ft_layer *l = &m->layers[i / FTI_LINEARS];
+        const float *dnorm = i == head ? m->dnorm : i % FTI_LINEARS == FTI_QKV ? l->dinput_layernorm
+                           : i % FTI_LINEARS == FTI_GATE_UP ? l->dpost_attention_layernorm : NULL;
+        if ((norm = dnorm != NULL) || fti_learns(fti_linear_at(m, i))) break;
+    }
+    q->lowest = m->dembed_tokens ? -1 : i - norm;
+    q->first = m->dembed_tokens ? 0 : i / FTI_LINEARS;
 }
 
 static fti_shape fti_shape_of(const ft_config *c, ft_dtype activation)
@@ -7455,7 +7690,7 @@ static fti_shape fti_shape_of(const ft_config *c, ft_dtype activation)
 static fti_shape fti_model_shape(const ft_model *m)
 {
     fti_shape s = fti_shape_of(&m->config, m->be->activation);
-    s.first = m->priv->lowest < 0 ? 0 : m->priv->lowest / FTI_LINEARS;
+    s.first = m->priv->first;
     for (int i = 0; i < FTI_LINEARS * s.L; i++) {      /* layers may differ: take the widest x A^T of each kind */
         const ft_linear *l = fti_linear_at(m, i);
         int R = 0;
@@ -7760,13 +7995,20 @@ static ft_status fti_rope_reserve(ft_model *m, int positions, ft_error *err)
     return fti_backend_status(m->be, err);
 }
 
+/* Will the weights stay as they are, and is there room for them once more? */
+static int fti_may_pack(const ft_model *m, const ft_linear *l)
+{
+    for (int i = 0; i < l->n_parts; i++) if (l->part[i].dweight) return 0;
+    return !m->priv->lean;
+}
+
 /* Let the backend pack its weights: once, before the first pass that needs them. */
 static void fti_prepare(ft_model *m)
 {
     if (m->priv->prepared) return;
     for (int i = 0; i <= FTI_LINEARS * m->config.num_hidden_layers; i++) {
         ft_linear *l = fti_linear_at(m, i);
-        m->be->prepare_linear(m->be, l, l->part[0].dweight == NULL);
+        m->be->prepare_linear(m->be, l, fti_may_pack(m, l));
     }
     m->priv->prepared = 1;
 }
@@ -7782,18 +8024,19 @@ static void fti_unprepare(ft_model *m)
 /* A tensor of backend memory as f32 on this side. */
 static ft_status fti_to_host(const ft_model *m, const ft_tensor *t, float *out, ft_error *err)
 {
-    size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
     ft_tensor host = *t;
-    ft_status st;
-    if (t->dtype == FTUNE_F32) {
-        m->be->download(m->be, out, t->data, bytes);
-        return fti_backend_status(m->be, err);
+    size_t bytes = fti_tensor_place(&host, NULL, t->scale_code != NULL), cols = (size_t)t->shape[1];
+    char *copy = m->be->host_memory ? NULL : (char *)fti_alloc(bytes, 1);
+    ft_status st = copy || m->be->host_memory ? fti_backend_status(m->be, err) : fti_no_memory(err, bytes);
+    if (st == FTUNE_OK && copy) {
+        m->be->download(m->be, copy, t->data, bytes);
+        st = fti_backend_status(m->be, err);
+        fti_tensor_place(&host, copy, t->scale_code != NULL);
     }
-    if (!(host.data = fti_alloc(bytes, 1))) return fti_no_memory(err, bytes);
-    m->be->download(m->be, host.data, t->data, bytes);
-    st = fti_backend_status(m->be, err);
-    if (st == FTUNE_OK) st = ft_tensor_to_f32(&host, out, err);
-    FTUNE_FREE(host.data);
+    if (st == FTUNE_OK && !fti_is_quantised(t)) st = ft_tensor_to_f32(&host, out, err);
+    else if (st == FTUNE_OK)
+        for (size_t r = 0; r < (size_t)t->shape[0]; r++) fti_dequantise(out + r * cols, &host, r * cols, t->shape[1]);
+    FTUNE_FREE(copy);
     return st;
 }
 
@@ -7857,7 +8100,7 @@ FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, u
     struct fti_model *q = m->priv;
     ft_backend *be = m->be;
     fti_pass *p = &q->pass;
-    int learn = dloss != 0.0f;
+    int learn = dloss != 0.0f, below;                  /* below: something under lm_head learns */
     float *logprob, *weights;
     uint8_t *correct;
     ft_status st;
@@ -7865,11 +8108,12 @@ FTUNE_API ft_status ft_model_step(ft_model *m, const ft_batch *b, float dloss, u
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_step: nothing to train: ft_lora_attach or "
                         "ft_model_unfreeze first%s", q->merged ? " (the adapter is merged: ft_lora_unmerge)" : "");
     if ((st = fti_begin(m, b, 0, learn, seed, err)) != FTUNE_OK) return st;
+    below = learn && q->lowest < FTI_LINEARS * m->config.num_hidden_layers;
     fti_forward(m, NULL);
-    if (learn) be->zero(be, p->dh, (size_t)p->M * (size_t)m->config.hidden_size * ft_dtype_size(be->activation));
-    be->lm_head_loss(be, p->logprob, p->correct, learn ? p->dh : NULL, p->h, p->targets, p->weights, dloss,
+    if (below) be->zero(be, p->dh, (size_t)p->M * (size_t)m->config.hidden_size * ft_dtype_size(be->activation));
+    be->lm_head_loss(be, p->logprob, p->correct, below ? p->dh : NULL, p->h, p->targets, p->weights, dloss,
                      &m->lm_head, p->M);
-    if (learn) fti_backward(m);
+    if (below) fti_backward(m);
     weights = (float *)q->host + 2 * (size_t)p->M;
     logprob = weights + p->M;
     correct = (uint8_t *)q->host;                      /* rows and targets have been sent; their place is free */
@@ -7989,7 +8233,7 @@ static ft_status fti_model_build(ft_model **out, const ft_config *c, ft_backend 
     if (!(m = (ft_model *)fti_calloc(1, sizeof *m))) return fti_no_memory(err, sizeof *m);
     m->config = *c; m->be = be;
     if (!(q = m->priv = (struct fti_model *)fti_calloc(1, sizeof *q))) goto no_memory;
-    q->lowest = FTI_LINEARS * L;
+    q->lowest = FTI_LINEARS * L; q->first = L;
     m->layers = (ft_layer *)fti_calloc((size_t)L, sizeof *m->layers);
     q->slot = (fti_slot *)fti_calloc((size_t)L * 16 + 3, sizeof *q->slot);
     q->proj = (ft_proj **)fti_calloc((size_t)L * 7, sizeof *q->proj);
@@ -8036,7 +8280,8 @@ static void fti_drop_trainable(ft_model *m)
     FTUNE_FREE(q->param);
     q->values = q->grads = NULL; q->param = NULL;
     q->n_params = 0; q->n_values = q->n_decay = 0;
-    q->lowest = FTI_LINEARS * m->config.num_hidden_layers;
+    q->first = m->config.num_hidden_layers;
+    q->lowest = FTI_LINEARS * q->first;
     m->has_lora = 0;
 }
 
@@ -8168,12 +8413,27 @@ static void fti_round_to(float *x, size_t n, ft_dtype dtype)
     }
 }
 
+/* Slot i in the type that is saved: dequantised, widened, rounded as need be. */
+typedef struct fti_saving { const ft_model *m; ft_dtype dtype; } fti_saving;
+static void *fti_save_slot(const void *user, int i, ft_error *err)
+{
+    const fti_saving *s = (const fti_saving *)user;
+    const ft_tensor *t = s->m->priv->slot[i].tensor;
+    size_t n = ft_tensor_count(t);
+    float *x = (float *)fti_alloc(n, sizeof *x);
+    if (!x) { fti_no_memory(err, n * sizeof *x); return NULL; }
+    if (fti_to_host(s->m, t, x, err) != FTUNE_OK) { FTUNE_FREE(x); return NULL; }
+    fti_round_to(x, n, s->dtype);
+    return x;
+}
+
 FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype dtype, ft_error *err)
 {
     int n = m->priv->n_slots;
     ft_tensor *list = (ft_tensor *)fti_calloc((size_t)n, sizeof *list);
     fti_arena a = { 0 };
     ft_config c = m->config;
+    fti_saving saving = { m, dtype };
     char *path = fti_path_join(&a, dir, "model.safetensors"), *config = fti_path_join(&a, dir, "config.json");
     ft_status st = fti_make_directory(dir, err);
     if (st == FTUNE_OK && (!list || !path || !config)) st = fti_no_memory(err, (size_t)n * sizeof *list);
@@ -8181,18 +8441,13 @@ FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype d
         st = fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_save: expected F32, BF16 or F16, found %s",
                       ft_dtype_name(dtype));
     for (int i = 0; st == FTUNE_OK && i < n; i++) {
-        size_t count = ft_tensor_count(m->priv->slot[i].tensor);
         list[i] = *m->priv->slot[i].tensor;
+        if (!m->be->host_memory || list[i].dtype != dtype) list[i].data = NULL;     /* else written from where it is */
         list[i].dtype = dtype;
-        if (!(list[i].data = fti_alloc(count, sizeof(float)))) { st = fti_no_memory(err, count * 4); break; }
-        st = fti_to_host(m, m->priv->slot[i].tensor, (float *)list[i].data, err);
-        fti_round_to((float *)list[i].data, count, dtype);
     }
     c.dtype = dtype;
-    if (st == FTUNE_OK) st = ft_weights_save(path, list, n, err);
+    if (st == FTUNE_OK) st = fti_weights_write(path, list, n, fti_save_slot, &saving, err);
     if (st == FTUNE_OK) st = ft_config_save(&c, config, err);
-    for (int i = 0; list && i < n && list[i].data; i++)
-        if (list[i].data != m->priv->slot[i].tensor->data) FTUNE_FREE(list[i].data);
     FTUNE_FREE(list);
     fti_arena_free(&a);
     return st;
@@ -8238,25 +8493,90 @@ FTUNE_API void ft_model_zero_grad(ft_model *m)
     if (m->priv->grads) m->be->zero(m->be, m->priv->grads, m->priv->n_values * sizeof(float));
 }
 
+/* A tensor's numbers have moved elsewhere. */
+static void fti_let_go(ft_model *m, fti_slot *s)
+{
+    const ft_tensor *t = s->tensor;
+    for (int i = 0; !s->owned && m->weights && i < (int)arrlen(m->weights->file); i++) {
+        const fti_file *f = &m->weights->file[i];
+        if ((const char *)t->data < f->data || (const char *)t->data >= f->data + f->size) continue;
+        fti_file_forget(f, t->data, ft_tensor_count(t) * ft_dtype_size(t->dtype));
+    }
+    if (s->owned) m->be->release(m->be, s->owned);
+    s->owned = NULL;
+}
+
+/* The tensors whose names begin with p [n]; how many. */
+static int fti_freeze_name(struct fti_model *q, const char *p, size_t n)
+{
+    int found = 0;
+    for (int i = 0; i < q->n_slots; i++)
+        if (strncmp(q->slot[i].tensor->name, p, n) == 0) { q->slot[i].frozen = 1; found++; }
+    return found;
+}
+
+/* Those that fit into a share of all parameters, from the input side on (freeze_parameters_ratio of ms-swift). */
+static void fti_freeze_share(const ft_model *m, double share)
+{
+    struct fti_model *q = m->priv;
+    int64_t left = (int64_t)(share * (double)ft_config_parameters(&m->config));
+    for (int i = 0; i < q->n_slots && (left -= (int64_t)ft_tensor_count(q->slot[i].tensor)) >= 0; i++)
+        q->slot[i].frozen = 1;
+}
+
+FTUNE_API ft_status ft_model_freeze(ft_model *m, const char *freeze, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_json *number = NULL;                            /* a number as JSON writes it, in every locale */
+    int is_share = !ft_json_parse(&number, freeze, strlen(freeze), "freeze", NULL)
+                   && ft_json_type_of(number, 0) == FTUNE_JSON_NUMBER, found = 1, n_frozen = 0;
+    double share = is_share ? ft_json_number(number, 0, 0) : 0;
+    const char *p = freeze;
+    ft_json_free(number);
+    if (q->param)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "freeze: the model is being trained; freeze a part, then unfreeze the "
+                        "rest");
+    for (int i = 0; i < q->n_slots; i++) q->slot[i].frozen = 0;
+    if (is_share && share > 0.0 && share < 1.0) fti_freeze_share(m, share);
+    for (size_t n; !is_share && found && *p; p += *p == ',' && found) {
+        if ((n = strcspn(p, ",")) > 0) found = fti_freeze_name(q, p, n);
+        if (found) p += n;
+    }
+    for (int i = 0; i < q->n_slots; i++) n_frozen += found ? q->slot[i].frozen : (q->slot[i].frozen = 0);
+    if (n_frozen) return FTUNE_OK;
+    if (is_share)
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "freeze: expected a share between 0 and 1 that holds at least "
+                        "%s, found %s", q->slot[0].tensor->name, freeze);
+    return fti_fail(err, FTUNE_ERR_NOT_FOUND, "freeze: no tensor's name begins with \"%.*s\"; names are like "
+                    "model.embed_tokens.weight, model.layers.0.mlp.up_proj.weight%s", (int)strcspn(p, ","), p,
+                    m->config.tie_word_embeddings ? "; lm_head is tied to model.embed_tokens" : "");
+}
+
 FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err)
 {
     struct fti_model *q = m->priv;
     size_t n_values = 0, used = 0;
+    int n = 0;
     ft_status st;
     if (m->has_lora || q->merged)
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_unfreeze: the model has an adapter; merge and save it, "
                         "then load the result");
     if (q->param) return FTUNE_OK;
-    for (int i = 0; i < q->n_slots; i++) n_values += fti_padded(ft_tensor_count(q->slot[i].tensor));
+    for (int i = 0; i < q->n_slots; i++) {
+        if (q->slot[i].frozen) continue;
+        n_values += fti_padded(ft_tensor_count(q->slot[i].tensor));
+        n++;
+    }
+    if (!n) return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_unfreeze: every tensor is frozen: nothing to train");
     fti_unprepare(m);
-    if ((st = fti_alloc_trainable(m, q->n_slots, n_values, err)) != FTUNE_OK) { fti_drop_trainable(m); return st; }
+    if ((st = fti_alloc_trainable(m, n, n_values, err)) != FTUNE_OK) { fti_drop_trainable(m); return st; }
     for (int decay = 1; decay >= 0; decay--)
         for (int i = 0; st == FTUNE_OK && i < q->n_slots; i++) {
             fti_slot *s = &q->slot[i];
             ft_tensor *t = s->tensor;
             ft_param *p;
             float *x;
-            if (s->decay != decay) continue;
+            if (s->decay != decay || s->frozen) continue;
             if (!(x = (float *)fti_alloc(ft_tensor_count(t), sizeof *x))) {
                 st = fti_no_memory(err, ft_tensor_count(t) * 4);
                 break;
@@ -8269,18 +8589,102 @@ FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err)
     if (st != FTUNE_OK) { fti_drop_trainable(m); return st; }
     for (int i = 0, k = 0; i < 2 * q->n_slots; i++) {               /* decided: move every tensor over */
         fti_slot *s = &q->slot[i % q->n_slots];
-        if (s->decay != (i < q->n_slots)) continue;
-        if (s->owned) m->be->release(m->be, s->owned);
-        s->owned = NULL;
+        if (s->decay != (i < q->n_slots) || s->frozen) continue;
+        fti_let_go(m, s);
         s->tensor->data = q->param[k].value;
         s->tensor->dtype = FTUNE_F32;
         *s->grad = q->param[k++].grad;
     }
     fti_tie(m);
+    fti_find_lowest(m);
+    if (n < q->n_slots) return FTUNE_OK;               /* what is frozen stays in the file */
     ft_weights_close(m->weights);
     m->weights = NULL;
-    q->lowest = -1;
     return FTUNE_OK;
+}
+
+/* ---- a frozen base in fewer bits ---- */
+
+/* One tensor, 64 rows at a time: whole rows for I8, whole blocks for NF4, and never all of it in f32. */
+static ft_status fti_narrow(ft_model *m, fti_slot *s, ft_dtype type, int double_quant, ft_error *err)
+{
+    ft_backend *be = m->be;
+    ft_tensor t = *s->tensor;
+    size_t n = ft_tensor_count(&t), rows = (size_t)t.shape[0], cols = n / (rows ? rows : 1), most = 64 * cols, bytes;
+    size_t size = ft_dtype_size(t.dtype), blocks = (n + FTI_NF4_BLOCK - 1) / FTI_NF4_BLOCK, k;
+    size_t n_scales = type == FTUNE_I8 ? rows : type == FTUNE_NF4 ? blocks : 0;
+    float *x = (float *)fti_alloc(2 * most + 2 * n_scales + 512, sizeof *x), *scale = x + 2 * most;
+    char *narrow = (char *)(x + most), *memory = NULL;
+    int finite = 1;
+    ft_status st = FTUNE_OK;
+    if (!x) return fti_no_memory(err, 8 * most);
+    t.dtype = type;
+    bytes = fti_tensor_place(&t, NULL, double_quant);
+    if ((memory = (char *)be->alloc(be, bytes)) != NULL) fti_tensor_place(&t, memory, double_quant);
+    for (size_t at = 0; memory && at < n; at += k) {
+        k = n - at < most ? n - at : most;
+        be->download(be, narrow, (const char *)s->tensor->data + at * size, k * size);
+        be->sync(be);
+        fti_widen(x, narrow, s->tensor->dtype, (int)k);
+        for (size_t i = 0; n_scales && i < k; i++) finite &= fabsf(x[i]) <= FLT_MAX;
+        if (!finite) break;
+        bytes = type == FTUNE_NF4 ? (k + 1) / 2 : k * ft_dtype_size(type);
+        if (type == FTUNE_NF4) fti_quantise_nf4((uint8_t *)narrow, scale + at / FTI_NF4_BLOCK, x, k);
+        else if (type == FTUNE_I8) fti_quantise_i8((int8_t *)narrow, scale + at / cols, x, (int)(k / cols), (int)cols);
+        else fti_round_to(x, k, type);
+        be->upload(be, memory + (type == FTUNE_NF4 ? at / 2 : at * ft_dtype_size(type)),
+                   n_scales ? (const void *)narrow : x, bytes);
+    }
+    if (memory && t.scale_code) {
+        uint8_t *code = (uint8_t *)(scale + n_scales + 256 + (blocks + FTI_SCALE_BLOCK - 1) / FTI_SCALE_BLOCK);
+        t.scale_offset = fti_quantise_scales(code, scale + n_scales, scale, blocks);
+        be->upload(be, (void *)(uintptr_t)t.scale_code, code, blocks);
+        scale += n_scales; n_scales = 256 + (blocks + FTI_SCALE_BLOCK - 1) / FTI_SCALE_BLOCK;
+    }
+    if (memory && n_scales) be->upload(be, (void *)(uintptr_t)t.scale, scale, n_scales * sizeof *scale);
+    st = fti_backend_status(be, err);
+    if (st == FTUNE_OK && !finite)
+        st = fti_fail(err, FTUNE_ERR_NOT_FINITE, "%s: a number in it is NaN or infinite: it cannot be held in %s",
+                      t.name, ft_dtype_name(type));
+    FTUNE_FREE(x);
+    if (st != FTUNE_OK) { if (memory) be->release(be, memory); return st; }
+    fti_let_go(m, s);
+    s->owned = memory;
+    *s->tensor = t;
+    return FTUNE_OK;
+}
+
+/* Trained tensors stay f32; of the others bf16 takes all, codes only the projections. */
+static int fti_narrows(const ft_model *m, const fti_slot *s, ft_dtype type)
+{
+    if (*s->grad || fti_is_quantised(s->tensor)) return 0;
+    if (type == FTUNE_BF16) return s->tensor->dtype != FTUNE_BF16;
+    return s->tensor->rank == 2 && s->tensor != &m->embed_tokens && s->tensor != &m->lm_head.part[0].weight;
+}
+
+FTUNE_API ft_status ft_model_quantize(ft_model *m, ft_dtype type, int double_quant, ft_error *err)
+{
+    struct fti_model *q = m->priv;
+    ft_status st = FTUNE_OK;
+    int codes = type == FTUNE_I8 || type == FTUNE_NF4, n = 0;
+    if (type != FTUNE_BF16 && !codes)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_quantize: expected BF16, I8 or NF4, found %s",
+                        ft_dtype_name(type));
+    if (q->merged)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_quantize: an adapter is merged; ft_lora_unmerge first");
+    if (codes && !m->be->host_memory)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "backend %s: weights in %s are not implemented there; use the CPU, "
+                        "or BF16", m->be->name, ft_dtype_name(type));
+    for (int i = 0; codes && i < q->n_slots; i++) n += fti_narrows(m, &q->slot[i], type);
+    if (codes && !n)
+        return fti_fail(err, FTUNE_ERR_ARGUMENT, "ft_model_quantize: no linear layer is left to quantise: each is "
+                        "trained or quantised already");
+    fti_unprepare(m);
+    q->lean = 1;
+    for (int i = 0; st == FTUNE_OK && i < q->n_slots; i++)
+        if (fti_narrows(m, &q->slot[i], type)) st = fti_narrow(m, &q->slot[i], type, double_quant, err);
+    fti_tie(m);
+    return st;
 }
 
 /* Parameters, and blocks laid out like them (moments), as tensors of one file under name + suffix. */
@@ -8290,12 +8694,13 @@ static ft_status fti_params_save(const ft_model *m, const char *path, int n_bloc
     struct fti_model *q = m->priv;
     size_t n = (size_t)n_blocks * (size_t)q->n_params;
     ft_tensor *list = (ft_tensor *)fti_calloc(n, sizeof *list);
-    float *host = (float *)fti_alloc(q->n_values * (size_t)n_blocks, sizeof *host);
+    int here = m->be->host_memory;                     /* then they are written from where they lie */
+    float *host = (float *)fti_alloc(here ? 1 : q->n_values * (size_t)n_blocks, sizeof *host);
     fti_arena a = { 0 };
     ft_status st = list && host ? FTUNE_OK : fti_no_memory(err, q->n_values * (size_t)n_blocks * sizeof *host);
     for (int b = 0; st == FTUNE_OK && b < n_blocks; b++) {
-        float *copy = host + q->n_values * (size_t)b;
-        m->be->download(m->be, copy, blocks[b], q->n_values * sizeof *copy);
+        float *copy = here ? blocks[b] : host + q->n_values * (size_t)b;
+        if (!here) m->be->download(m->be, copy, blocks[b], q->n_values * sizeof *copy);
         for (int i = 0; i < q->n_params; i++) {
             const ft_param *p = &q->param[i];
             size_t len = strlen(p->name), more = strlen(suffixes[b]);
@@ -8365,7 +8770,9 @@ static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const c
     if (n_missing)
         return fti_fail(err, FTUNE_ERR_NOT_FOUND, "%s: %d of %d expected tensors are missing: %s", path, n_missing,
                         q->n_params, missing);
-    if (n_found * (1 + others) != ft_weights_count(w)) {
+    if (!suffix[0] && !m->has_lora) others = q->n_slots - q->n_params;      /* a model's file has the frozen ones too */
+    else others *= n_found;
+    if (n_found + others != ft_weights_count(w)) {
         char extra[300] = "";
         int n_extra = 0;
         for (int i = 0; i < ft_weights_count(w); i++) {
@@ -8446,7 +8853,7 @@ static ft_status fti_lora_make(ft_model *m, const ft_lora_config *c, ft_error *e
         p->lora_A = pa->value; p->dlora_A = pa->grad;
         p->lora_B = pb->value; p->dlora_B = pb->grad;
     }
-    for (q->lowest = 0; !fti_learns(fti_linear_at(m, q->lowest)); q->lowest++) {}
+    fti_find_lowest(m);
     m->lora = *c;
     m->has_lora = 1;
     fti_lora_resolve(&m->lora);
@@ -8574,55 +8981,69 @@ FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err)
 
 /* ---- what a run will take ---- */
 
-FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights, const ft_lora_config *lora,
-                                  int tokens_per_batch, ft_error *err)
+/* The model is built on paper: every name and shape, and a machine that has no memory. What is trained or narrowed is
+ * marked as the real thing marks it, so that the sums cannot drift from what they describe. */
+FTUNE_API ft_status ft_model_plan(ft_plan *p, const ft_config *c, ft_dtype weights, ft_dtype quant,
+                                  const ft_lora_config *lora, const char *freeze, int tokens_per_batch, ft_error *err)
 {
-    static const char *const name[7] = { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                                         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj" };
-    static const int kind[7] = { FTI_QKV, FTI_QKV, FTI_QKV, FTI_O, FTI_GATE_UP, FTI_GATE_UP, FTI_DOWN };
-    fti_shape s = fti_shape_of(c, FTUNE_F32);
+    float trained;                       /* never read: its address stands for a gradient */
+    ft_backend paper;
+    ft_model *m = NULL;
+    fti_shape s;
     fti_pass pass;
-    int64_t linear = 0, size = (int64_t)ft_dtype_size(weights), head = (int64_t)c->vocab_size * c->hidden_size;
-    double adapter = 0, attention;
-    ft_status st = fti_config_check(c, "config", err);
+    int head = FTI_LINEARS * c->num_hidden_layers, head_rows = fti_head_rows(c->vocab_size);
+    ft_status st;
     memset(p, 0, sizeof *p);
     memset(&pass, 0, sizeof pass);
-    if (st != FTUNE_OK) return st;
+    memset(&paper, 0, sizeof paper);
+    paper.activation = FTUNE_F32;
     if (tokens_per_batch < 1)
         return fti_fail(err, FTUNE_ERR_ARGUMENT, "plan: tokens_per_batch: expected at least 1, found %d",
                         tokens_per_batch);
-    p->parameters = ft_config_parameters(c);
-    if (!lora) s.first = 0;
-    for (int l = 0; l < s.L; l++)
-        for (int i = 0; i < 7; i++) {
-            int in = i == 3 ? s.HD : i == 6 ? s.F : s.C;
-            int out = i == 0 ? s.HD : i < 3 ? s.K * s.D : i == 3 || i == 6 ? s.C : s.F;
-            char module[96];
-            snprintf(module, sizeof module, "model.layers.%d.%s", l, name[i]);
-            linear += (int64_t)in * out;
-            if (!lora || !ft_lora_matches(lora, module)) continue;
-            p->trainable += (int64_t)lora->r * (in + out);
-            if (s.first == s.L) s.first = l;
-            if (l == s.first) s.R[kind[i]] += lora->r;
+    if ((st = fti_model_build(&m, c, &paper, err)) != FTUNE_OK) return st;
+    if (freeze && !lora) st = ft_model_freeze(m, freeze, err);
+    m->priv->lean = quant == FTUNE_BF16 || quant == FTUNE_I8 || quant == FTUNE_NF4;
+    for (int i = 0; st == FTUNE_OK && i < m->priv->n_slots; i++) {
+        fti_slot *slot = &m->priv->slot[i];
+        if (!lora && !slot->frozen) {
+            *slot->grad = &trained;
+            p->trainable += (int64_t)ft_tensor_count(slot->tensor);
+        } else slot->tensor->dtype = m->priv->lean && fti_narrows(m, slot, quant) ? quant : weights;
+        p->weights += (int64_t)fti_tensor_place(slot->tensor, NULL, 1);
+    }
+    fti_tie(m);
+    for (int i = 0; lora && i < m->priv->n_proj; i++) {
+        ft_proj *w = m->priv->proj[i];
+        if (!ft_lora_matches(lora, w->name)) continue;
+        w->R = lora->r;
+        p->trainable += (int64_t)lora->r * (w->in + w->out);
+    }
+    fti_find_lowest(m);
+    for (int i = 0; st == FTUNE_OK && i <= head; i++) {
+        const ft_linear *l = fti_linear_at(m, i);
+        size_t panels = ((size_t)l->out + FTI_NR - 1) / FTI_NR * FTI_NR;
+        if (fti_may_pack(m, l)) p->packed += (int64_t)(panels * (size_t)l->in * ft_dtype_size(weights));
+        for (int k = 0; k < l->n_parts; k++) {
+            double W = 2.0 * l->in * l->part[k].out, AB = 2.0 * l->part[k].R * (l->in + l->part[k].out);
+            p->flop_per_token_forward += W + AB;
+            p->flop_per_token_backward += (i > m->priv->lowest) * W + (l->part[k].dweight != NULL) * W + 2.0 * AB;
         }
-    if (!lora) p->trainable = p->parameters;
-    adapter = lora ? (double)p->trainable : 0.0;
+    }
     pass.N = pass.M = tokens_per_batch;
     pass.keep = 1;
-    p->weights = p->parameters * (lora ? size : 4);                      /* full: the f32 copy that is trained */
-    p->packed = lora ? (linear + head) * size : 0;                       /* frozen linears, as the CPU reads them */
-    p->adapters = 4 * (int64_t)adapter;
+    s = fti_model_shape(m);
+    p->parameters = ft_config_parameters(c);
+    p->adapters = lora ? 4 * p->trainable : 0;
     p->gradients = 4 * p->trainable;
     p->moments = 8 * p->trainable;
     p->activations = (int64_t)fti_layout(&pass, &s, NULL);
-    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < fti_head_rows(c->vocab_size) ? tokens_per_batch
-                                              : fti_head_rows(c->vocab_size));
+    p->logits = 4 * (int64_t)c->vocab_size * (tokens_per_batch < head_rows ? tokens_per_batch : head_rows);
     p->kv_cache = 8 * (int64_t)s.L * s.K * s.D * tokens_per_batch;
     p->peak = p->weights + p->packed + p->adapters + p->gradients + p->moments + p->activations + p->logits;
-    attention = 2.0 * tokens_per_batch * s.HD * s.L;                     /* q k^T and p v over half the square */
-    p->flop_per_token_forward = 2.0 * (double)(linear + head) + 2.0 * adapter + attention;
-    p->flop_per_token_backward = 2.0 * (double)(linear + head) * (lora ? 1 : 2) + 4.0 * adapter + 2.5 * attention;
-    return FTUNE_OK;
+    p->flop_per_token_forward += 2.0 * tokens_per_batch * s.HD * s.L;    /* q k^T and p v over half the square */
+    p->flop_per_token_backward += 5.0 * tokens_per_batch * s.HD * (s.L - s.first);
+    ft_model_free(m);
+    return st;
 }
 
 /* >>9 training: AdamW, schedule, clipping, step, checkpoint -------------------------------------------------------
@@ -8801,7 +9222,8 @@ static uint64_t fti_hash_samples(const ft_dataset *d)
     return h;
 }
 
-/* Sizes of the model, and of a frozen base the beginning of every tensor: enough to tell two models apart. */
+/* Sizes of the model, and the beginning of every frozen tensor: enough to tell two models apart, or one held in other
+ * bits, or one with other parts frozen. */
 static uint64_t fti_hash_base(const ft_model *m)
 {
     const ft_config *c = &m->config;
@@ -8812,9 +9234,11 @@ static uint64_t fti_hash_base(const ft_model *m)
                                c->rope_high_freq_factor };
     char piece[4096];
     uint64_t h = fti_crc64(fti_crc64(0, sizes, sizeof sizes), numbers, sizeof numbers);
-    for (int i = 0; m->has_lora && i < m->priv->n_slots; i++) {
+    for (int i = 0; i < m->priv->n_slots; i++) {
         const ft_tensor *t = m->priv->slot[i].tensor;
-        size_t bytes = ft_tensor_count(t) * ft_dtype_size(t->dtype);
+        ft_tensor copy = *t;
+        size_t bytes = fti_tensor_place(&copy, NULL, t->scale_code != NULL);
+        if (*m->priv->slot[i].grad) continue;
         if (bytes > sizeof piece) bytes = sizeof piece;
         m->be->download(m->be, piece, t->data, bytes);
         m->be->sync(m->be);
@@ -10848,6 +11272,19 @@ static void fti_file_close(fti_file *f)
 #endif
     if (!f->mapped && f->size) FTUNE_FREE((void *)(uintptr_t)f->data);
     memset(f, 0, sizeof *f);
+}
+
+/* These bytes of a mapped file were read for the last time: the system may have their pages back now, not only when
+ * memory runs short. Should they be read again after all, they come from disk. */
+static void fti_file_forget(const fti_file *f, const void *p, size_t n)
+{
+#if !defined(FTUNE_NO_MMAP) && defined(MADV_DONTNEED)
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), at = (size_t)((const char *)p - f->data), end = (at + n) / page * page;
+    at = (at + page - 1) / page * page;                     /* whole pages only: a neighbour may be in use */
+    if (f->mapped && at < end) madvise((void *)(uintptr_t)(f->data + at), end - at, MADV_DONTNEED);
+#else
+    (void)f; (void)p; (void)n;
+#endif
 }
 
 static ft_status fti_make_directory(const char *path, ft_error *err)

@@ -178,12 +178,21 @@ static void gemm(ft_backend *be, int transA, int transB, int M, int N, int K, fl
                                     N, M, K, &alpha, B, ldb, A, lda, &beta, C, ldc);
     if (st != CUBLAS_STATUS_SUCCESS) latch(be, "cublas: sgemm %d x %d x %d failed with status %d", M, N, K, (int)st);
 }
+/* element() reads three types; codes with scales (I8, NF4) are refused before it would misread them. */
+static bool readable(ft_backend *be, const ft_proj *p)
+{
+    ft_dtype t = p->weight.dtype;
+    if (t == FTUNE_F32 || t == FTUNE_BF16 || t == FTUNE_F16) return true;
+    latch(be, "%s: expected a weight of F32, BF16 or F16, found %s", p->name ? p->name : "linear", ft_dtype_name(t));
+    return false;
+}
 /* W of a projection in f32: itself, the copy that prepare_linear made, or scratch. */
 static const float *wide_weight(ft_backend *be, const ft_linear *l, int part)
 {
     const ft_tensor *w = &l->part[part].weight;
     size_t n = (size_t)l->part[part].in * l->part[part].out;
     if (w->dtype == FTUNE_F32) return (const float *)w->data;
+    if (!readable(be, &l->part[part])) return NULL;
     if (l->packed) {
         const float *p = (const float *)l->packed;
         for (int i = 0; i < part; i++) p += (size_t)l->part[i].in * l->part[i].out;
@@ -201,8 +210,7 @@ static void cuda_prepare_linear(ft_backend *be, ft_linear *l, int frozen)
     bool narrow = false;
     for (int i = 0; i < l->n_parts; i++) {
         const ft_tensor *w = &l->part[i].weight;
-        if (w->dtype != FTUNE_F32 && w->dtype != FTUNE_BF16 && w->dtype != FTUNE_F16)
-            latch(be, "%s: expected a weight of F32, BF16 or F16, found %s", l->part[i].name, ft_dtype_name(w->dtype));
+        readable(be, &l->part[i]);
         narrow = narrow || w->dtype != FTUNE_F32;
         total += (size_t)l->part[i].in * l->part[i].out;
     }
@@ -626,6 +634,7 @@ static void cuda_lm_head_loss(ft_backend *be, float *logprob, uint8_t *correct, 
     float *dh = (float *)dh_;
     const float *h = (const float *)h_;
     int V = head->out, C = head->in, R = rank_sum(head);
+    bool learns = dh || (dloss != 0 && (head->part[0].dweight || head->part[0].dbias || R));
     if (be->error.code || !M) return;
     float *z = (float *)cuda_alloc(be, (size_t)(M < CHUNK ? M : CHUNK) * V * sizeof(float));
     float *xa = R ? (float *)cuda_alloc(be, (size_t)CHUNK * R * sizeof(float)) : NULL;
@@ -637,7 +646,7 @@ static void cuda_lm_head_loss(ft_backend *be, float *logprob, uint8_t *correct, 
         cross_entropy_kernel<<<m, THREADS, 0, state_of(be)->stream>>>(z, logprob ? logprob + m0 : NULL,
             correct ? correct + m0 : NULL, targets + m0, weight ? weight + m0 : NULL, dloss, V);
         launched(be, "cross_entropy");
-        if (dh) cuda_linear_backward(be, dh + (size_t)m0 * C, z, rows, xa, head, m, 0);
+        if (learns) cuda_linear_backward(be, dh ? dh + (size_t)m0 * C : NULL, z, rows, xa, head, m, 0);
     }
     cuda_release(be, z);
     cuda_release(be, xa);

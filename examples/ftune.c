@@ -76,8 +76,9 @@ static const option OPTIONS[] = {
     { "--rslora", NULL, TRAIN | PLAN, FLAG, AT(rslora), "scaling = alpha / sqrt(rank)" },
     { "--target-modules", "A,B", TRAIN | PLAN, TEXT, AT(target_modules), "projections; all-linear: all but lm_head" },
     { "--full", NULL, TRAIN | PLAN | GRADS, FLAG, AT(full), "train every weight, no adapter" },
-    { "--freeze", "A,B", TRAIN | PLAN, TEXT, AT(freeze), "(not in this version)" },
-    { "--quant", "nf4|int8|none", TRAIN | PLAN, TEXT, AT(quant), "(nf4 and int8: not in this version)" },
+    { "--freeze", "A,B", TRAIN | PLAN | GRADS, TEXT, AT(freeze),
+      "--full, but for tensors whose names begin so, or for a share: 0.5" },
+    { "--quant", "nf4|int8|none", MODEL | PLAN, TEXT, AT(quant), "frozen linear layers in 4 or 8 bits [none]" },
     { "--batch", "N", TRAIN | PLAN, INT, AT(batch), "rows of one forward pass" },
     { "--accumulate", "N", TRAIN | PLAN, INT, AT(accumulate), "forward passes of one update" },
     { "--packing", "N", TRAIN | PLAN, INT, AT(packing), "fill sequences of N tokens; --batch then counts those" },
@@ -102,7 +103,8 @@ static const option OPTIONS[] = {
     { "--json", NULL, JSON, FLAG, AT(json), "the result as JSON" },
     { "--format", "gguf|ollama", EXPORT, TEXT, AT(format), "(not in this version)" },
     { "--backend", "cpu|cuda", MODEL, TEXT, AT(backend), "where the numbers are computed [cpu]" },
-    { "--dtype", "f32|bf16", MODEL | DTYPE, TEXT, AT(dtype), "of the computation; init, merge: of the file" },
+    { "--dtype", "f32|bf16", MODEL | PLAN | DTYPE, TEXT, AT(dtype),
+      "bf16: frozen weights are rounded to it; init, merge: type of the file" },
     { "--threads", "N", ALL, INT, AT(threads), "0: all cores" },
     { "--help", NULL, ALL, FLAG, AT(help), "this page" },
 };
@@ -221,11 +223,18 @@ static int help(const command *c)
 /* A missing option is wrong usage. */
 static int need(const char *value, const char *what) { return value ? 0 : say("expected %s (see --help)", what); }
 
-/* What the contract names and this version does not have. */
+/* FTUNE_F32: weights as the file has them. */
+static ft_dtype quant_of(const options *o)
+{
+    return o->quant && strcmp(o->quant, "nf4") == 0 ? FTUNE_NF4 : o->quant && strcmp(o->quant, "int8") == 0 ? FTUNE_I8
+         : FTUNE_F32;
+}
+
+/* What makes no sense together, and what this program was built without. */
 static int unsupported(const options *o)
 {
-    if (o->quant && strcmp(o->quant, "none") != 0) return say("--quant %s: not in this version; use none", o->quant);
-    if (o->freeze) return say("--freeze: not in this version; use --full or an adapter");
+    if (o->full && !o->freeze && quant_of(o) != FTUNE_F32)
+        return say("--quant %s: what is trained cannot be quantised: train an adapter, or --freeze a part", o->quant);
 #ifndef FTUNE_CUDA
     if (o->backend && strcmp(o->backend, "cuda") == 0)
         return say("--backend cuda: this program was built without it (FTUNE_CUDA and ftune_cuda.cu); use cpu");
@@ -496,7 +505,7 @@ typedef struct session {
     ft_error       err;
 } session;
 
-enum { WANT_TOKENIZER = 1, WANT_CHAT = 2, WANT_ROWS = 4, WANT_BACKEND = 8, WANT_MODEL = 16, WANT_F32 = 32 };
+enum { WANT_TOKENIZER = 1, WANT_CHAT = 2, WANT_ROWS = 4, WANT_BACKEND = 8, WANT_MODEL = 16, WANT_DTYPE = 32 };
 
 static void session_close(session *s)
 {
@@ -579,6 +588,17 @@ static int load_backend(session *s)
     return ft_backend_cpu(&s->be, (int)s->o->threads, &s->err) ? fail(&s->err) : 0;
 }
 
+/* --quant, and --dtype where it is not the type of a file: what is frozen, in fewer bits. Codes first, as they are best
+ * made from the numbers of the file. */
+static int narrow(session *s, int with_dtype)
+{
+    ft_dtype quant = quant_of(s->o);
+    if (quant != FTUNE_F32 && ft_model_quantize(s->model, quant, 1, &s->err)) return fail(&s->err);
+    if (with_dtype && s->o->dtype && strcmp(s->o->dtype, "bf16") == 0
+        && ft_model_quantize(s->model, FTUNE_BF16, 0, &s->err)) return fail(&s->err);
+    return 0;
+}
+
 /* A --loss-scale that is none is wrong usage: found before any row is read. A --system that the template has no place
  * for is found at each row. */
 static int chat_check(session *s)
@@ -600,8 +620,6 @@ static int session_open(session *s, const options *o, int wants)
     if (wants & WANT_MODEL && need(o->model, "--model DIR")) return 2;
     if (wants & WANT_TOKENIZER && !o->model && need(o->tokenizer, "--tokenizer PATH")) return 2;
     if (unsupported(o)) return 2;
-    if (wants & WANT_F32 && o->dtype && strcmp(o->dtype, "f32") != 0)
-        return say("--dtype bf16: not in this version; use f32");
     if (wants & WANT_MODEL && load_settings(s)) return 1;
     if (wants & WANT_CHAT) { int rc = chat_options(s, o); if (rc) return rc; }
     t.splitter = o->splitter; t.lowercase = (int)o->lowercase;
@@ -611,7 +629,7 @@ static int session_open(session *s, const options *o, int wants)
     if (wants & WANT_BACKEND && load_backend(s)) return 1;
     if (wants & WANT_MODEL && ft_model_load(&s->model, o->model, s->be, &s->err)) return fail(&s->err);
     if (wants & WANT_MODEL && o->adapter && ft_lora_load(s->model, o->adapter, &s->err)) return fail(&s->err);
-    return 0;
+    return wants & WANT_MODEL && !o->full ? narrow(s, wants & WANT_DTYPE) : 0;
 }
 
 /* The commands that turn each row into one line. */
@@ -1029,13 +1047,18 @@ static int cmd_plan(const options *o)
     ft_plan   p;
     ft_error  err = { FTUNE_OK, "" };
     ft_lora_config lora = lora_config(o);
+    ft_dtype quant = quant_of(o);
     const char *where = o->config ? o->config : o->model;
     double tokens;
     if (need(where, "--model DIR or --config FILE") || unsupported(o)) return 2;
     if (ft_config_load(&c, where, &err)) return fail(&err);
     tokens = (double)(o->packing > 0 ? o->packing : row_limit(o, &c)) * (double)o->batch;
     if (tokens > INT32_MAX) return say("--batch: %.0f tokens in a batch are too many", tokens);
-    if (ft_model_plan(&p, &c, c.dtype, o->full ? NULL : &lora, (int)tokens, &err)) return fail(&err);
+    if (o->dtype && strcmp(o->dtype, "bf16") == 0) {
+        if (quant == FTUNE_F32) quant = FTUNE_BF16;
+        else c.dtype = FTUNE_BF16;
+    }
+    if (ft_model_plan(&p, &c, c.dtype, quant, o->full ? NULL : &lora, o->freeze, (int)tokens, &err)) return fail(&err);
     const struct { const char *name; double value; int bytes; } lines[] = {
         { "tokens_per_batch", tokens, 0 }, { "parameters", (double)p.parameters, 0 },
         { "trainable", (double)p.trainable, 0 }, { "weights", (double)p.weights, 1 }, { "packed", (double)p.packed, 1 },
@@ -1181,14 +1204,22 @@ static int save_settings(session *s)
     return rc;
 }
 
+/* Every weight, or those that --freeze leaves; the others narrow. */
+static int make_full(session *s)
+{
+    if ((s->o->freeze && ft_model_freeze(s->model, s->o->freeze, &s->err)) || ft_model_unfreeze(s->model, &s->err))
+        return fail(&s->err);
+    return narrow(s, 1);
+}
+
 /* Make something trainable: adapters, or every weight. */
 static int make_trainable(session *s)
 {
     ft_lora_config c = lora_config(s->o);
     const ft_param *params;
     double n = 0, all = (double)ft_config_parameters(&s->model->config);
-    if (s->o->full) ft_model_unfreeze(s->model, &s->err);
-    else ft_lora_attach(s->model, &c, (uint64_t)s->o->seed, &s->err);
+    if (s->o->full && make_full(s)) return 1;
+    if (!s->o->full) ft_lora_attach(s->model, &c, (uint64_t)s->o->seed, &s->err);
     if (s->err.code) return fail(&s->err);
     for (int i = ft_model_params(s->model, &params) - 1; i >= 0; i--) {
         double count = 1;
@@ -1217,7 +1248,7 @@ static int train(const options *o)
     session    s = { 0 };
     ft_dataset data = { 0 }, eval = { 0 };
     int rc = need(o->data, "--data FILE") || need(o->out, "--out DIR") ? 2 : 0;
-    if (!rc) rc = session_open(&s, o, WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_F32);
+    if (!rc) rc = session_open(&s, o, WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_DTYPE);
     if (!rc) {
         s.chat.max_length = row_limit(o, &s.model->config);
         fprintf(stderr, "template %s (swift %d rules), at most %d tokens a row\n", template_used(&s), s.chat.swift,
@@ -1295,7 +1326,7 @@ static ft_status score_row(void *user, ft_text json, const char *where, ft_error
     return FTUNE_OK;
 }
 
-static int cmd_score(const options *o) { return row_command(o, WANT_BACKEND | WANT_MODEL | WANT_F32, score_row); }
+static int cmd_score(const options *o) { return row_command(o, WANT_BACKEND | WANT_MODEL | WANT_DTYPE, score_row); }
 
 /* The mean over all rows needs the number of their targets, which is known at the end: add up with dloss 1, divide
  * when saving. */
@@ -1337,8 +1368,8 @@ static int cmd_grads(const options *o)
     session s = { 0 };
     int rc = need(o->out, "--out FILE"), refused = 0;
     if (!rc && !o->full) rc = need(o->adapter, "--adapter DIR or --full");
-    if (!rc) rc = session_open(&s, o, WANT_BACKEND | WANT_MODEL | WANT_F32);
-    if (!rc && o->full && ft_model_unfreeze(s.model, &s.err)) rc = fail(&s.err);
+    if (!rc) rc = session_open(&s, o, WANT_BACKEND | WANT_MODEL | WANT_DTYPE);
+    if (!rc && o->full) rc = make_full(&s);
     if (!rc) ft_model_zero_grad(s.model);
     if (!rc) refused = each_row(o, grad_row, &s);
     if (!rc && !s.n_targets) rc = (say("expected rows with labels, found none"), 1);
@@ -1398,7 +1429,7 @@ static ft_status answer(session *s, const ft_row *row, size_t *n, ft_error *err)
     return voice.failed ? no_memory(err) : FTUNE_OK;
 }
 
-enum { WANT_TO_SPEAK = WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_F32 };
+enum { WANT_TO_SPEAK = WANT_TOKENIZER | WANT_CHAT | WANT_ROWS | WANT_BACKEND | WANT_MODEL | WANT_DTYPE };
 
 /* A line is a JSON row, whose last answer is left to the model, or simply the prompt. */
 static ft_status generate_row(void *user, ft_text line, const char *where, ft_error *err)
@@ -1496,7 +1527,7 @@ static const command COMMANDS[] = {
     { "init", "--config FILE --out DIR", "a model with random weights", CONFIG | SEED | OUT | DTYPE | TOK, cmd_init },
     { "pretrain", "--model DIR --data FILE --out DIR", "train all weights on plain text",
       MODEL | TRAIN | CHAT, cmd_pretrain },
-    { "sft", "--model DIR --data FILE --out DIR", "fine-tune on conversations: LoRA, or --full",
+    { "sft", "--model DIR --data FILE --out DIR", "fine-tune on conversations: LoRA, or --full, --freeze",
       MODEL | TRAIN | CHAT, cmd_sft },
     { "score", "--model DIR [--adapter DIR] [FILE]", "{\"input_ids\":..,\"labels\":..} -> loss, log p of each target",
       MODEL | ADAPTER, cmd_score },
@@ -1534,6 +1565,7 @@ int main(int n, char **words)
     rc = read_options(&o, c, n - 2, words + 2);
     o.colour = o.color ? strcmp(o.color, "always") == 0 : isatty(1) && !getenv("NO_COLOR");
     if (o.color && strcmp(o.color, "auto") == 0) o.colour = isatty(1);
+    if (o.freeze) o.full = 1;
     if (!rc) rc = o.help ? help(c) : c->run(&o);
     if (fflush(stdout) != 0 && !rc) rc = 1;
     free(o.files);

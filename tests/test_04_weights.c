@@ -338,7 +338,8 @@ static void check_same_bytes(const char *a, const char *b)
 static void test_save(void)
 {
     static float two[2] = { 1, -2 };
-    ft_tensor t[2] = { { "w", FTUNE_F32, 1, { 2, 0, 0, 0 }, NULL }, { "w", FTUNE_F32, 1, { 2, 0, 0, 0 }, NULL } };
+    ft_tensor t[2] = { { "w", FTUNE_F32, 1, { 2, 0, 0, 0 }, NULL, NULL, NULL, 0 },
+                       { "w", FTUNE_F32, 1, { 2, 0, 0, 0 }, NULL, NULL, NULL, 0 } };
     ft_weights *w;
     size_t n = 0;
     char *p;
@@ -554,8 +555,8 @@ static void test_config_save(void)
 static void test_config_tie(void)
 {
     static float one[1];
-    ft_tensor t[2] = { { "lm_head.weight", FTUNE_F32, 1, { 1, 0, 0, 0 }, NULL }, { "model.embed_tokens.weight",
-            FTUNE_F32, 1, { 1, 0, 0, 0 }, NULL } };
+    ft_tensor t[2] = { { "lm_head.weight", FTUNE_F32, 1, { 1, 0, 0, 0 }, NULL, NULL, NULL, 0 }, { "model.embed_tokens.weight",
+            FTUNE_F32, 1, { 1, 0, 0, 0 }, NULL, NULL, NULL, 0 } };
     ft_config c;
     t[0].data = t[1].data = one;
     fti_make_directory(scratch("tie"), NULL);

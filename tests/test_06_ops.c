@@ -28,7 +28,7 @@ static float *noise(size_t n)
 }
 static ft_tensor tensor2(const char *name, float *data, int rows, int cols)
 {
-    ft_tensor t = { name, FTUNE_F32, cols ? 2 : 1, { rows, cols ? cols : 1, 1, 1 }, data };
+    ft_tensor t = { name, FTUNE_F32, cols ? 2 : 1, { rows, cols ? cols : 1, 1, 1 }, data, NULL, NULL, 0 };
     return t;
 }
 static double weighted(const float *y, const float *w, size_t n)

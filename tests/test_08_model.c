@@ -426,21 +426,21 @@ static void test_plan(void)
     c.num_attention_heads = 14; c.num_key_value_heads = 2; c.head_dim = 64; c.max_position_embeddings = 32768;
     c.rms_norm_eps = 1e-6f; c.rope_theta = 1e6; c.tie_word_embeddings = 1; c.qkv_bias = 1; c.rope_factor = 1.0f;
     strcpy(l.target_modules, "q_proj,v_proj");
-    CHECK_OK(ft_model_plan(&p, &c, FTUNE_BF16, &l, 1024, &err), err);
+    CHECK_OK(ft_model_plan(&p, &c, FTUNE_BF16, FTUNE_F32, &l, NULL, 1024, &err), err);
     CHECK_INT(p.parameters, 494032768);
     CHECK_INT(p.trainable, 540672);
     CHECK_INT(p.weights, 2 * 494032768ll);
     strcpy(l.target_modules, "all-linear");
-    CHECK_OK(ft_model_plan(&p, &c, FTUNE_BF16, &l, 1024, &err), err);
+    CHECK_OK(ft_model_plan(&p, &c, FTUNE_BF16, FTUNE_F32, &l, NULL, 1024, &err), err);
     CHECK_INT(p.trainable, 4399104);
     CHECK_INT(p.moments, 8 * 4399104);
-    CHECK_OK(ft_model_plan(&q, &c, FTUNE_BF16, NULL, 1024, &err), err);
+    CHECK_OK(ft_model_plan(&q, &c, FTUNE_BF16, FTUNE_F32, NULL, NULL, 1024, &err), err);
     CHECK_INT(q.trainable, 494032768);
     CHECK_NEAR(p.flop_per_token_forward, 2.0 * 494e6, 0.0, 0.1);
     CHECK(p.flop_per_token_backward < 0.6 * q.flop_per_token_backward);
     CHECK(p.activations > 1024ll * 24 * 54000 && p.activations < 1024ll * 24 * 60000);
     CHECK(p.peak > p.weights + p.activations && q.peak > p.peak);
-    CHECK_FAILS(ft_model_plan(&p, &c, FTUNE_BF16, &l, 0, &err), err, FTUNE_ERR_ARGUMENT, "tokens_per_batch");
+    CHECK_FAILS(ft_model_plan(&p, &c, FTUNE_BF16, FTUNE_F32, &l, NULL, 0, &err), err, FTUNE_ERR_ARGUMENT, "tokens_per_batch");
 }
 
 /* What PyTorch and PEFT computed: tests/golden/make_model.py. */

@@ -26,7 +26,9 @@ run encode --tokenizer bytes --template qwenn; is "unknown template" 2 $rc; has 
 run tokenize --tokenizer "$dir/none";  is "no such tokenizer" 1 $rc;      has "no such tokenizer" "$dir/none" "$err"
 run tokenize --tokenizer bytes "$dir/none"; is "no such file" 1 $rc;      has "no such file" "$dir/none" "$err"
 run export --format gguf;             is "export" 2 $rc;                  has "export" "not in this version" "$err"
-run sft --model x --data x --out x --quant nf4; is "quant" 2 $rc;         has "quant" "not in this version" "$err"
+run sft --model x --data x --out x --quant nf5; is "quant" 2 $rc;         has "quant" "nf4|int8|none" "$err"
+run sft --model x --data x --out x --full --quant nf4; is "quant, full" 2 $rc; has "quant, full" "--freeze" "$err"
+run pretrain --model x --data x --out x --quant int8;  is "quant, pretrain" 2 $rc
 run score --model x --backend cuda;   [ $rc = 2 ] && has "cuda" "cuda" "$err" || { skipped=$((skipped + 1)); echo "SKIP built with CUDA"; }
 
 # ---- tokenize, detokenize
@@ -188,7 +190,36 @@ run score --model "$dir/full";  is "score: refused rows" 1 $rc;  is "score: the 
 is "score: the others" 3 "$(printf '%s\n' "$out" | grep -c '^{"error":"')"
 is "score: a line each" 3 "$(grep -c '^stdin:[123]: ' "$dir/err")"
 run score --model "$dir/none";  is "score: no model" 1 $rc;      has "score: no model" "$dir/none" "$err"
-run score --model "$dir/full" --dtype bf16; is "score: bf16" 2 $rc
+
+# ---- fewer bits, fewer trained weights
+"$ftune" encode --tokenizer bytes --template default-generation "$dir/good.jsonl" >"$dir/rows"
+bytes() { printf '%s' "$1" | sed 's/.*"weights":\([0-9]*\),.*/\1/'; }
+run plan --model "$dir/full" --json; all=$(bytes "$out")
+for how in "--dtype bf16" "--quant int8" "--quant nf4" "--quant nf4 --dtype bf16"; do
+    run plan --model "$dir/full" --json $how
+    [ "$(bytes "$out")" -lt "$all" ] && ok || wrong "plan $how" "fewer bytes than $all" "$(bytes "$out")"
+    has "plan $how: nothing twice" '"packed":0,' "$out"
+    run score --model "$dir/full" $how --threads 1 "$dir/rows"; is "score $how" 0 $rc;  has "score $how" '"n":4,' "$out"
+    [ "$out" != "$one" ] && ok || wrong "score $how" "not what f32 gives" "$out"
+    narrow=$out;  run score --model "$dir/full" $how --threads 2 "$dir/rows";  is "score $how: any thread count" "$narrow" "$out"
+    given ''
+    run sft --model "$dir/full" --data "$dir/good.jsonl" --out "$dir/narrow" --steps 120 --batch 2 --lr 0.01 $how;  is "sft $how" 0 $rc
+    run generate --model "$dir/full" --adapter "$dir/narrow" $how --prompt Hi;  is "generate $how" "Bye" "$out"
+    run merge --model "$dir/full" --adapter "$dir/narrow" --out "$dir/merged" $(echo "$how" | sed 's/--dtype bf16//');  is "merge $how" 0 $rc
+    run generate --model "$dir/merged" --prompt Hi;  is "generate: merged $how" "Bye" "$out"
+done
+run grads --model "$dir/full" --adapter "$dir/lora" --quant nf4 --out "$dir/g3.safetensors" "$dir/rows";  is "grads --quant" 0 $rc
+cmp -s "$dir/g1.safetensors" "$dir/g3.safetensors" && wrong "grads --quant" "other gradients" "the same" || ok
+freeze="--model $dir/full --data $dir/good.jsonl --out $dir/part --steps 60 --batch 2 --lr 0.01"
+run sft $freeze --freeze model.layers.0.,model.embed_tokens;  is "sft --freeze" 0 $rc
+has "sft --freeze: how many" "9376 of 27424 parameters are trained" "$err"
+[ -s "$dir/part/model.safetensors" ] && ok || wrong "sft --freeze" "model.safetensors" "none"
+run generate --model "$dir/part" --prompt Hi;                 is "generate: part" "Bye" "$out"
+run sft $freeze --freeze 0.5 --quant nf4 --dtype bf16;        is "sft --freeze 0.5 --quant nf4" 0 $rc
+run grads --model "$dir/full" --freeze 0.5 --out "$dir/g4.safetensors" "$dir/rows";  is "grads --freeze" 0 $rc
+run sft $freeze --freeze model.layer.0;  is "sft --freeze: matches nothing" 1 $rc;  has "sft --freeze" 'begins with "model.layer.0"' "$err"
+run plan --model "$dir/full" --freeze 0.5 --json;  is "plan --freeze" 0 $rc
+run plan --model "$dir/full" --freeze lm_head;     is "plan --freeze: tied" 1 $rc;  has "plan --freeze" "tied" "$err"
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

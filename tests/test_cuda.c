@@ -44,7 +44,7 @@ static void compare(const char *what, pair *p)
 }
 static ft_tensor tensor_of(const char *name, void *data, int rows, int columns)
 {
-    ft_tensor t = { name, FTUNE_F32, columns ? 2 : 1, { rows, columns, 0, 0 }, data };
+    ft_tensor t = { name, FTUNE_F32, columns ? 2 : 1, { rows, columns, 0, 0 }, data, NULL, NULL, 0 };
     return t;
 }
 

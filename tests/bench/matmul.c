@@ -52,7 +52,7 @@ static double bench(ft_backend *be, const shape *s, ft_rng *rng)
     memset(&l, 0, sizeof l);
     l.n_parts = 1; l.in = l.part[0].in = K; l.out = l.part[0].out = N;
     if (s->tB && !s->tA) {
-        ft_tensor w = { "weight", FTUNE_F32, 2, { N, K, 1, 1 }, B };
+        ft_tensor w = { "weight", FTUNE_F32, 2, { N, K, 1, 1 }, B, NULL, NULL, 0 };
         l.part[0].weight = w;
         be->prepare_linear(be, &l, 1);
     }
