@@ -11,6 +11,7 @@ WARN     = -Wall -Wextra
 $(if $(filter-out help clean check-ops,$(or $(MAKECMDGOALS),help)),$(shell CC="$(CC)" sh tests/deps.sh >&2))
 NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
+export OPENMP
 CFLAGS  ?= -std=c99 -O3 $(NATIVE) $(OPENMP) -g $(WARN)
 SANFLAGS = -std=c99 -O1 $(OPENMP) -g $(WARN) -fno-omit-frame-pointer
 LIBS     = -lm

@@ -382,7 +382,8 @@ typedef struct ft_dataset {
     uint64_t fingerprint;               /* of the file, for resume */
     int n_repeated;                     /* rows equal to an earlier one, byte for byte; they are kept */
 } ft_dataset;
-/*   strict  the first row that is refused or has no target is an error
+/*   opt     NULL: the defaults
+ *   strict  the first row that is refused or has no target is an error
  * Errors: FTUNE_ERR_NO_LABELS when no row is left; FTUNE_ERR_FORMAT when the array itself is broken; FTUNE_ERR_IO;
  * those of options and, when strict, of rows. *d need not be initialised; after an error it has counts, no samples. */
 FTUNE_API ft_status ft_dataset_load(ft_dataset *d, const char *path, const ft_tokenizer *tok,
@@ -639,8 +640,8 @@ typedef struct ft_param {
 } ft_param;
 FTUNE_API int       ft_model_params(const ft_model *m, const ft_param **params);     /* owned by the model */
 
-/* Attach fresh adapters: A uniform in +-1/sqrt(in), B zero, so the first forward is the base's, bit for bit.
- * No module matches: FTUNE_ERR_NOT_FOUND. */
+/* Attach fresh adapters: A uniform in +-1/sqrt(in), B zero, so the first forward is the base's, bit for bit. c NULL: the
+ * default configuration. No module matches: FTUNE_ERR_NOT_FOUND. */
 FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_t seed, ft_error *err);
 /* A PEFT directory: adapter_config.json + adapter_model.safetensors. Missing or unmatched keys: an error lists them. */
 FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err);
@@ -720,7 +721,7 @@ typedef struct ft_progress {            /* after one update */
     int64_t step, total; double epoch, loss, grad_norm, lr, tokens_per_second, seconds_left, accuracy;
     int64_t tokens, targets; size_t memory_bytes;
 } ft_progress;
-/* train and eval (may be NULL) stay the caller's and must outlive the trainer. */
+/* train and eval (may be NULL) stay the caller's and must outlive the trainer. o NULL: the defaults. */
 FTUNE_API ft_status ft_trainer_new(ft_trainer **out, ft_model *m, const ft_dataset *train, const ft_dataset *eval,
                                    const ft_train_options *o, ft_error *err);
 FTUNE_API void      ft_trainer_free(ft_trainer *t);
@@ -8864,7 +8865,8 @@ static ft_status fti_lora_make(ft_model *m, const ft_lora_config *c, ft_error *e
 
 FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_t seed, ft_error *err)
 {
-    ft_status st = fti_lora_make(m, c, err);
+    ft_lora_config usual = ft_lora_config_default();
+    ft_status st = fti_lora_make(m, c ? c : &usual, err);
     ft_rng rng;
     if (st != FTUNE_OK) return st;
     ft_rng_seed(&rng, seed);
@@ -9273,7 +9275,8 @@ FTUNE_API ft_status ft_trainer_new(ft_trainer **out, ft_model *m, const ft_datas
 {
     ft_trainer *t;
     int64_t batches;
-    ft_status st = fti_train_check(m, train, o, err);
+    ft_train_options usual = ft_train_options_default();
+    ft_status st = fti_train_check(m, train, o = o ? o : &usual, err);
     *out = NULL;
     if (st != FTUNE_OK) return st;
     if (!(t = (ft_trainer *)fti_calloc(1, sizeof *t))) return fti_no_memory(err, sizeof *t);

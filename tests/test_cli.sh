@@ -221,5 +221,23 @@ run sft $freeze --freeze model.layer.0;  is "sft --freeze: matches nothing" 1 $r
 run plan --model "$dir/full" --freeze 0.5 --json;  is "plan --freeze" 0 $rc
 run plan --model "$dir/full" --freeze lm_head;     is "plan --freeze: tied" 1 $rc;  has "plan --freeze" "tied" "$err"
 
+# ---- the programs of README.md and of the front page of ftune.h, as a reader would type them
+mkdir -p "$dir/readme/chats"; here=$(pwd)
+awk '/^```c/{p=1;next} /^```/{p=0} p' README.md >"$dir/readme/program.c"
+awk '/^ \*     #define FTUNE_IMPLEMENTATION/{p=1} /^ \*     cc /{p=0} p{sub(/^ \* ? ? ? ? ?/,""); print}' ftune.h >"$dir/readme/front.c"
+printf '{"vocab_size":700,"hidden_size":16,"intermediate_size":32,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"model_type":"qwen2"}' >"$dir/config.json"
+run train-tokenizer --vocab-size 600 --out "$dir/readme/Qwen2.5-0.5B" examples/data/text_en.txt;  is "README: tokenizer" 0 $rc
+run init --config "$dir/config.json" --seed 1 --out "$dir/readme/Qwen2.5-0.5B";                   is "README: model" 0 $rc
+head -n 4 examples/data/chat_train.jsonl >"$dir/readme/chats.jsonl"
+ln -s Qwen2.5-0.5B "$dir/readme/model-directory"
+for p in program front; do
+    (cd "$dir/readme" && ${CC:-cc} -std=c99 -O1 -Wall -Wextra -DFTUNE_IMPLEMENTED -I"$here" $p.c "$here/build/ftune.o" ${OPENMP--fopenmp} -o $p -lm) 2>"$dir/err" && [ ! -s "$dir/err" ] \
+        && ok || wrong "README: $p.c" "compiles without a word" "$(cat "$dir/err")"
+    (cd "$dir/readme" && ./$p) >"$dir/out" 2>&1 && ok || wrong "README: $p" "status 0" "$(cat "$dir/out")"
+done
+[ -s "$dir/readme/adapter/adapter_model.safetensors" ] && ok || wrong "README: program" "an adapter" "none"
+is "front page: ids that are labels, and -100" "1 1" "$(awk '$1==$2{a=1} $2==-100{b=1} END{print a, b}' "$dir/out")"
+[ "$(grep -c . "$dir/readme/program.c")" -le 15 ] && ok || wrong "README: program" "15 lines" "more"
+
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
