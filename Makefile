@@ -8,7 +8,7 @@ export GOMP_SPINCOUNT  ?= 5000
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 WARN     = -Wall -Wextra
 # First of all, because what follows asks the compiler what it can do.
-$(if $(filter-out help clean check-ops,$(or $(MAKECMDGOALS),help)),$(shell CC="$(CC)" sh tests/deps.sh >&2))
+$(if $(filter-out help clean check-ops course,$(or $(MAKECMDGOALS),help)),$(shell CC="$(CC)" sh tests/deps.sh >&2))
 NATIVE  := $(shell echo 'int main(void){return 0;}' | $(CC) -march=native -xc - -o /dev/null 2>/dev/null && echo -march=native)
 OPENMP  := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
 export OPENMP
@@ -20,7 +20,7 @@ PYTHON   = build/venv/bin/python
 EXAMPLES := $(patsubst examples/%.c,%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,%,$(sort $(wildcard tests/test_*.c)))
 
-.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden bench bench-tokenizer bench-cuda fuzz clean deps venv
+.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden course bench bench-tokenizer bench-cuda fuzz clean deps venv
 
 help:
 	@echo 'make run              fine-tune a small language model here and now (about a minute)'
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench-tokenizer  tokenizers beside tiktoken, Hugging Face and SentencePiece'
 	@echo 'make notebooks        run the notebooks from top to bottom (NumPy and Matplotlib, in build/venv)'
 	@echo 'make golden           make the golden files of tests/golden again'
+	@echo 'make course           build/course.h: ftune.h without what a first reading can leave out'
 	@echo 'make clean            remove build/'
 
 deps:
@@ -125,6 +126,12 @@ test-cuda: build/ftune_cuda.o
 	$(CC) $(CFLAGS) -DFTUNE_CUDA -I. -Itests -c tests/test_cuda.c -o build/test_cuda.o
 	nvcc build/test_cuda.o build/ftune_cuda.o -o build/test-cuda -lcublas -lgomp -lm
 	@sh tests/run.sh build/test-cuda
+
+# The chapters of the implementation, without the sections marked "second reading" and the appendices.
+course:
+	@mkdir -p build
+	@awk '/^\/\* >>1 /{part++} /^\/\* appendix: errors/{exit} /^\/\* (---- |>>)/{skip=/second reading/} part == 2 && !skip' ftune.h >build/course.h
+	@wc -l build/course.h
 
 clean:
 	rm -rf build

@@ -44,6 +44,10 @@
  *     >>10 generate, save    hearing what was learnt
  *     appendix               errors, memory, JSON, files, numbers; Unicode; SentencePiece; the files of tokenizers
  *
+ * To read: the course is the implementation's chapters without the sections whose heading says "second reading": what
+ * reads files, keeps books or handles rare cases. About 4,400 lines, an evening; `make course` writes them to
+ * build/course.h.
+ *
  * What it does not do: pre-training at scale, preference training (DPO, RLHF), images and sound, several machines,
  * reading pickles (pytorch_model.bin), downloading anything.
  *
@@ -640,8 +644,8 @@ typedef struct ft_param {
 } ft_param;
 FTUNE_API int       ft_model_params(const ft_model *m, const ft_param **params);     /* owned by the model */
 
-/* Attach fresh adapters: A uniform in +-1/sqrt(in), B zero, so the first forward is the base's, bit for bit. c NULL: the
- * default configuration. No module matches: FTUNE_ERR_NOT_FOUND. */
+/* Attach fresh adapters: A uniform in +-1/sqrt(in), B zero, so the first forward is the base's, bit for bit.
+ * c NULL: the default configuration. No module matches: FTUNE_ERR_NOT_FOUND. */
 FTUNE_API ft_status ft_lora_attach(ft_model *m, const ft_lora_config *c, uint64_t seed, ft_error *err);
 /* A PEFT directory: adapter_config.json + adapter_model.safetensors. Missing or unmatched keys: an error lists them. */
 FTUNE_API ft_status ft_lora_load(ft_model *m, const char *dir, ft_error *err);
@@ -1868,7 +1872,7 @@ static ft_status fti_bytes_encode(const ft_tokenizer *tok, const char *text, siz
 }
 static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL };
 
-/* ---- added tokens in text -------------------------------------------------------------------------------------- */
+/* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
 /* The longest token of the set that text begins with at p. The set is sorted; each further byte narrows the range. */
 static const fti_added *fti_added_at(const fti_added_set *set, const char *p, const char *end)
@@ -2218,7 +2222,7 @@ FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *na
     return FTUNE_OK;
 }
 
-/* ---- building ---------------------------------------------------------------------------------------------------- */
+/* ---- second reading: building ------------------------------------------------------------------------------------ */
 
 FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 {
@@ -2453,7 +2457,7 @@ static void fti_merges_free(fti_merges *m)
     fti_buf_free(&m->bytes);
 }
 
-/* ---- training, the other half of chapter 1 ----------------------------------------------------------------------
+/* ---- second reading: training, the other half of chapter 1 ----------------------------------------------------------
  *
  * Count pieces of text once; then again and again take the most frequent pair of neighbours (ties: the lower ids, as
  * Hugging Face's trainer does, so both learn the same merges) and join it wherever it stands. Only the words that hold
@@ -2772,7 +2776,7 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
     return FTUNE_OK;
 }
 
-/* ---- WordPiece --------------------------------------------------------------------------------------------------
+/* ---- second reading: WordPiece --------------------------------------------------------------------------------------
  * BERT's way (Schuster & Nakajima 2012; Devlin et al. 2018). Text is cleaned and cut into words at white space, around
  * every punctuation mark and around every CJK ideograph; each word is then taken apart greedily, always the longest
  * piece that is in the vocabulary. Pieces inside a word are spelt with "##".
@@ -3207,7 +3211,7 @@ static const ft_template fti_no_template = {
     .suffix = { FTUNE_IDS "eos_token_id" }, .auto_add_bos = 1
 };
 
-/* ---- registry ---- */
+/* ---- second reading: registry ------------------------------------------------------------------------------------ */
 
 struct ft_registry { fti_arena arena; ft_template **own; };
 
@@ -3310,7 +3314,7 @@ FTUNE_API ft_status ft_template_register(ft_registry *r, const ft_template *t, f
     return FTUNE_OK;
 }
 
-/* ---- row -> pieces ---- */
+/* ---- row -> pieces ----------------------------------------------------------------------------------------------- */
 
 enum { FTI_LOSS_DEFAULT, FTI_LOSS_LAST_ROUND, FTI_LOSS_ALL, FTI_LOSS_AGENT };
 #define FTI_MAX_SCALES 8            /* names in one loss_scale */
@@ -3493,6 +3497,8 @@ static ft_status fti_add_ids(fti_chat *c, size_t begin, float weight, ft_origin 
     return fti_push(c->pieces, piece) ? FTUNE_OK : fti_no_memory(c->err, sizeof piece);
 }
 
+/* ---- second reading: weights by part of an answer ---------------------------------------------------------------- */
+
 /* Agent training (ms-swift 2, use_loss_scale): the words that call a tool weigh twice, what the tool answered nothing.
  *
  *     Thought: I need weather.\n   Action: get_weather\n   Observation:    20C\n   Final Answer: 20C
@@ -3628,6 +3634,8 @@ static ft_status fti_add_scaled(fti_chat *c, int link, const char *p, const char
     return e ? e : fti_add_scaled(c, link + 1, from, kind ? kind + (from - p) : NULL, (size_t)(end - from),
                                   weight * content, question, origin);
 }
+
+/* ---- frame, rounds, row ------------------------------------------------------------------------------------------ */
 
 static ft_status fti_add_response(fti_chat *c, const fti_values *v)
 {
@@ -3824,7 +3832,7 @@ FTUNE_API ft_status ft_row_pieces(const ft_tokenizer *tok, const ft_row *row, co
     return e;
 }
 
-/* ---- pieces -> ids, labels ---- */
+/* ---- pieces -> ids, labels --------------------------------------------------------------------------------------- */
 
 FTUNE_API void ft_sample_free(ft_sample *s)
 {
@@ -4023,7 +4031,7 @@ FTUNE_API ft_status ft_row_encode(ft_sample *s, const ft_tokenizer *tok, const f
     return e;
 }
 
-/* ---- the edges ---- */
+/* ---- second reading: the edges ----------------------------------------------------------------------------------- */
 
 FTUNE_API ft_chat_options ft_chat_options_default(void)
 {
@@ -4163,7 +4171,7 @@ FTUNE_API ft_text ft_chat_stop_text(const ft_tokenizer *tok, const ft_chat_optio
  * spelling is matters less than that nothing is guessed: two columns that mean the same thing, a role out of order, a
  * null where text must stand are refused with file, line and place. */
 
-/* ---- one row of JSON ---- */
+/* ---- second reading: one row of JSON ----------------------------------------------------------------------------- */
 
 typedef enum fti_column { FTI_COL_SYSTEM, FTI_COL_QUERY, FTI_COL_RESPONSE, FTI_COL_LIST, FTI_COL_HISTORY, FTI_COL_TOOLS,
                           FTI_COL_INSTRUCTION, FTI_COL_INPUT, FTI_COL_TEXT, FTI_COL_REJECTED, FTI_N_COLUMNS
@@ -4525,7 +4533,7 @@ FTUNE_API ft_status ft_row_parse(ft_row_parser *p, const char *json, size_t n, c
     return e ? e : fti_read_row(p, row);
 }
 
-/* ---- a file of rows ---- */
+/* ---- second reading: a file of rows ------------------------------------------------------------------------------ */
 
 /* Walks over a file, one row at a time. */
 typedef struct fti_rows {
@@ -4774,7 +4782,7 @@ FTUNE_API void ft_dataset_free(ft_dataset *d)
     memset(d, 0, sizeof *d);
 }
 
-/* ---- batches ---- */
+/* ---- batches ----------------------------------------------------------------------------------------------------- */
 
 FTUNE_API void ft_batch_free(ft_batch *b)
 {
@@ -4836,7 +4844,7 @@ FTUNE_API ft_status ft_batch_add(ft_batch *b, const ft_sample *s, int pad_to, in
     return FTUNE_OK;
 }
 
-/* ---- packing ----
+/* ---- packing --------------------------------------------------------------------------------------------------------
  * Best-fit decreasing: longest samples first, each into the fullest bin that still has room (at most 11/9 of the fewest
  * bins possible, and 4 more; Johnson et al. 1974). That bin is found in a tree of maxima over all amounts of room:
  *
@@ -5032,7 +5040,7 @@ FTUNE_API size_t ft_tensor_count(const ft_tensor *t)
     return n;
 }
 
-/* Reading --------------------------------------------------------------------------------------------------------- */
+/* ---- second reading: reading tensors ----------------------------------------------------------------------------- */
 
 /* A whole number as the format wants it: digits only, no sign, no 1e3. */
 static int fti_json_size(const fti_json *j, int node, uint64_t *out)
@@ -5342,7 +5350,7 @@ FTUNE_API ft_status ft_tensor_to_f32(const ft_tensor *t, float *out, ft_error *e
     }
 }
 
-/* Writing --------------------------------------------------------------------------------------------------------- */
+/* ---- second reading: writing tensors ----------------------------------------------------------------------------- */
 
 /* The reference writer's order: wider types first, so that every tensor is aligned to its own size; then by name. */
 static int fti_tensor_order(const void *a, const void *b)
@@ -5418,7 +5426,7 @@ FTUNE_API ft_status ft_weights_save(const char *path, const ft_tensor *tensors, 
     return fti_weights_write(path, tensors, n, NULL, NULL, err);
 }
 
-/* config.json ----------------------------------------------------------------------------------------------------- */
+/* ---- second reading: config.json --------------------------------------------------------------------------------- */
 
 /* What Transformers assumes for a key that is absent. */
 static int fti_config_defaults(ft_config *c, const char *model_type)
@@ -5979,7 +5987,7 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
  * sum split between threads, and a training run that cannot be repeated. (Nor does this chapter survive -ffast-math.)
  * tests/bench/matmul.c has the figures; examples/07_gradient_check.c holds a backward against its forward. */
 
-/* ---- vectors: one source, the widest registers the compiler was allowed to use ---------------------------------- */
+/* ---- second reading: vectors: one source, the widest registers the compiler was allowed to use ------------------- */
 #if defined(__AVX512F__)
 #include <immintrin.h>
 enum { FTI_LANES = 16, FTI_MR = 14 };
@@ -6151,7 +6159,7 @@ static void fti_widen(float *y, const void *x, ft_dtype dtype, int n)
 static int fti_is_float(ft_dtype t) { return t == FTUNE_F32 || t == FTUNE_BF16 || t == FTUNE_F16; }
 static size_t fti_float_size(ft_dtype t) { return t == FTUNE_F32 ? 4 : 2; }
 
-/* ---- weights in 8 and 4 bits --------------------------------------------------------------------------------------
+/* ---- second reading: weights in 8 and 4 bits ------------------------------------------------------------------------
  * A frozen weight is read and never changed, so it may be coarse, if the adapter learns beside the coarse one. Divide
  * some neighbours by the largest magnitude a among them (absmax), and keep of each w / a, -1 .. 1, the nearest of few
  * levels:
@@ -7635,7 +7643,7 @@ struct fti_model {
     fti_pass  pass;
 };
 
-/* ---- what forward, backward and the rest share ---- */
+/* ---- what forward, backward and the rest share ------------------------------------------------------------------- */
 
 static ft_tensor fti_tensor_of(const char *name, int rank, int rows, int cols)
 {
@@ -7712,7 +7720,7 @@ static ft_status fti_backend_status(ft_backend *be, ft_error *err)
     return code;
 }
 
-/* ---- forward ---- */
+/* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 /* Dropout of linear k of layer l in this pass: its own stream, the same in forward and backward. */
 static uint64_t fti_dropout_seed(const fti_pass *p, int l, int k)
@@ -7797,7 +7805,7 @@ static void fti_forward(ft_model *m, const fti_cache *cache)
     be->rmsnorm_forward(be, p->h, p->rstd_last, p->x_last, &m->norm, eps, p->M, s.C);
 }
 
-/* ---- backward: the same lines, last first ---- */
+/* ---- backward: the same lines, last first ------------------------------------------------------------------------ */
 
 /* Each step: make again what the linear read (if it learns), gradients of its weights, dx if anything below learns. */
 typedef struct fti_back { ft_model *m; fti_pass *p; fti_shape s; float eps; int lowest; } fti_back;
@@ -7882,7 +7890,7 @@ static void fti_backward(ft_model *m)
         be->embedding_backward(be, m->dembed_tokens, b.p->ids, dx, b.p->N, b.s.C, m->config.vocab_size);
 }
 
-/* ---- one batch: memory, rotary table, step ---- */
+/* ---- second reading: one batch: memory, rotary table, step ------------------------------------------------------- */
 
 /* Cut the block into pieces of 64-byte multiples. base NULL: only measure. */
 typedef struct fti_cut { char *base; size_t used; } fti_cut;
@@ -8161,7 +8169,7 @@ FTUNE_API ft_status ft_model_logits(ft_model *m, const ft_batch *b, float *logit
     return fti_logits(m, logits, err);
 }
 
-/* ---- building: names and shapes from the config ---- */
+/* ---- second reading: building: names and shapes from the config -------------------------------------------------- */
 
 static char *fti_name(fti_arena *a, const char *format, ...)
 {
@@ -8309,7 +8317,7 @@ FTUNE_API void ft_model_free(ft_model *m)
     FTUNE_FREE(m);
 }
 
-/* ---- numbers: from a file, from a seed, back to a file ---- */
+/* ---- second reading: numbers: from a file, from a seed, back to a file ------------------------------------------- */
 
 static ft_status fti_bind(ft_model *m, fti_slot *s, const char *dir, ft_error *err)
 {
@@ -8454,7 +8462,7 @@ FTUNE_API ft_status ft_model_save(const ft_model *m, const char *dir, ft_dtype d
     return st;
 }
 
-/* ---- what is trained: adapters, or everything ---- */
+/* ---- second reading: what is trained: adapters, or everything ---------------------------------------------------- */
 
 /* One block of values and one of gradients for all parameters: the norm is then one sum, AdamW one or two calls. */
 static size_t fti_padded(size_t n) { return (n + 15) / 16 * 16; }      /* 64 bytes: no two share a cache line */
@@ -8604,7 +8612,7 @@ FTUNE_API ft_status ft_model_unfreeze(ft_model *m, ft_error *err)
     return FTUNE_OK;
 }
 
-/* ---- a frozen base in fewer bits ---- */
+/* ---- second reading: a frozen base in fewer bits ----------------------------------------------------------------- */
 
 /* One tensor, 64 rows at a time: whole rows for I8, whole blocks for NF4, and never all of it in f32. */
 static ft_status fti_narrow(ft_model *m, fti_slot *s, ft_dtype type, int double_quant, ft_error *err)
@@ -8791,7 +8799,7 @@ static ft_status fti_params_read(const ft_model *m, const ft_weights *w, const c
     return fti_backend_status(m->be, err);
 }
 
-/* ---- LoRA on a whole model ---- */
+/* ---- second reading: LoRA on a whole model ----------------------------------------------------------------------- */
 
 /* "all-linear" is resolved to names before it is saved, as PEFT does. */
 static void fti_lora_resolve(ft_lora_config *c)
@@ -8981,7 +8989,7 @@ FTUNE_API ft_status ft_lora_unmerge(ft_model *m, ft_error *err)
     return FTUNE_OK;
 }
 
-/* ---- what a run will take ---- */
+/* ---- second reading: what a run will take ------------------------------------------------------------------------ */
 
 /* The model is built on paper: every name and shape, and a machine that has no memory. What is trained or narrowed is
  * marked as the real thing marks it, so that the sums cannot drift from what they describe. */
@@ -9133,7 +9141,7 @@ FTUNE_API float ft_learning_rate(const ft_train_options *o, int64_t s, int64_t t
     return (float)((double)o->lr * (f > 0.0 ? f : 0.0));
 }
 
-/* ---- rows, packed rows, their order ---- */
+/* ---- rows, packed rows, their order ------------------------------------------------------------------------------ */
 
 static ft_status fti_unit_batch(ft_batch *b, const ft_trainer *t, int unit, ft_error *err)
 {
@@ -9212,7 +9220,7 @@ static ft_status fti_begin_epoch(ft_trainer *t, int64_t epoch, ft_error *err)
     return fti_reserve(t->m, tokens, targets, 1, err);
 }
 
-/* ---- making a trainer ---- */
+/* ---- second reading: making a trainer ---------------------------------------------------------------------------- */
 
 static uint64_t fti_hash_samples(const ft_dataset *d)
 {
@@ -9315,7 +9323,7 @@ FTUNE_API void ft_trainer_free(ft_trainer *t)
     FTUNE_FREE(t);
 }
 
-/* ---- one update ---- */
+/* ---- one update -------------------------------------------------------------------------------------------------- */
 
 /* The most memory this process has held, where the system tells (Linux: VmHWM, in KiB). */
 static size_t fti_memory_peak(void)
@@ -9445,7 +9453,7 @@ FTUNE_API ft_status ft_evaluate(ft_model *m, const ft_dataset *d, int batch, ft_
     return FTUNE_OK;
 }
 
-/* ---- log.jsonl and loss.svg ---- */
+/* ---- second reading: log.jsonl and loss.svg ---------------------------------------------------------------------- */
 
 /* "name": x   with null for what JSON cannot say */
 static void fti_put_number(fti_buf *b, const char *name, double x, int digits)
@@ -9650,7 +9658,7 @@ static ft_status fti_log_end(const ft_trainer *t, const ft_error *failure, ft_er
     return st;
 }
 
-/* ---- checkpoints ---- */
+/* ---- second reading: checkpoints --------------------------------------------------------------------------------- */
 
 /* All that the next update depends on and that a file does not hold: compared, member by member, on resume. */
 static void fti_state_same(const ft_trainer *t, fti_buf *b)
@@ -9893,7 +9901,7 @@ FTUNE_API ft_status ft_trainer_resume(ft_trainer *t, const char *dir, ft_error *
     return st;
 }
 
-/* ---- a whole run ---- */
+/* ---- a whole run ------------------------------------------------------------------------------------------------- */
 
 static ft_status fti_run_save(ft_trainer *t, ft_error *err)
 {
@@ -9974,7 +9982,7 @@ FTUNE_API ft_generate_options ft_generate_options_default(void)
     return o;
 }
 
-/* ---- from logits to an id ---- */
+/* ---- from logits to an id ---------------------------------------------------------------------------------------- */
 
 typedef struct fti_choice { float z; int32_t id; } fti_choice;
 
@@ -10043,7 +10051,7 @@ static int32_t fti_sample(float *z, int V, const ft_generate_options *o, ft_rng 
     return c[n - 1].id;
 }
 
-/* ---- a group of prompts decoded together ---- */
+/* ---- second reading: a group of prompts decoded together --------------------------------------------------------- */
 
 enum { FTI_GROUP = 64 };                 /* prompts at once */
 
@@ -10269,7 +10277,7 @@ FTUNE_API ft_status ft_generate(ft_model *m, const int32_t *ids, int n, const ft
     return ft_generate_batch(m, &ids, &n, 1, o, out, cap, n_out, err);
 }
 
-/* ---- stop texts ---- */
+/* ---- second reading: stop texts ---------------------------------------------------------------------------------- */
 
 FTUNE_API ft_status ft_stop_stream_init(ft_stop_stream *s, const ft_tokenizer *tok, const ft_text *stop, int n_stop,
                                         ft_error *err)
@@ -10334,7 +10342,7 @@ FTUNE_API ft_text ft_stop_stream_finish(ft_stop_stream *s, char *out, size_t cap
     return text;
 }
 
-/* ---- from a question to an answer ---- */
+/* ---- from a question to an answer -------------------------------------------------------------------------------- */
 
 /* Where an answer ends: the caller's stop ids, else the model's, the tokenizer's and the template's end. */
 static int fti_stop_ids(const ft_model *m, const ft_tokenizer *tok, const ft_chat_options *chat, int32_t *stop, int cap)
