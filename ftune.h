@@ -168,6 +168,17 @@ FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
                                         int32_t *ids, size_t cap, size_t *n_ids, ft_error *err);
 
+/* The same ids with several threads (byte-level BPE, with OpenMP; 0: all cores): long text is cut where every splitter
+ * cuts anyway. A FTUNE_MALLOC of one's own must then bear threads. */
+FTUNE_API ft_status ft_tokenizer_encode_threads(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                                ft_special special, int threads, int32_t *ids, size_t cap,
+                                                size_t *n_ids, ft_error *err);
+/* The beginning of text in at most max ids: ids out [max], *n_ids of them stand for text[0, *n_bytes), which ends on a
+ * character border. Text that fits comes out whole. Encoding stops soon after max (but all text must be UTF-8). */
+FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                              ft_special special, size_t max, int32_t *ids, size_t *n_ids,
+                                              size_t *n_bytes, ft_error *err);
+
 /* The same, with the byte range of the text that each id came from, and with ranges in which control-token text stays
  * text although the rest is parsed: how a template's own markers are parsed while message content is not.
  *   plain    [n_plain] sorted, disjoint byte ranges; no control token is recognised if it touches one
@@ -874,10 +885,12 @@ FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as i
 #define FTI_PRINTF(a, b) __attribute__((format(printf, a, b), unused))
 #define FTI_UNUSED       __attribute__((unused))
 #define FTI_INLINE       static inline __attribute__((always_inline, unused))
+#define FTI_SOON(p)      __builtin_prefetch(p)     /* will be read: fetch it while other work is done */
 #else
 #define FTI_PRINTF(a, b)
 #define FTI_UNUSED
 #define FTI_INLINE static inline
+#define FTI_SOON(p) ((void)0)
 #endif
 
 /* A loop whose iterations write different outputs. Static partition: the same bits for any number of threads. */
@@ -1098,6 +1111,8 @@ FTI_UNUSED static size_t fti_bpe_simple(const struct fti_vocab *v, const char *p
 typedef struct fti_sink {
     int32_t *ids; ft_span *offsets;     /* out, may be NULL */
     size_t   cap, n;                    /* n counts on past cap */
+    size_t   enough;                    /* no need to go on when n is past this */
+    int      threads;
     size_t   begin, end;                /* the section: bytes of the caller's text */
     const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
     size_t   n_origin;
@@ -1184,13 +1199,16 @@ FTI_INLINE void fti_put(fti_sink *s, int32_t id, size_t begin, size_t end)
 FTI_INLINE uint64_t fti_read64(const char *p) { uint64_t x; memcpy(&x, p, 8); return x; }
 FTI_INLINE uint32_t fti_read32(const char *p) { uint32_t x; memcpy(&x, p, 4); return x; }
 
-/* Up to 8 bytes the key, with the length, is the text itself: equal keys need no second look. Longer: a hash. */
-FTI_INLINE uint64_t fti_vocab_key(const char *p, size_t n)
+/* Up to 8 bytes the key, with the length, is the text itself: equal keys need no second look. Longer: a hash.
+ * room: 8 bytes may be read whatever n is. */
+FTI_INLINE uint64_t fti_vocab_key(const char *p, size_t n, int room)
 {
+    static const uint8_t ones[16] = { 255, 255, 255, 255, 255, 255, 255, 255, 0 };
     uint64_t h;
     size_t i;
-    if (n >= 4 && n <= 8) return fti_read32(p) | (uint64_t)fti_read32(p + n - 4) << 32;
-    if (n < 4) return n ? (uint8_t)p[0] | (uint64_t)(uint8_t)p[n / 2] << 8 | (uint64_t)(uint8_t)p[n - 1] << 16 : 0;
+    char few[8] = { 0 };
+    if (n <= 8 && room) return fti_read64(p) & fti_read64((const char *)ones + 8 - n);
+    if (n <= 8) { for (i = 0; i < n; i++) few[i] = p[i]; return fti_read64(few); }
     for (i = 8, h = fti_read64(p); i + 8 < n; i += 8)
         h = (h ^ h >> 32) * UINT64_C(0x9E3779B97F4A7C15) + fti_read64(p + i);
     return (h ^ h >> 29) * UINT64_C(0xBF58476D1CE4E5B9) + fti_read64(p + n - 8);
@@ -1214,16 +1232,28 @@ static const fti_token *fti_vocab_at(const fti_vocab *v, int32_t id)
     return lo < v->n && v->token[lo].id == id ? &v->token[lo] : NULL;
 }
 
-FTI_INLINE const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
+FTI_INLINE int fti_same(const char *p, const char *q, size_t n)         /* n > 8 */
 {
-    uint64_t key = fti_vocab_key(p, n);
     size_t i;
-    if (!v->cap) return NULL;
-    for (i = fti_vocab_start(v, key, n); v->slot[i].len; i = i + 1 < v->cap ? i + 1 : 0)
+    for (i = 0; i + 8 < n; i += 8) if (fti_read64(p + i) != fti_read64(q + i)) return 0;
+    return fti_read64(p + n - 8) == fti_read64(q + n - 8);
+}
+
+/* mask: UINT32_MAX for tokens that a piece of text may become as a whole, ~FTI_HIDDEN for all. */
+FTI_INLINE const fti_bucket *fti_vocab_slot(const fti_vocab *v, uint64_t key, size_t i, const char *p, size_t n,
+                                            uint32_t mask)
+{
+    for (; v->slot[i].len; i = i + 1 < v->cap ? i + 1 : 0)
         if (v->slot[i].key == key && (v->slot[i].len & mask) == n
-            && (n <= 8 || !memcmp(fti_vocab_at(v, v->slot[i].id)->p, p, n)))
+            && (n <= 8 || fti_same(fti_vocab_at(v, v->slot[i].id)->p, p, n)))
             return &v->slot[i];
     return NULL;
+}
+
+static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
+{
+    uint64_t key = fti_vocab_key(p, n, 0);
+    return v->cap ? fti_vocab_slot(v, key, fti_vocab_start(v, key, n), p, n, mask) : NULL;
 }
 
 /* The id of a token, or -1. */
@@ -1234,7 +1264,7 @@ static int32_t fti_vocab_find(const struct fti_vocab *v, const char *p, size_t n
 }
 
 /* The same for tokens that a piece of text may become as a whole. */
-FTI_INLINE int32_t fti_vocab_whole(const fti_vocab *v, const char *p, size_t n)
+static int32_t fti_vocab_whole(const fti_vocab *v, const char *p, size_t n)
 {
     const fti_bucket *s = fti_vocab_bucket(v, p, n, UINT32_MAX);
     return s ? s->id : -1;
@@ -1271,12 +1301,12 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
     if (n) arrsetlen(v->token, k);
     n = v->n = k;
     FTUNE_FREE(v->slot);
-    v->cap = n + n / 2 + 8;
+    v->cap = n + n / 5 * 2 + 8;
     if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
         return fti_no_memory(err, v->cap * sizeof *v->slot);
     for (i = 0; i < n; i++) {
         const fti_token *t = &v->token[i];
-        uint64_t key = fti_vocab_key(t->p, t->len);
+        uint64_t key = fti_vocab_key(t->p, t->len, 0);
         fti_bucket *s;
         if (!t->len) continue;
         if ((s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN)) != NULL) {
@@ -1333,15 +1363,37 @@ FTI_INLINE unsigned fti_class_at(const char *p, int *len)
     const uint8_t *s = (const uint8_t *)p;
     if (s[0] < 0x80) { *len = 1; return fti_byte_class[s[0]]; }
     if (s[0] < 0xE0) { *len = 2; return fti_cp_class((s[0] & 31u) << 6 | (s[1] & 63u)); }
+    if ((uint8_t)(s[0] - 0xE5) < 5) { *len = 3; return FTI_CP_CASELESS | FTI_CP_HAN; }       /* U+5000..9FFF */
     if (s[0] < 0xF0) { *len = 3; return fti_cp_class((s[0] & 15u) << 12 | (s[1] & 63u) << 6 | (s[2] & 63u)); }
     *len = 4;
     return fti_cp_class((s[0] & 7u) << 18 | (s[1] & 63u) << 12 | (s[2] & 63u) << 6 | (s[3] & 63u));
+}
+
+/* How many of the next 8 bytes are small letters, or letters with fold 32: a byte each of one sum per bound. */
+FTI_INLINE int fti_letters8(const char *p, int fold)
+{
+    const uint64_t each = UINT64_C(0x0101010101010101);
+    uint64_t w = fti_read64(p), x = (w | each * (unsigned)fold) & each * 127;
+    w = (~(x + each * (128 - 'a')) | (x + each * (128 - 'z' - 1)) | w) & each * 128;        /* no letter */
+#if defined(__GNUC__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return w ? __builtin_ctzll(w) / 8 : 8;
+#else
+    { char byte[8]; int i = 0; memcpy(byte, &w, 8); while (i < 8 && !byte[i]) i++; return i; }
+#endif
+}
+
+FTI_INLINE const char *fti_run_ascii(const char *p, const char *end, int fold)
+{
+    int n = 8;
+    while (n == 8 && end - p >= 8) p += n = fti_letters8(p, fold);
+    return p;
 }
 
 /* Past the characters that have one of these classes. */
 FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
 {
     int len;
+    if (classes == FTI_CP_LETTER) p = fti_run_ascii(p, end, 32);
     for (;;) {
         while (p < end && (fti_byte_class[(uint8_t)*p] & classes)) p++;
         if (p == end || !((uint8_t)*p & 0x80) || !(fti_class_at(p, &len) & classes)) return p;
@@ -1444,6 +1496,7 @@ static const char *fti_cased_word(const char *p, const char *end, unsigned stop,
     }
     *upper = p;
     if (p == end || (c & stop) || !(c & FTI_CP_W)) return both;
+    p = fti_run_ascii(p, end, 0);
     while (p < end && ((c = fti_class_at(p, &len)) & FTI_CP_W) && !(c & stop)) p += len;
     return p;
 }
@@ -1506,7 +1559,7 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
 }
 
 /* ---- joining: the fast one ------------------------------------------------------------------------------------- *
- * fti_bpe_simple is slow three times over. What the fast one does instead:
+ * fti_bpe_simple is slow four times over. What the fast one does instead:
  *   1. Most pieces are one token: the piece is looked up whole before anything is joined. That is the same result for
  *      every token that joining can make; the others are found out when the file is loaded (Llama 3 has 588) and hidden
  *      from this look-up, unless the family wants them (tiktoken; ignore_merges in tokenizer.json).
@@ -1514,15 +1567,22 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
  *      merge in the order learnt, and a table says which merge joins two of them. Two bytes have a table of their own.
  *      A token can be made in one way only (what happens inside its bytes does not depend on what stands around), so a
  *      rank file gives one pair for each token: the last two parts when its own bytes are encoded.
- *   3. After a join only two pairs are new. Pieces up to FTI_SHORT symbols keep the merge number of each pair in an
+ *   3. Most joins need no search for the first one: of two bytes that meet we know which merges could come between
+ *      (fti_start_bytes), and of two characters that meet whether any token holds both (fti_bpe_symbols).
+ *   4. After a join only two pairs are new. Parts up to FTI_SHORT symbols keep the merge number of each pair in an
  *      array and search it for the least one; longer ones keep a list of places for each merge number and a bitmap
- *      of the numbers in use, so that a piece of a million letters takes time in proportion to its length. */
+ *      of the numbers in use, so that a piece of a million letters takes time in proportion to its length.
+ * What is left is waiting: for memory, since the tables are larger than the processor's nearest cache, and for branches
+ * that were guessed wrong. So pieces are cut some way ahead and their places in the table fetched early
+ * (fti_bpe_pieces), small tables of bits stand in front of large ones, and a call remembers the pieces it has met. */
 
 #define FTI_NONE    UINT32_MAX
 #define FTI_SHORT   512
 #define FTI_PAIR_SYMBOLS (1u << 21)
 #define FTI_PAIR_MERGES  ((1u << 22) - 2)
 
+/* x|y: first merge of (..x)(y), of (x)(y..); 65535 stands for itself and all later ones, which makes fewer joins safe */
+typedef struct fti_edge { uint16_t right, left; } fti_edge;
 typedef struct fti_bpe {
     const fti_splitter *splitter;
     int       form;                        /* normal form the text is brought to first: an fti_form, or -1 */
@@ -1531,40 +1591,51 @@ typedef struct fti_bpe {
     uint32_t  n_symbols, n_merges;
     uint32_t *byte_pair;                   /* [65536] merge of two bytes, or FTI_NONE */
     uint64_t *pair; size_t pair_cap;       /* left 21 bits | right 21 bits | merge + 1, open addressing */
+    uint64_t *pair_bits;                   /* [16384] two bits of one word for each pair in the table */
     int       whole;                       /* a piece that is a token becomes it, whatever the merges say */
     uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
     int32_t  *id;                          /* [n_symbols] id; -1: none */
+    int       in_order;                    /* from 256 on a symbol is its id */
     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
     uint32_t *of_char;
     uint64_t *crossing;                    /* [1024] bit (last byte << 8 | first byte): see fti_bpe_chars */
+    fti_edge *edge;                        /* [65536] what may happen between two bytes; NULL: see fti_start_bytes */
+    uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
 } fti_bpe;
 
-FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t key)
-{
-    return (size_t)(((key >> 22) * UINT64_C(0x9E3779B97F4A7C15) >> 32) * b->pair_cap >> 32);
-}
+FTI_INLINE uint64_t fti_pair_hash(uint64_t key) { return (key >> 22) * UINT64_C(0x9E3779B97F4A7C15); }
+FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t h) { return (size_t)((h >> 32) * b->pair_cap >> 32); }
+FTI_INLINE uint64_t fti_pair_two(uint64_t h) { return UINT64_C(1) << (h >> 26 & 63) | UINT64_C(1) << (h >> 32 & 63); }
 
-/* The merge that joins two symbols of which at least one is no byte. */
+/* The merge that joins two symbols of which at least one is no byte. Most pairs that text asks for are in no table, and
+ * 128 KB of bits, which stay in the processor's cache as the table does not, say so nearly always. */
 FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
 {
-    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, s;
+    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(key), two = fti_pair_two(hash), s;
     size_t i;
-    for (i = fti_pair_start(b, key); (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
+    if ((b->pair_bits[hash >> 50] & two) != two) return FTI_NONE;
+    for (i = fti_pair_start(b, hash); (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
         if ((s ^ key) >> 22 == 0) return (uint32_t)(s & 0x3FFFFF) - 1;
     return FTI_NONE;
 }
 
-/* The first merge of a pair counts. */
-static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge)
+/* The first merge of a pair counts. p[n] are the bytes it makes. */
+static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge, const char *p, size_t n)
 {
     uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22;
+    const uint8_t *s = (const uint8_t *)p;
     size_t i;
+    fti_edge *e = b->edge ? &b->edge[(size_t)s[0] << 8 | s[1]] : NULL;
+    if (e && left < 256 && merge < e->left) e->left = (uint16_t)merge;
+    e = b->edge ? &b->edge[(size_t)s[n - 2] << 8 | s[n - 1]] : NULL;
+    if (e && right < 256 && merge < e->right) e->right = (uint16_t)merge;
     if (left < 256 && right < 256) {
         uint32_t *m = &b->byte_pair[left << 8 | right];
         if (merge < *m) *m = merge;
         return;
     }
-    for (i = fti_pair_start(b, key); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
+    b->pair_bits[fti_pair_hash(key) >> 50] |= fti_pair_two(fti_pair_hash(key));
+    for (i = fti_pair_start(b, fti_pair_hash(key)); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
         if ((b->pair[i] ^ key) >> 22 == 0) return;
     b->pair[i] = key | (merge + 1);
 }
@@ -1577,29 +1648,44 @@ FTI_INLINE uint32_t fti_merge_of(const fti_bpe *b, uint32_t left, uint32_t right
     return (left | right) < 256 ? b->byte_pair[left << 8 | right] : fti_pair_find(b, left, right);
 }
 
-/* The symbols of a piece to begin with: bytes, or whole characters where fti_bpe_chars found that to be the same. */
-static size_t fti_bpe_start(const fti_bpe *b, const char *p, size_t n, uint32_t *sym)
+/* Bytes [from, to) of s[n], joined where nothing can forestall it: a pair whose merge comes before every merge that
+ * could take its left byte away to the left, or its right byte to the right. b->edge has the first of these for any two
+ * bytes that meet (NULL: merges were not listed in the order learnt, and nothing is safe).
+ *
+ *     w h e n     "he" 258 is safe if no merge up to 258 is (..w)(h), which takes the h, or (e)(n..), which takes the e
+ *
+ * Half of all joins are done so, in one pass without a branch. Two safe pairs never share a byte. */
+FTI_INLINE size_t fti_start_bytes(const fti_bpe *b, const uint8_t *s, size_t from, size_t to, size_t n, uint32_t *sym)
 {
-    const uint8_t *s = (const uint8_t *)p;
-    size_t i, k = 0, len, j;
-    uint32_t before = 0, behind;
-    if (!b->of_char) {
-        for (i = 0; i < n; i++) sym[i] = s[i];
-        return n;
+    size_t i, k = 0, at;
+    uint32_t taken, joined = 0, now, merge, next;
+    if (!b->edge) {
+        for (i = from; i < to; i++) sym[k++] = s[i];
+        return k;
     }
-    for (i = 0; i < n; i += len, before = behind) {
-        uint32_t whole = FTI_NONE;
-        len = s[i] < 0x80 ? 1 : s[i] < 0xE0 ? 2 : s[i] < 0xF0 ? 3 : 4;
-        behind = i + len < n ? (uint32_t)s[i + len - 1] << 8 | s[i + len] : 0;
-        behind = (uint32_t)(b->crossing[behind >> 6] >> (behind & 63)) & 1;
-        if (!(before | behind) && (len == 2 || len == 3))
-            whole = b->of_char[len == 2 ? (s[i] & 31u) << 6 | (s[i + 1] & 63u)
-                               : (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u)];
-        if (whole != FTI_NONE) sym[k++] = whole;
-        else for (j = 0; j < len; j++) sym[k++] = s[i + j];
+    taken = from ? b->edge[(size_t)s[from - 1] << 8 | s[from]].right : FTI_NONE;
+    for (i = from; i + 1 < to; i++) {
+        at = (size_t)s[i] << 8 | s[i + 1];
+        merge = b->byte_pair[at];
+        next = i + 2 < n ? b->edge[(size_t)s[i + 1] << 8 | s[i + 2]].left : FTI_NONE;
+        now = (merge < taken) & (merge <= next);
+        sym[k] = now ? 256 + merge : s[i];
+        k += 1 - joined;                                      /* not if the byte is part of the one before */
+        joined = now;
+        taken = b->edge[at].right;
     }
-    return k;
+    sym[k] = s[i];
+    return k + 1 - joined;
 }
+
+/* The place of two characters that meet in b->together. */
+#define FTI_TOGETHER_WORDS 8192
+FTI_INLINE size_t fti_together(uint32_t left, uint32_t right)
+{
+    return (size_t)((left * UINT64_C(0x9E3779B97F4A7C15) ^ right) * UINT64_C(0xD6E8FEB86659FD93) >> 45);
+}
+
+FTI_INLINE int fti_bit(const uint64_t *bits, size_t i) { return (int)(bits[i >> 6] >> (i & 63)) & 1; }
 
 /* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. The key of a place is
  * the merge it waits for and the place itself, so the least key is the earliest merge, leftmost. */
@@ -1673,19 +1759,38 @@ static void fti_place_join(const fti_bpe *b, fti_calendar *c, uint32_t i, uint32
     if (p->left != FTI_NONE) fti_place_list(c, p->left, fti_pair_find(b, c->at[p->left].sym, sym));
 }
 
-/* The same for any length. Returns the places (to be freed), to be followed by right from place 0; NULL: no memory. */
-static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
+/* One round: the first merge of all, at all its places from the left. What is new waits for a later merge (where merges
+ * are listed in the order learnt), so this is what single joins in their order come to. */
+static size_t fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t n)
+{
+    uint32_t least = FTI_NONE, l = FTI_NONE, r = FTI_NONE, merge;
+    size_t i, k;
+    for (i = 0; i + 1 < n; i++) {
+        if (sym[i] == l && sym[i + 1] == r) continue;
+        merge = fti_merge_of(b, sym[i], sym[i + 1]);
+        if (merge < least) { least = merge; l = sym[i]; r = sym[i + 1]; }
+    }
+    for (i = k = 0; i < n && least != FTI_NONE; i++, k++) {
+        if (i + 1 < n && sym[i] == l && sym[i + 1] == r) { sym[k] = fti_joined(b, least); i++; }
+        else sym[k] = sym[i];
+    }
+    return least == FTI_NONE ? n : k;
+}
+
+/* The same for any length. Rounds first, as long as they take away a part that keeps the sum in proportion to n: they
+ * make short work of "aaaa", and need no memory. False: no memory. */
+static int fti_merge_long(const fti_bpe *b, uint32_t *sym, size_t *left)
 {
     fti_calendar c;
-    size_t words = b->n_merges / 64 + 1, i;
-    uint32_t *sym = (uint32_t *)fti_alloc(n, sizeof *sym);
-    if (!sym) return NULL;
-    n = fti_bpe_start(b, text, n, sym);
+    size_t words = b->n_merges / 64 + 1, n = *left, i;
+    uint32_t k;
+    int ok;
+    if (b->edge) do { i = n; n = fti_merge_round(b, sym, n); } while (n < i - i / 8);
     c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
     c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
     c.used = (uint64_t *)fti_calloc(words, sizeof *c.used);
     c.word = 0;
-    if (!c.at || !c.head || !c.used) { FTUNE_FREE(c.at); c.at = NULL; goto done; }
+    if (!(ok = c.at && c.head && c.used)) goto done;
     memset(c.head, 0xFF, (b->n_merges + 1) * sizeof *c.head);
     for (i = 0; i < n; i++) {
         fti_place p = { sym[i], (uint32_t)i - 1, i + 1 < n ? (uint32_t)i + 1 : FTI_NONE, FTI_NONE, FTI_NONE, FTI_NONE };
@@ -1695,99 +1800,235 @@ static fti_place *fti_merge_long(const fti_bpe *b, const char *text, size_t n)
         fti_place_list(&c, (uint32_t)i, fti_merge_of(b, c.at[i].sym, c.at[i + 1].sym));
     while (c.word < words) {
         uint64_t bits = c.used[c.word];
-        uint32_t merge, k, sym;
+        uint32_t merge, made;
         int bit = 0;
         if (!bits) { c.word++; continue; }
         while (!(bits >> bit & 1)) bit++;
         merge = (uint32_t)(c.word * 64) + (uint32_t)bit;
         k = c.head[merge];
         if (k == FTI_NONE) { c.used[c.word] &= ~(UINT64_C(1) << bit); continue; }
-        sym = fti_joined(b, merge);
+        made = fti_joined(b, merge);
         /* Equal neighbours, as in "aaaa": pairs overlap and the leftmost is joined first: go to the run's beginning. */
         if (c.at[k].sym == c.at[c.at[k].right].sym)
             while (c.at[k].left != FTI_NONE && c.at[c.at[k].left].merge == merge) k = c.at[k].left;
         while (k != FTI_NONE && c.at[k].merge == merge) {
-            fti_place_join(b, &c, k, sym);
+            fti_place_join(b, &c, k, made);
             k = c.at[k].right;
         }
     }
+    for (k = 0, *left = 0; k != FTI_NONE; k = c.at[k].right) sym[(*left)++] = c.at[k].sym;
 done:
-    FTUNE_FREE(sym);
+    FTUNE_FREE(c.at);
     FTUNE_FREE(c.head);
     FTUNE_FREE(c.used);
-    return c.at;
+    return ok;
 }
 
-/* Rare words come again in the same text: each call remembers the ids of some pieces, in the place their hash gives.
- * The memory is the call's own, so threads still share the tokenizer. */
-typedef struct fti_seen { const char *p; uint64_t key; uint32_t n, n_ids; int32_t ids[6]; } fti_seen;
+/* Rare words come again in the same text: each call remembers the ids of short pieces, each in the place its hash
+ * gives, a line of the processor's cache. The memory is the call's own, so threads still share the tokenizer. */
+#define FTI_SEEN_BYTES 22
+#define FTI_SEEN_IDS   8
+typedef struct fti_seen {
+    uint64_t key; uint8_t n, n_ids; char text[FTI_SEEN_BYTES]; int32_t ids[FTI_SEEN_IDS];
+} fti_seen;
 
-FTI_INLINE fti_seen *fti_seen_at(const fti_sink *s, const char *p, size_t n, uint64_t *key)
-{
-    *key = fti_vocab_key(p, n);
-    return &s->seen[((*key + n) * UINT64_C(0x9E3779B97F4A7C15) >> 40) & (s->n_seen - 1)];
-}
+/* A piece on its way: where it ends and where it may be found. */
+typedef struct fti_coming { size_t end, slot; uint64_t key; const fti_bucket *whole; fti_seen *seen; } fti_coming;
 
 FTI_INLINE void fti_put_symbol(const ft_tokenizer *tok, const fti_bpe *b, uint32_t sym, size_t *at, fti_sink *out)
 {
-    int32_t id = b->id[sym];
+    int32_t id = b->in_order && sym >= 256 ? (int32_t)sym : b->id[sym];
     size_t from = *at;
     if (out->offsets) *at += sym < 256 ? 1 : fti_vocab_at(&tok->vocab, id)->len;
     if (id >= 0) fti_put(out, id, from, *at);
 }
 
-static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const char *text, size_t at, size_t end,
-                               fti_sink *out, ft_error *err)
+/* Join sym[n]; returns how many are left, 0 for no memory. */
+static size_t fti_join(const fti_bpe *b, uint32_t *sym, size_t n)
 {
-    const char *p = text + at;
-    size_t n = end - at, i;
-    int32_t whole = fti_vocab_whole(&tok->vocab, p, n);
-    fti_seen *seen = NULL;
-    uint64_t key = 0;
-    if (whole >= 0) { fti_put(out, whole, at, end); return FTUNE_OK; }
-    if (out->seen && n <= 64) {
-        seen = fti_seen_at(out, p, n, &key);
-        if (seen->key == key && seen->n == n && (n <= 8 || !memcmp(seen->p, p, n))) {
-            for (i = 0; i < seen->n_ids; i++, at = end) {
-                end = out->offsets ? at + fti_vocab_at(&tok->vocab, seen->ids[i])->len : at;
-                fti_put(out, seen->ids[i], at, end);
-            }
-            return FTUNE_OK;
-        }
-    }
-    if (n <= FTI_SHORT) {
-        uint32_t sym[FTI_SHORT];
-        n = fti_merge_short(b, sym, fti_bpe_start(b, p, n, sym), 1);
-        if (seen && n <= 6) {
-            seen->p = p;
-            seen->key = key;
-            seen->n = (uint32_t)(end - at);
-            seen->n_ids = (uint32_t)n;
-            for (i = 0; i < n; i++) if ((seen->ids[i] = b->id[sym[i]]) < 0) seen->n = 0;
-        }
-        for (i = 0; i < n; i++) fti_put_symbol(tok, b, sym[i], &at, out);
-    } else {
-        fti_place *place = fti_merge_long(b, p, n);
-        uint32_t k;
-        if (!place) return fti_no_memory(err, n * sizeof *place);
-        for (k = 0; k != FTI_NONE; k = place[k].right) fti_put_symbol(tok, b, place[k].sym, &at, out);
-        FTUNE_FREE(place);
-    }
-    return FTUNE_OK;
+    uint32_t merge;
+    if (n > FTI_SHORT) return fti_merge_long(b, sym, &n) ? n : 0;
+    if (n != 2) return n < 2 ? n : fti_merge_short(b, sym, n, 1);
+    if ((merge = fti_merge_of(b, sym[0], sym[1])) == FTI_NONE) return 2;
+    sym[0] = fti_joined(b, merge);
+    return 1;
 }
 
+/* The symbols that a piece becomes; 0: no memory. Characters that are one token (b->of_char) are begun with, and the
+ * piece is cut where two characters meet that meet in no token: nothing is ever joined there. A run of Chinese falls
+ * into parts of a character or two, most of which need no look-up at all. See fti_bpe_chars. */
+static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_t *sym)
+{
+    const uint8_t *s = (const uint8_t *)p;
+    size_t i, k = 0, m, len, bytes = 0;                       /* s[bytes, i) is not put yet */
+    size_t begin = 0, part = 0;                               /* behind the last cut, in s and in sym */
+    uint32_t cp, last = 0, whole;
+    int before = 0, behind, cut;                              /* is there a token that holds half of a character here? */
+    if (!b->of_char) {
+        for (i = 0; i < n; i++) sym[i] = s[i];
+        return fti_join(b, sym, n);
+    }
+    for (i = 0; i < n; i += len, last = cp, before = behind) {
+        if ((s[i] | last) < 0x80) {                           /* ASCII: no borders to look at before its end */
+            while (i + 1 < n && s[i + 1] < 0x80) i++;
+            len = 1;
+            cp = s[i];
+            behind = i + 1 < n ? fti_bit(b->crossing, (size_t)s[i] << 8 | s[i + 1]) : 0;
+            continue;
+        }
+        len = s[i] < 0x80 ? 1 : s[i] < 0xE0 ? 2 : s[i] < 0xF0 ? 3 : 4;
+        if (len == 3) cp = (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u);
+        else if (len == 2) cp = (s[i] & 31u) << 6 | (s[i + 1] & 63u);
+        else cp = len == 1 ? s[i] : fti_read32(p + i);        /* four bytes: any number that tells it from others */
+        behind = i + len < n ? fti_bit(b->crossing, (size_t)s[i + len - 1] << 8 | s[i + len]) : 0;
+        whole = before || behind || cp < 0x80 || cp > 0xFFFF ? FTI_NONE : b->of_char[cp];
+        cut = !(before | fti_bit(b->together, fti_together(last, cp))) & (i > 0);
+        if (bytes < i && (cut || whole != FTI_NONE)) {
+            k += fti_start_bytes(b, s + begin, bytes - begin, i - begin, (cut ? i : n) - begin, sym + k);
+            bytes = i;
+        }
+        if (cut) {
+            if (k - part > 1) {
+                if (!(m = fti_join(b, sym + part, k - part))) return 0;
+                k = part + m;
+            }
+            part = k;
+            begin = i;
+        }
+        if (whole != FTI_NONE) { sym[k++] = whole; bytes = i + len; }
+    }
+    if (bytes < n) k += fti_start_bytes(b, s + begin, bytes - begin, n - begin, n - begin, sym + k);
+    n = fti_join(b, sym + part, k - part);
+    return n ? part + n : 0;
+}
+
+/* A piece that is no token. */
+static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const char *text, size_t at,
+                               const fti_coming *piece, fti_sink *out, ft_error *err)
+{
+    const char *p = text + at;
+    size_t n = piece->end - at, size = n, i, end;
+    fti_seen *seen = n <= FTI_SEEN_BYTES ? piece->seen : NULL;
+    uint32_t few[FTI_SHORT], *sym = few;
+    if (seen && seen->key == piece->key && seen->n == n && (n <= 8 || fti_same(seen->text, p, n))) {
+        for (i = 0; i < seen->n_ids; i++, at = end) {
+            end = out->offsets ? at + fti_vocab_at(&tok->vocab, seen->ids[i])->len : at;
+            fti_put(out, seen->ids[i], at, end);
+        }
+        return FTUNE_OK;
+    }
+    if (n > FTI_SHORT && !(sym = (uint32_t *)fti_alloc(n, sizeof *sym))) return fti_no_memory(err, n * sizeof *sym);
+    n = fti_bpe_symbols(b, p, n, sym);
+    if (seen && n <= FTI_SEEN_IDS) {
+        seen->key = piece->key;
+        seen->n = (uint8_t)size;
+        seen->n_ids = (uint8_t)n;
+        memcpy(seen->text, p, size);
+        for (i = 0; i < n; i++)
+            if ((seen->ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]]) < 0) seen->n = 0;
+    }
+    for (i = 0; i < n; i++) fti_put_symbol(tok, b, sym[i], &at, out);
+    if (sym != few) FTUNE_FREE(sym);
+    return n ? FTUNE_OK : fti_no_memory(err, size * sizeof(fti_place));
+}
+
+/* A few pieces ahead are cut before the first is looked up, so that memory is asked for all of them at once. */
+#define FTI_AHEAD 32
 static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out,
                                 ft_error *err)
 {
     const fti_bpe *b = (const fti_bpe *)tok->model;
+    const fti_vocab *v = &tok->vocab;
     const char *(*split)(const char *, const char *) = b->splitter->split;
+    fti_coming piece[FTI_AHEAD];
     ft_status status = FTUNE_OK;
-    while (at < n && !status) {
-        size_t end = (size_t)(split(text + at, text + n) - text);
-        status = fti_bpe_piece(tok, b, text, at, end, out, err);
-        at = end;
+    while (at < n && !status && out->n <= out->enough) {
+        size_t k, m, begin = at, from = at, end;
+        for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
+            end = (size_t)(split(text + begin, text + n) - text);
+            piece[m].end = end;
+            piece[m].key = fti_vocab_key(text + begin, end - begin, n - begin >= 8);
+            piece[m].slot = fti_vocab_start(v, piece[m].key, end - begin);
+            FTI_SOON(&v->slot[piece[m].slot]);
+        }
+        for (k = 0; k < m; k++, from = end) {
+            fti_coming *c = &piece[k];
+            end = c->end;
+            c->whole = fti_vocab_slot(v, c->key, c->slot, text + from, end - from, UINT32_MAX);
+            c->seen = NULL;
+            if (c->whole || !out->seen) continue;
+            c->seen = &out->seen[(c->slot * UINT64_C(0x9E3779B1) >> 17) & (out->n_seen - 1)];
+            FTI_SOON(c->seen);
+        }
+        for (k = 0; k < m && !status; k++, at = end) {
+            end = piece[k].end;
+            if (piece[k].whole) fti_put(out, piece[k].whole->id, at, end);
+            else status = fti_bpe_piece(tok, b, text, at, &piece[k], out, err);
+        }
     }
     return status;
+}
+
+/* Memory for the pieces of n bytes of text; none: slower, not wrong. */
+static void fti_seen_alloc(fti_sink *s, size_t n)
+{
+    if (n < 1024) return;
+    for (s->n_seen = 64; s->n_seen < 32768 && s->n_seen < n / 32; s->n_seen *= 2) ;
+    s->seen = (fti_seen *)fti_calloc(s->n_seen, sizeof *s->seen);
+}
+
+/* Where every splitter cuts: behind a letter, before what neither is nor joins a word; the apostrophe may. */
+static size_t fti_safe_cut(const char *text, size_t at, size_t n)
+{
+    unsigned before = 0, c;
+    int len;
+    while (at < n && ((uint8_t)text[at] & 0xC0) == 0x80) at++;
+    for (; at < n; at += (size_t)len, before = c) {
+        c = fti_class_at(text + at, &len);
+        if ((before & FTI_CP_LETTER) && !(c & (FTI_CP_LETTER | FTI_CP_MARK | FTI_CP_NUMBER)) && text[at] != '\'') break;
+    }
+    return at;
+}
+
+/* Parts of the text side by side, each into memory of its own, then one after the other into the sink. */
+#define FTI_MOST_PARTS 64
+static ft_status fti_bpe_parallel(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+{
+    size_t cut[FTI_MOST_PARTS + 1], k;
+    fti_sink part[FTI_MOST_PARTS];
+    ft_status failed[FTI_MOST_PARTS], status = FTUNE_OK;
+    int parts = out->threads < FTI_MOST_PARTS ? out->threads : FTI_MOST_PARTS, i;
+    for (i = 1, cut[0] = 0, cut[parts] = n; i < parts; i++) {
+        cut[i] = n / (size_t)parts * (size_t)i;
+        cut[i] = fti_safe_cut(text, cut[i] < cut[i - 1] ? cut[i - 1] : cut[i], n);
+    }
+    FTI_PARALLEL_FOR(parts)
+    for (i = 0; i < parts; i++) {
+        fti_sink *s = &part[i];
+        *s = *out;
+        s->n = s->n_seen = 0;
+        s->seen = NULL;
+        s->ids = NULL;
+        s->offsets = NULL;
+        s->cap = out->cap ? cut[i + 1] - cut[i] : 0;          /* never more ids than bytes */
+        failed[i] = FTUNE_ERR_NO_MEMORY;
+        if (s->cap && !(s->ids = (int32_t *)fti_alloc(s->cap, sizeof *s->ids))) continue;
+        if (s->cap && out->offsets && !(s->offsets = (ft_span *)fti_alloc(s->cap, sizeof *s->offsets))) continue;
+        fti_seen_alloc(s, cut[i + 1] - cut[i]);
+        failed[i] = fti_bpe_pieces(tok, text, cut[i], cut[i + 1], s, NULL);
+        FTUNE_FREE(s->seen);
+    }
+    for (i = 0; i < parts; i++) {
+        if (failed[i]) status = failed[i];
+        for (k = 0; k < part[i].n && !status; k++, out->n++)
+            if (out->n < out->cap) {
+                out->ids[out->n] = part[i].ids[k];
+                if (out->offsets) out->offsets[out->n] = part[i].offsets[k];
+            }
+        FTUNE_FREE(part[i].ids);
+        FTUNE_FREE(part[i].offsets);
+    }
+    return status ? fti_no_memory(err, n * sizeof *out->ids) : FTUNE_OK;
 }
 
 /* Numbers cut out before the expression sees the text (pre-tokenizer Digits). */
@@ -1826,7 +2067,6 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
         inner.n_origin = n + 1;
         inner.at = 0;
         inner.end = out->end;
-        inner.seen = NULL;                                    /* the text with the space does not last */
         status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0,
                 spaced.n, &inner, err);
         out->n = inner.n;
@@ -1834,6 +2074,8 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
         fti_buf_free(&spaced);
         return status;
     }
+    if (out->threads > 1 && n > 65536 && !b->digits && b->splitter->split != fti_split_none)
+        return fti_bpe_parallel(tok, text, n, out, err);
     return b->digits ? fti_bpe_digits(tok, text, n, out, err) : fti_bpe_pieces(tok, text, 0, n, out, err);
 }
 
@@ -1851,10 +2093,13 @@ static void fti_bpe_free(void *model)
     fti_bpe *b = (fti_bpe *)model;
     FTUNE_FREE(b->byte_pair);
     FTUNE_FREE(b->pair);
+    FTUNE_FREE(b->pair_bits);
     FTUNE_FREE(b->join);
     FTUNE_FREE(b->id);
     FTUNE_FREE(b->of_char);
     FTUNE_FREE(b->crossing);
+    FTUNE_FREE(b->edge);
+    FTUNE_FREE(b->together);
     FTUNE_FREE(b);
 }
 
@@ -1986,7 +2231,6 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     fti_buf buf = { 0 };
     uint32_t *origin = NULL;
     const fti_added *a;
-    fti_seen *seen = e->sink.seen;
     ft_status status = FTUNE_OK;
     int changed = 0;
     if (begin == end) return FTUNE_OK;
@@ -1999,7 +2243,6 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     e->sink.end = end;
     e->sink.origin = origin;
     e->sink.n_origin = n;
-    if (changed) e->sink.seen = NULL;                         /* as the normalised text does not last */
     do {
         a = fti_added_next(e, &tok->normal, text, from, n, &b, &stop);
         if (!a) b = n;
@@ -2012,15 +2255,14 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
         from = stop;
     } while (from < n);
 done:
-    e->sink.seen = seen;
     fti_buf_free(&buf);
     arrfree(origin);
     return status;
 }
 
-FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const char *text, size_t text_len,
-                                              ft_special special, const ft_span *plain, size_t n_plain,
-                                              int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
+static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
+                            const ft_span *plain, size_t n_plain, int threads, size_t enough, int32_t *ids,
+                            ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
 {
     fti_encoding e = { 0 };
     size_t from = 0, begin, end, valid;
@@ -2036,13 +2278,10 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
                         (unsigned long)valid,
                         (unsigned)(uint8_t)text[valid]);
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
-    e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap;
-    if (tok->family == &fti_family_bpe && text_len >= 1024) {
-        for (e.sink.n_seen = 64; e.sink.n_seen < 8192 && e.sink.n_seen < text_len / 32; e.sink.n_seen *= 2) ;
-        e.sink.seen = (fti_seen *)fti_calloc(e.sink.n_seen, sizeof *e.sink.seen);  /* none: slower, not wrong */
-    }
+    e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap; e.sink.enough = enough; e.sink.threads = threads;
+    if (tok->family == &fti_family_bpe) fti_seen_alloc(&e.sink, text_len);
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
-    while (!status) {
+    while (!status && e.sink.n <= enough) {
         a = fti_added_next(&e, &tok->raw, text, from, text_len, &begin, &end);
         status = fti_encode_section(&e, from, a ? begin : text_len);
         e.sink.origin = NULL;
@@ -2060,6 +2299,59 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
         return fti_fail(err, FTUNE_ERR_BUFFER_TOO_SMALL, "ids: expected room for %lu, found %lu",
                         (unsigned long)e.sink.n, (unsigned long)cap);
     return FTUNE_OK;
+}
+
+FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                              ft_special special, const ft_span *plain, size_t n_plain,
+                                              int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
+{
+    return fti_encode(tok, text, text_len, special, plain, n_plain, 1, SIZE_MAX, ids, offsets, cap, n_ids, err);
+}
+
+FTUNE_API ft_status ft_tokenizer_encode_threads(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                                ft_special special, int threads, int32_t *ids, size_t cap,
+                                                size_t *n_ids, ft_error *err)
+{
+#ifdef _OPENMP
+    if (threads <= 0) threads = omp_get_max_threads();
+#else
+    threads = 1;
+#endif
+    return fti_encode(tok, text, text_len, special, NULL, 0, threads, SIZE_MAX, ids, NULL, cap, n_ids, err);
+}
+
+FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const char *text, size_t text_len,
+                                              ft_special special, size_t max, int32_t *ids, size_t *n_ids,
+                                              size_t *n_bytes, ft_error *err)
+{
+    size_t room = (max < text_len + 16 ? max : text_len + 16) + 1, n = 0;         /* one more tells where it begins */
+    int32_t *all = NULL;
+    ft_span *at = NULL;
+    ft_error e = { FTUNE_OK, "" };
+    *n_ids = *n_bytes = 0;
+    for (;; room = n + 1) {                                   /* again only if normalising lengthened the text */
+        FTUNE_FREE(all);
+        FTUNE_FREE(at);
+        all = (int32_t *)fti_alloc(room, sizeof *all);
+        at = (ft_span *)fti_alloc(room, sizeof *at);
+        if (!all || !at) fti_no_memory(&e, room * sizeof *at);
+        else fti_encode(tok, text, text_len, special, NULL, 0, 1, max, all, at, room, &n, &e);
+        if (e.code == FTUNE_ERR_BUFFER_TOO_SMALL) e.code = FTUNE_OK;
+        if (e.code || n > max || n <= room) break;
+    }
+    if (!e.code) {
+        *n_bytes = text_len;
+        if (n > max) {
+            for (n = max; n && (at[n].begin < at[n - 1].end || (at[n - 1].end < text_len
+                                && ((uint8_t)text[at[n - 1].end] & 0xC0) == 0x80)); ) n--;
+            *n_bytes = n ? at[n - 1].end : 0;
+        }
+        if (n) memcpy(ids, all, n * sizeof *ids);
+        *n_ids = n;
+    } else if (err) *err = e;
+    FTUNE_FREE(all);
+    FTUNE_FREE(at);
+    return e.code;
 }
 
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
@@ -2307,11 +2599,14 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     b->n_symbols = n_symbols;
     b->n_merges = n_merges;
     b->form = -1;
-    b->pair_cap = (size_t)n_merges + n_merges / 2 + 8;
+    b->pair_cap = (size_t)n_merges + n_merges / 4 + 8;
     b->byte_pair = (uint32_t *)fti_alloc(65536, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
+    b->pair_bits = (uint64_t *)fti_calloc(16384, sizeof *b->pair_bits);
+    b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
     b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
-    if (!b->byte_pair || !b->pair || !b->id) return NULL;
+    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->id) return NULL;
+    memset(b->edge, 0xFF, 65536 * sizeof *b->edge);
     memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
     memset(b->id, 0xFF, n_symbols * sizeof *b->id);
     return b;
@@ -2323,10 +2618,13 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
  * merges that come after those that make their parts. */
 static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *symbol)
 {
-    size_t i, k;
+    size_t i, k, len, bit;
+    for (i = 256; i < 256 + (size_t)b->n_merges && b->id[i] == (int32_t)i; i++) ;
+    b->in_order = i == 256 + (size_t)b->n_merges;
     b->of_char = (uint32_t *)fti_alloc(65536, sizeof *b->of_char);
     b->crossing = (uint64_t *)fti_calloc(1024, sizeof *b->crossing);
-    if (!b->of_char || !b->crossing) return 0;
+    b->together = (uint64_t *)fti_calloc(FTI_TOGETHER_WORDS, sizeof *b->together);
+    if (!b->of_char || !b->crossing || !b->together) return 0;
     memset(b->of_char, 0xFF, 65536 * sizeof *b->of_char);
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
@@ -2341,6 +2639,19 @@ static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *sy
             if (((uint8_t)t->p[k] & 0xC0) != 0x80)
                 b->crossing[(uint32_t)(uint8_t)t->p[k - 1] << 2 | (uint8_t)t->p[k] >> 6]
                     |= UINT64_C(1) << ((uint8_t)t->p[k] & 63);
+    }
+    for (i = 0; i < tok->vocab.n; i++) {                      /* neighbours inside a token */
+        const fti_token *t = &tok->vocab.token[i];
+        uint32_t cp, last;
+        if (t->len < 3 || symbol[i] == FTI_NONE || !(k = (size_t)fti_utf8_decode(t->p, t->p + t->len, &last))) continue;
+        if (k == 4) last = fti_read32(t->p);
+        for (; k < t->len; k += len, last = cp) {
+            if (!(len = (size_t)fti_utf8_decode(t->p + k, t->p + t->len, &cp))) break;
+            if (len == 4) cp = fti_read32(t->p + k);          /* as in fti_bpe_symbols */
+            if ((last | cp) < 0x80) continue;
+            bit = fti_together(last, cp);
+            b->together[bit >> 6] |= UINT64_C(1) << (bit & 63);
+        }
     }
     return 1;
 }
@@ -2403,23 +2714,20 @@ static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, 
     if (both != made) m->improper = 1;                        /* a part not made yet, or made once more */
     if (!n || !k || l == FTI_NONE || r == FTI_NONE || both == FTI_NONE) return 0;
     b->join[m->n] = both;
-    fti_pair_add(b, l, r, m->n++);
+    fti_pair_add(b, l, r, m->n++, bytes, n + k);
     return 1;
 }
 
 /* Does joining the bytes of a token give that token? */
 static int fti_bpe_reaches(const fti_bpe *b, const fti_token *t)
 {
-    uint32_t sym[FTI_SHORT], i;
-    fti_place *place;
-    if (t->len <= FTI_SHORT) {
-        for (i = 0; i < t->len; i++) sym[i] = (uint8_t)t->p[i];
-        return fti_merge_short(b, sym, t->len, 1) == 1 && b->id[sym[0]] == t->id;
-    }
-    if (!(place = fti_merge_long(b, t->p, t->len))) return 0;
-    i = place[0].right == FTI_NONE && b->id[place[0].sym] == t->id;
-    FTUNE_FREE(place);
-    return (int)i;
+    uint32_t few[FTI_SHORT], *sym = t->len <= FTI_SHORT ? few : (uint32_t *)fti_alloc(t->len, sizeof *sym);
+    int reaches = 0;
+    if (!sym) return 0;
+    reaches = t->len && fti_join(b, sym, fti_start_bytes(b, (const uint8_t *)t->p, 0, t->len, t->len, sym)) == 1
+        && b->id[sym[0]] == t->id;
+    if (sym != few) FTUNE_FREE(sym);
+    return reaches;
 }
 
 static void fti_hide(fti_vocab *v, const fti_token *t)
@@ -2437,6 +2745,13 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
     ptrdiff_t k;
     sets[0] = &tok->raw;
     sets[1] = &tok->normal;
+    if (m->improper) {
+        FTUNE_FREE(b->edge);
+        b->edge = NULL;
+    } else {                                                  /* merge i makes symbol 256 + i */
+        FTUNE_FREE(b->join);
+        b->join = NULL;
+    }
     for (i = 0; i < tok->vocab.n && !whole; i++) {
         const fti_token *t = &tok->vocab.token[i];
         if (t->len > 1 && (m->symbol[i] == FTI_NONE || !fti_bpe_reaches(b, t))) fti_hide(&tok->vocab, t);
@@ -10748,14 +11063,27 @@ static int fti_utf8_encode(uint32_t cp, char out[4])
     return 4;
 }
 
+/* Eight bytes at once for ASCII and for pairs of characters of three bytes that begin with E1..EC: any continuation is
+ * valid there. */
 static size_t fti_utf8_valid(const char *p, size_t n)
 {
     const char *s = p, *end = p + n;
-    uint64_t word;
+    uint64_t word, kind, three;
     uint32_t cp;
     int k;
+    memcpy(&kind, "\xF0\xC0\xC0\xF0\xC0\xC0\0", 8);
+    memcpy(&three, "\xE0\x80\x80\xE0\x80\x80\0", 8);
     while (s < end) {
-        if (end - s >= 8 && (memcpy(&word, s, 8), !(word & UINT64_C(0x8080808080808080)))) { s += 8; continue; }
+        if (end - s >= 8) {
+            memcpy(&word, s, 8);
+            if (!(word & UINT64_C(0x8080808080808080))) { s += 8; continue; }
+            if ((word & kind) == three && (uint8_t)(s[0] + 0x1F) < 12 && (uint8_t)(s[3] + 0x1F) < 12) {
+                s += 6;
+                continue;
+            }
+        }
+        if (!((uint8_t)*s & 0x80)) { s++; continue; }
+        if (end - s >= 2 && (uint8_t)(s[0] + 0x3E) < 30 && (s[1] & 0xC0) == 0x80) { s += 2; continue; }
         k = fti_utf8_decode(s, end, &cp);
         if (!k) break;
         s += k;
@@ -12540,7 +12868,17 @@ static size_t fti_stable_run(fti_form form, const char *text, size_t i, size_t n
             len = 0;
             continue;
         }
-        len = fti_utf8_decode(text + i, text + n, &cp);
+        if ((uint8_t)(text[i] + 0x1B) < 5 && n - i >= 3 && (text[i + 1] & text[i + 2] & 0x80)
+            && !((text[i + 1] | text[i + 2]) & 0x40)) {
+            base = i;                                         /* U+5000..9FFF: Han, never changed */
+            last_ccc = 0;
+            len = 3;
+            continue;
+        }
+        if ((uint8_t)(text[i] + 0x3E) < 30 && n - i >= 2 && (text[i + 1] & 0xC0) == 0x80) {
+            len = 2;
+            cp = (text[i] & 31u) << 6 | (text[i + 1] & 63u);
+        } else len = fti_utf8_decode(text + i, text + n, &cp);
         if (!len) { len = 1; base = i; last_ccc = 0; continue; }       /* not UTF-8: left alone */
         kind = fti_cp_kind(cp);
         ccc = kind >> 16;
@@ -14027,8 +14365,8 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
     for (i = 0; i < v->n; i++) {
         const fti_token *t = &v->token[i];
         if (t->len < 2 || symbol[i] == FTI_NONE) continue;
-        for (k = 0; k < t->len; k++) sym[k] = (uint8_t)t->p[k];
-        if (fti_merge_short(b, sym, t->len, 2) == 2) fti_pair_add(b, sym[0], sym[1], symbol[i] - 256);
+        k = (uint32_t)fti_start_bytes(b, (const uint8_t *)t->p, 0, t->len, t->len, sym);
+        if (fti_merge_short(b, sym, k, 2) == 2) fti_pair_add(b, sym[0], sym[1], symbol[i] - 256, t->p, t->len);
         else if (!fti_push(odd, (uint32_t)i)) { arrfree(odd); return -1; }
     }
     while (arrlen(odd)) {
@@ -14037,12 +14375,15 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
     }
     arrfree(odd);
     if (proper) return 1;
+    FTUNE_FREE(b->edge);
+    b->edge = NULL;
     memset(b->pair, 0, b->pair_cap * sizeof *b->pair);
     for (i = 0; i < v->n; i++) {
         const fti_token *t = &v->token[i];
         if (t->len < 2 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
         fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
-                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256);
+                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256,
+                     t->p, t->len);
     }
     return 0;
 }

@@ -678,7 +678,8 @@ static ft_status tokenize_row(void *user, ft_text json, const char *where, ft_er
                           json.n > 60 ? 60 : (int)json.n, json.p);
     if (!st) do {
         if (!room(&s->ids, n, sizeof(int32_t))) st = no_memory(err);
-        else st = ft_tokenizer_encode(s->tok, t.p, t.n, special, s->ids.p, s->ids.bytes / sizeof(int32_t), &n, err);
+        else st = ft_tokenizer_encode_threads(s->tok, t.p, t.n, special, (int)s->o->threads, s->ids.p,
+                                              s->ids.bytes / sizeof(int32_t), &n, err);
     } while (st == FTUNE_ERR_BUFFER_TOO_SMALL);
     if (!st) {
         fputs("{\"ids\":", stdout);

@@ -48,6 +48,9 @@ run tokenize --tokenizer bytes;       is "tokenize: status of refused rows" 1 $r
 is "tokenize: refused rows" '{"ids":[113]} 3 {"ids":[114]}' \
    "$(printf '%s\n' "$out" | sed -n 1p) $(printf '%s\n' "$out" | sed -n 2,4p | grep -c '^{"error":"') $(printf '%s\n' "$out" | sed -n '5,$p')"
 is "tokenize: one line per refused row" 3 "$(grep -c '^stdin:[234]: .*expected.*found' "$dir/err")"
+awk 'BEGIN { printf "{\"text\":\""; for (i = 0; i < 9000; i++) printf "the word%d, 中文%d。 ", i, i * 7; print "\"}" }' >"$dir/long.jsonl"
+run tokenize --tokenizer tests/data/qwen_slice.tiktoken --threads 1 "$dir/long.jsonl"; one=$out; is "tokenize --threads" 0 $rc
+run tokenize --tokenizer tests/data/qwen_slice.tiktoken --threads 3 "$dir/long.jsonl"; is "tokenize: any thread count" "$one" "$out"
 given '{"ids":[88,121,0,1,48,211,185]}\n{"ids":[88,211]}\n{"ids":[]}'
 run detokenize --tokenizer bytes --skip-special
 is "detokenize" '{"text":"Hi é"}

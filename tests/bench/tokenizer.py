@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
 """How fast is the tokenizer? One table from one run: ftune beside tiktoken and Hugging Face tokenizers, one thread each.
 
-    python3 tests/bench/tokenizer.py [--mb 20] [--rounds 3] [--kind NAME ...]        (make bench-tokenizer)
+    python3 tests/bench/tokenizer.py [--mb 1] [--rounds 7] [--kind NAME ...]        (make bench-tokenizer, two minutes)
 
-The text is made here, from a seed: English-like prose, Chinese, Japanese, program code, and short strings in many
-scripts. Words are drawn by Zipf's law from a lexicon, as in real text: few words often, many once. Ids are compared
-before anything is timed. "whole" is one call for the whole text, "4 KB" one call for each document of that size.
-Vocabularies come from $FTUNE_SHARED (../shared). tiktoken and tokenizers get at most 4 MB of each kind: they are slow.
+"source" is real: this repository's header, read-me, tests and examples, once. The other texts are made here, from a
+seed: English-like prose, Chinese, Japanese, program code, and short strings in many scripts. Words are drawn by Zipf's
+law from a lexicon of invented words: few often, many once. That is harder than real text, in which most words are one
+token. Ids are compared before anything is timed. "whole" is one call for the whole text, "4 KB" one call for each
+document of that size; nothing is kept between calls. Rounds alternate between the programs; a ratio is best time to
+best time, and in brackets median to median. tokenizers is slow and gets the first half megabyte, in documents of 4 KB.
+Vocabularies come from $FTUNE_SHARED (../shared).
 """
 import argparse
 import ctypes
+import glob
+import itertools
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -42,11 +48,17 @@ def lexicon(rng, letters, n, lo, hi):
     return ["".join(rng.choice(letters) for _ in range(rng.randint(lo, hi))) for _ in range(n)]
 
 
+SUMS = list(itertools.accumulate(1.0 / (i + 2.7) for i in range(30000)))
+
+
 def zipf(rng, words, k):
-    return rng.choices(words, [1.0 / (i + 2.7) for i in range(len(words))], k=k)
+    return rng.choices(words, cum_weights=SUMS[:len(words)], k=k)
 
 
 def make_text(kind, size, seed=1):
+    if kind == "source":
+        files = [ROOT + "/ftune.h", ROOT + "/README.md"] + sorted(glob.glob(ROOT + "/tests/*.c") + glob.glob(ROOT + "/examples/*.c"))
+        return "".join(open(f, encoding="utf-8").read() for f in files).encode()[:size].decode(errors="ignore")
     rng = random.Random("%s %d" % (kind, seed))
     out, n = [], 0
     syllables = [a + b for a in "b c d f g h j l m n p r s t v w st tr ch sh pr".split() for b in "a e i o u ea ou er in on al".split()]
@@ -95,20 +107,22 @@ class Ftune:
         return n.value
 
 
-def best(rounds, f):
-    times = []
+def times(rounds, *jobs):
+    """Best and median time of each job; they take turns."""
+    taken = [[] for _ in jobs]
     for _ in range(rounds):
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for job, t in zip(jobs, taken):
+            start = time.perf_counter()
+            job()
+            t.append(time.perf_counter() - start)
+    return [(min(t), statistics.median(t)) for t in taken]
 
 
 def main():
     a = argparse.ArgumentParser()
-    a.add_argument("--mb", type=float, default=20)
-    a.add_argument("--rounds", type=int, default=3)
-    a.add_argument("--kind", nargs="*", default=["English", "Chinese", "Japanese", "code", "scripts"])
+    a.add_argument("--mb", type=float, default=1, help="megabytes of each kind")
+    a.add_argument("--rounds", type=int, default=7)
+    a.add_argument("--kind", nargs="*", default=["English", "Chinese", "Japanese", "code", "scripts", "source"])
     o = a.parse_args()
     import test_tokenizer_parity as parity
     import tiktoken
@@ -117,10 +131,12 @@ def main():
     so = os.path.join(ROOT, "build", "bench_tokenizer.so")
     subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-w", "-DFTUNE_IMPLEMENTATION", "-x", "c", header, "-o", so, "-lm"], check=True)
     lib = ctypes.CDLL(so)
-    size = int(o.mb * 1e6 / len(o.kind))
-    texts = {k: make_text(k, size) for k in o.kind}
-    print("tiktoken %s, tokenizers %s, one thread, best of %d; MB/s" % (tiktoken.__version__, tokenizers.__version__, o.rounds))
-    print("%-7s %-9s %9s %9s %9s %9s  %s" % ("", "text", "ftune", "4 KB", "tiktoken", "HF", "ftune / tiktoken, / HF"))
+    texts = {k: make_text(k, int(o.mb * 1e6)) for k in o.kind}
+    print("tiktoken %s, tokenizers %s, one thread, %d rounds, best; MB/s. source is real text, the others are made up." %
+          (tiktoken.__version__, tokenizers.__version__, o.rounds))
+    print("%-7s %-9s %8s %8s  %8s %8s  %6s  %-16s %-16s %s" %
+          ("", "text", "ftune", "4 KB", "tiktoken", "4 KB", "HF", "/ tiktoken", "4 KB", "/ HF"))
+    ratios = {"whole": [], "4 KB": [], "HF": []}
     for name, file, make, hf in (("qwen", "qwen/qwen.tiktoken", lambda p: parity.by_tiktoken(p, parity.QWEN, True), "qwen2/tokenizer.qwen3.json"),
                                  ("cl100k", "cl100k_base/cl100k_base.tiktoken", lambda p: parity.by_tiktoken(p, parity.CL100K), None),
                                  ("o200k", "o200k_base/o200k_base.tiktoken", lambda p: parity.by_tiktoken(p, parity.O200K), None)):
@@ -132,20 +148,29 @@ def main():
         third = parity.by_huggingface(os.path.join(SHARED, "vocab", hf)) if hf else None
         for kind, text in texts.items():
             data = text.encode()
-            part = data[:4000000].decode(errors="ignore")
             ids = (ctypes.c_int32 * (len(data) + 16))()
-            docs = [data[i:i + 4096].decode(errors="ignore").encode() for i in range(0, len(data), 4096)]
-            n = tok.encode(part.encode(), ids)
-            if other([part])[0] != list(ids[:n]):
+            parts = [data[i:i + 4096].decode(errors="ignore") for i in range(0, len(data), 4096)]
+            docs = [p.encode() for p in parts]
+            few = parts[:125]
+            n = tok.encode(data, ids)
+            if other([text])[0] != list(ids[:n]):
                 raise SystemExit("%s, %s: ids differ from tiktoken's" % (name, kind))
-            whole = best(o.rounds, lambda: tok.encode(data, ids))
-            small = best(o.rounds, lambda: [tok.encode(d, ids) for d in docs])
-            x = best(o.rounds, lambda: other([part]))
-            y = best(1, lambda: third([part])) if third else 0
-            mb, part_mb = len(data) / 1e6, len(part.encode()) / 1e6
-            print("%-7s %-9s %9.1f %9.1f %9.1f %9s  %.1fx %s" % (name, kind, mb / whole, mb / small, part_mb / x, "%.1f" % (part_mb / y) if y else "-",
-                                                              mb / whole / (part_mb / x), "%.1fx" % (mb / whole / (part_mb / y)) if y else ""))
-        print("%-7s loaded in %.0f ms" % (name, 1e3 * min(tok.load, Ftune(lib, path).load)))
+            mb, few_mb = len(data) / 1e6, sum(len(p.encode()) for p in few) / 1e6
+            whole, x = times(o.rounds, lambda: tok.encode(data, ids), lambda: other([text]))
+            small, y = times(o.rounds, lambda: [tok.encode(d, ids) for d in docs], lambda: [other([p]) for p in parts])
+            z = times(1, lambda: [third([p]) for p in few])[0] if third else None
+            ratios["whole"].append(x[0] / whole[0])
+            ratios["4 KB"].append(y[0] / small[0])
+            if z:
+                ratios["HF"].append(z[0] / few_mb * mb / small[0])
+            print("%-7s %-9s %8.1f %8.1f  %8.1f %8.1f  %6s  %5.1fx (%5.1fx)  %5.1fx (%5.1fx)  %s" % (
+                name, kind, mb / whole[0], mb / small[0], mb / x[0], mb / y[0], "%.1f" % (few_mb / z[0]) if z else "-", x[0] / whole[0],
+                x[1] / whole[1], y[0] / small[0], y[1] / small[1], "%5.1fx" % ratios["HF"][-1] if z else ""))
+            sys.stdout.flush()
+        print("%-7s loaded in %.0f ms" % (name, 1e3 * min([tok.load] + [Ftune(lib, path).load for _ in range(4)])))
+    for what, r in ratios.items():
+        if r:
+            print("%-6s lowest ratio %.1fx, median %.1fx" % (what, min(r), statistics.median(r)))
 
 
 if __name__ == "__main__":

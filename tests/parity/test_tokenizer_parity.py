@@ -105,7 +105,10 @@ def random_text(rng):
             out.append(rng.choice(WORDS))
         elif kind < 0.55:
             lo, hi = rng.choice(RANGES)
-            out.append("".join(chr(rng.randint(lo, hi)) for _ in range(rng.randint(1, 6))))
+            out.append("".join(chr(rng.randint(lo, hi)) for _ in range(rng.choice((1, 2, 3, 4, 5, 6, 40)))))
+        elif kind < 0.60:                                      # words no vocabulary has; runs of one script, long too
+            low, high = rng.choice((("a", "z"), ("a", "z"), ("A", "z"), ("一", "龥"), ("的", "目"), ("ぁ", "ヺ"), ("а", "я"), ("가", "힣"), ("à", "ž"), ("ก", "๛")))
+            out.append("".join(chr(rng.randint(ord(low), ord(high))) for _ in range(rng.choice((2, 4, 7, 11, 17, 25, 60, 300 if rng.random() < 0.05 else 9)))))
         elif kind < 0.75:
             out.append(rng.choice(SPACES))
         elif kind < 0.80:
