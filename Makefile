@@ -20,7 +20,7 @@ PYTHON   = build/venv/bin/python
 EXAMPLES := $(patsubst examples/%.c,%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,%,$(sort $(wildcard tests/test_*.c)))
 
-.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden course bench bench-tokenizer bench-cuda fuzz clean deps venv
+.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden course bench bench-lora bench-tokenizer bench-cuda fuzz clean deps venv
 
 help:
 	@echo 'make run              fine-tune a small language model here and now (about a minute)'
@@ -34,6 +34,7 @@ help:
 	@echo 'make test-cuda        the CUDA op table against the CPU one (needs an NVIDIA GPU and its toolkit)'
 	@echo 'make fuzz SECONDS=60  libFuzzer on every reader (needs clang)'
 	@echo 'make bench            matmul beside OpenBLAS (needs libopenblas-dev)'
+	@echo 'make bench-lora       a LoRA step on the CPU beside PyTorch + PEFT (in build/venv)'
 	@echo 'make bench-tokenizer  tokenizers beside tiktoken, Hugging Face and SentencePiece'
 	@echo 'make notebooks        run the notebooks from top to bottom (NumPy and Matplotlib, in build/venv)'
 	@echo 'make golden           make the golden files of tests/golden again'
@@ -112,6 +113,10 @@ golden: build/venv/ready build/ftune
 bench: deps
 	$(CC) $(CFLAGS) -I. tests/bench/matmul.c -o build/bench-matmul -lopenblas $(LIBS)
 	@env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE build/bench-matmul
+
+bench-lora: build/venv/ready | deps
+	$(CC) $(CFLAGS) -shared -fPIC -I. tests/bench/lora_step.c -o build/lora_step.so $(LIBS)
+	@$(PYTHON) -W ignore tests/bench/lora_step.py
 
 bench-tokenizer: build/ftune build/venv/ready
 	@$(PYTHON) tests/bench/tokenizer.py

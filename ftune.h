@@ -6293,9 +6293,10 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
  *     | of A | |        C       |       Panel and block are copied ("packed") into the order in which they are read:
  *     +------+ +----------------+       one stream, no two rows in the same cache set, other number types widened.
  *
- * (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.) Packing costs a few percent and is
- * paid once, not per step, for the weights of a frozen model: prepare_linear keeps them as panels, unless they are held
- * in few bits to save memory.
+ * (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.) A number is packed once and used a
+ * thousand times: panels wait until every block of A has met them. That costs a few percent, and for the weights of a
+ * frozen model it is paid once, not per step: prepare_linear keeps them as panels, unless they are held in few bits to
+ * save memory.
  *
  * Bits: a number of C is always the sum over k in the same order, whatever tile or thread it falls to. Threads share
  * out outputs, never sums, so one thread or sixty-four give the same bits. The usual mistake is the other way round: a
@@ -6325,6 +6326,7 @@ enum { FTI_LANES = 1, FTI_MR = 6 };
 #endif
 #if defined(__GNUC__)
 typedef float fti_vec __attribute__((vector_size(4 * FTI_LANES)));
+typedef int32_t fti_ints __attribute__((vector_size(4 * FTI_LANES)));
 #define FTI_ZERO ((fti_vec){ 0 })
 #define FTI_PREFETCH(p) __builtin_prefetch(p, 1)
 #else
@@ -6342,6 +6344,7 @@ typedef float fti_vec;
 enum {
     FTI_NR = 2 * FTI_LANES,             /* columns of a tile, and of a panel of B */
     FTI_KC = 384, FTI_MC = 336,         /* depth and height of a block of A */
+    FTI_NC = 1024,                      /* columns of B that are kept packed at a time: 1.5 MB a thread */
     FTI_AS = FTI_KC + 16                /* floats from one packed row of A to the next: rows fall into different sets */
 };
 
@@ -6351,9 +6354,8 @@ FTI_INLINE fti_vec fti_splat(float s) { return s - FTI_ZERO; }
 FTI_INLINE fti_vec fti_larger(fti_vec a, fti_vec b)
 {
 #if defined(__GNUC__)
-    typedef int32_t ints __attribute__((vector_size(4 * FTI_LANES)));
-    ints yes = a > b;                                       /* all ones where true */
-    return (fti_vec)(((ints)a & yes) | ((ints)b & ~yes));
+    fti_ints yes = a > b;                                   /* all ones where true */
+    return (fti_vec)(((fti_ints)a & yes) | ((fti_ints)b & ~yes));
 #else
     return a > b ? a : b;
 #endif
@@ -6702,33 +6704,67 @@ static void fti_sweep(int m, int K, const float *a, const float *b, const fti_re
     }
 }
 
-/* dst[c][r] = src[r][c] for rows x cols numbers, four by four; strides in floats, src at any alignment. */
+/* Two vectors riffled like the halves of a deck of cards, a0 b0 a1 b1 ...: the lower and the upper half of that. */
+#if defined(__clang__)
+#define FTI_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FTI_PICK(a, b, ...) __builtin_shuffle(a, b, (fti_ints){ __VA_ARGS__ })
+#endif
+#if defined(__AVX512F__)
+#define FTI_RIFFLE_LOW(a, b)  FTI_PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define FTI_RIFFLE_HIGH(a, b) FTI_PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif defined(__AVX2__) && defined(__FMA__)
+#define FTI_RIFFLE_LOW(a, b)  FTI_PICK(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define FTI_RIFFLE_HIGH(a, b) FTI_PICK(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#elif defined(__GNUC__)
+#define FTI_RIFFLE_LOW(a, b)  FTI_PICK(a, b, 0, 4, 1, 5)
+#define FTI_RIFFLE_HIGH(a, b) FTI_PICK(a, b, 2, 6, 3, 7)
+#else
+#define FTI_RIFFLE_LOW(a, b)  (a)                           /* vectors of one number: nothing to riffle */
+#define FTI_RIFFLE_HIGH(a, b) (b)
+#endif
+
+/* dst[c][r] = src[r][c] for a square of LANES, of which rows and cols are there. Number by number this would cost a
+ * tenth of the matmul it prepares; in registers it is log2 LANES rounds. A number's place in the square is written in
+ * bits, [row|lane]. Riffling rows i and i + LANES/2 moves the row's top bit to the end of the lane and the lane's top
+ * bit to the end of the row; when every bit has moved, row and lane have changed places. dst gets whole vectors, 0
+ * where a row lacks. */
+FTI_INLINE void fti_transpose_square(float *dst, size_t dst_stride, const char *src, size_t src_stride, int rows,
+                                     int cols)
+{
+    fti_vec x[FTI_LANES], y[FTI_LANES];
+    FTI_UNROLL
+    for (int r = 0; r < FTI_LANES; r++) {
+        x[r] = FTI_ZERO;
+        if (r < rows) memcpy(x + r, src + (size_t)r * src_stride * 4, (size_t)cols * 4);
+    }
+    FTI_UNROLL
+    for (int moved = 1; moved < FTI_LANES; moved *= 2) {
+        FTI_UNROLL
+        for (int i = 0; i < FTI_LANES / 2; i++) {
+            y[2 * i] = FTI_RIFFLE_LOW(x[i], x[i + FTI_LANES / 2]);
+            y[2 * i + 1] = FTI_RIFFLE_HIGH(x[i], x[i + FTI_LANES / 2]);
+        }
+        FTI_UNROLL
+        for (int i = 0; i < FTI_LANES; i++) x[i] = y[i];
+    }
+    FTI_UNROLL
+    for (int c = 0; c < FTI_LANES; c++) if (c < cols) fti_store(dst + (size_t)c * dst_stride, x[c]);
+}
+
+/* dst[c][r] = src[r][c] for rows x cols numbers; strides in floats, src at any alignment. */
 static void fti_transpose(float *dst, size_t dst_stride, const char *src, size_t src_stride, int rows, int cols)
 {
-    int r = 0;
-#if defined(__GNUC__)
-    typedef float quad __attribute__((vector_size(16)));
-#if defined(__clang__)
-#define FTI_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-    typedef int32_t four __attribute__((vector_size(16)));
-#define FTI_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (four){ i, j, k, l })
-#endif
-    for (; r + 4 <= rows; r += 4)
-        for (int c = 0; c + 4 <= cols; c += 4) {
-            quad x[4], lo0, lo1, hi0, hi1;
-            for (int i = 0; i < 4; i++) memcpy(x + i, src + ((size_t)(r + i) * src_stride + c) * 4, sizeof *x);
-            lo0 = FTI_MIX(x[0], x[1], 0, 4, 1, 5); hi0 = FTI_MIX(x[0], x[1], 2, 6, 3, 7);
-            lo1 = FTI_MIX(x[2], x[3], 0, 4, 1, 5); hi1 = FTI_MIX(x[2], x[3], 2, 6, 3, 7);
-            x[0] = FTI_MIX(lo0, lo1, 0, 1, 4, 5);  x[1] = FTI_MIX(lo0, lo1, 2, 3, 6, 7);
-            x[2] = FTI_MIX(hi0, hi1, 0, 1, 4, 5);  x[3] = FTI_MIX(hi0, hi1, 2, 3, 6, 7);
-            for (int i = 0; i < 4; i++) memcpy(dst + (size_t)(c + i) * dst_stride + r, x + i, sizeof *x);
+    for (int r = 0; r < rows; r += FTI_LANES)
+        for (int c = 0; c < cols; c += FTI_LANES) {
+            float *to = dst + (size_t)c * dst_stride + r;
+            const char *from = src + ((size_t)r * src_stride + c) * 4;
+            int m = rows - r < FTI_LANES ? rows - r : FTI_LANES, n = cols - c < FTI_LANES ? cols - c : FTI_LANES;
+            if (m == FTI_LANES && n == FTI_LANES)
+                fti_transpose_square(to, dst_stride, from, src_stride, FTI_LANES, FTI_LANES);
+            else
+                fti_transpose_square(to, dst_stride, from, src_stride, m, n);
         }
-#undef FTI_MIX
-#endif
-    for (int i = 0; i < rows; i++)                          /* what the squares left over */
-        for (int c = i < r ? cols - cols % 4 : 0; c < cols; c++)
-            memcpy(dst + (size_t)c * dst_stride + i, src + ((size_t)i * src_stride + c) * 4, 4);
 }
 
 /* n numbers of a stored row of B, from column col on, as f32. */
@@ -6742,10 +6778,7 @@ static void fti_widen_row(float *dst, const fti_matrix *B, int row, int col, int
 /* m rows by k numbers of A (stored [K,M] when trans) from row m0, column k0 on: rows at a stride of FTI_AS. */
 static void fti_pack_rows(float *dst, const float *A, size_t lda, int trans, int m0, int m, int k0, int k)
 {
-    if (trans)                                              /* in strips: 32 rows of dst stay near while k runs */
-        for (int i = 0; i < m; i += 32)
-            fti_transpose(dst + (size_t)i * FTI_AS, FTI_AS, (const char *)(A + (size_t)k0 * lda + m0 + i), lda, k,
-                          m - i < 32 ? m - i : 32);
+    if (trans) fti_transpose(dst, FTI_AS, (const char *)(A + (size_t)k0 * lda + m0), lda, k, m);
     else
         for (int i = 0; i < m; i++)
             memcpy(dst + (size_t)i * FTI_AS, A + (size_t)(m0 + i) * lda + k0, (size_t)k * sizeof *dst);
@@ -6770,25 +6803,24 @@ static const float *fti_panel(float *dst, const fti_matrix *B, int K, int j, int
             }
         else
             for (int kk = 0; kk < k; kk++) fti_widen_row(dst + (size_t)kk * FTI_NR, B, k0 + kk, j, n);
-    } else
-        for (int kk = 0; kk < k; kk += 64) {                /* a strip of the panel that stays near while columns run */
+    } else if (B->dtype == FTUNE_F32)
+        fti_transpose(dst, FTI_NR, data + ((size_t)j * B->ld + k0) * step, B->ld, n, k);
+    else
+        for (int kk = 0; kk < k; kk += 64) {                /* widened in strips that stay near */
             float wide[FTI_NR * 64];
             int some = k - kk < 64 ? k - kk : 64;
-            const char *p = data + ((size_t)j * B->ld + k0 + kk) * step;
-            size_t ld = B->ld;
-            if (B->dtype != FTUNE_F32) {
-                for (int c = 0; c < n; c++) fti_widen_row(wide + (size_t)c * 64, B, j + c, k0 + kk, some);
-                p = (const char *)wide; ld = 64;
-            }
-            fti_transpose(dst + (size_t)kk * FTI_NR, FTI_NR, p, ld, n, some);
+            for (int c = 0; c < n; c++) fti_widen_row(wide + (size_t)c * 64, B, j + c, k0 + kk, some);
+            fti_transpose(dst + (size_t)kk * FTI_NR, FTI_NR, (const char *)wide, 64, n, some);
         }
     return dst;
 }
 
-/* A block of packed rows times B: C[m, j0..j1] = alpha * a B[k0..k0+k, :] + ...; panel: working memory, KC x NR.
- * dots: few rows against columns that lie together are faster as plain scalar products. */
-static void fti_block(float *panel, const float *a, int m, const fti_matrix *B, int K, int k0, int k, int j0, int j1,
-                      const fti_result *o, float *c, int dots)
+/* A block of packed rows times B: C[m, j0..j1] = alpha * a B[k0..k0+k, :] + ...
+ *   panel  working memory, KC x NR for a panel; the next one is packed slot floats on: 0 when none is wanted again
+ *   found  the panels are there already, packed for an earlier block of rows
+ *   dots   few rows against columns that lie together are faster as plain scalar products */
+static void fti_block(float *panel, size_t slot, int found, const float *a, int m, const fti_matrix *B, int K, int k0,
+                      int k, int j0, int j1, const fti_result *o, float *c, int dots)
 {
     if (dots) {
         for (int j = j0; j < j1; j++) {
@@ -6803,15 +6835,15 @@ static void fti_block(float *panel, const float *a, int m, const fti_matrix *B, 
         }
         return;
     }
-    for (int j = j0; j < j1; j += FTI_NR) {
+    for (int j = j0; j < j1; j += FTI_NR, panel += slot) {
         int n = j1 - j < FTI_NR ? j1 - j : FTI_NR;
         float bias[FTI_NR] = { 0 };
         if (o->bias) memcpy(bias, o->bias + j, (size_t)n * sizeof *bias);
-        fti_sweep(m, k, a, fti_panel(panel, B, K, j, n, k0, k), o, c + j, o->bias ? bias : NULL, n);
+        fti_sweep(m, k, a, found ? panel : fti_panel(panel, B, K, j, n, k0, k), o, c + j, o->bias ? bias : NULL, n);
     }
 }
 
-enum { FTI_PANEL = FTI_KC * FTI_NR, FTI_MATMUL_SCRATCH = FTI_MC * FTI_AS + FTI_PANEL };    /* floats of one thread */
+enum { FTI_PANEL = FTI_KC * FTI_NR, FTI_ROWS = FTI_MC * FTI_AS };   /* floats of a packed panel, of a block of A */
 
 /* n cut into equal blocks of at most most, each a multiple of unit: no thin block at the end. */
 static int fti_even(int n, int most, int unit)
@@ -6820,20 +6852,27 @@ static int fti_even(int n, int most, int unit)
     return (size + unit - 1) / unit * unit;
 }
 
-/* One thread's rectangle of C: rows m0..m1, columns n0..n1. */
+/* One thread's rectangle of C: rows m0..m1, columns n0..n1. The first block of rows packs the panels of B as it comes
+ * to them; the blocks below find them packed. So k runs outside the blocks of rows: B is packed once, A once for every
+ * NC columns. A rectangle of one block needs no panel twice: it keeps one, in the nearest cache. */
 static void fti_matmul_part(float *scratch, int m0, int m1, int n0, int n1, int K, const float *A, size_t lda,
                             int transA, const fti_matrix *B, const fti_result *o, int dots)
 {
-    float *panel = scratch + (size_t)FTI_MC * FTI_AS;
-    int MC = fti_even(m1 - m0, FTI_MC, FTI_MR), KC = fti_even(K, FTI_KC, 4);
-    for (int i = m0; i < m1; i += MC) {
-        int m = m1 - i < MC ? m1 - i : MC, k0 = 0;
+    int MC = fti_even(m1 - m0, FTI_MC, FTI_MR), KC = fti_even(K, FTI_KC, 4), NC = fti_even(n1 - n0, FTI_NC, FTI_NR);
+    int again = m1 - m0 > MC && !(B->panels && B->dtype == FTUNE_F32);
+    if (!again) NC = n1 - n0;
+    for (int j = n0; j < n1; j += NC) {
+        int end = n1 - j < NC ? n1 : j + NC, k0 = 0;
         do {                                                /* once even when K is 0: C = beta C */
             int k = K - k0 < KC ? K - k0 : KC;
             fti_result now = *o;
             if (k0) { now.beta = 1.0f; now.bias = NULL; }
-            fti_pack_rows(scratch, A, lda, transA, i, m, k0, k);
-            fti_block(panel, scratch, m, B, K, k0, k, n0, n1, &now, o->C + (size_t)i * o->ldc, dots);
+            for (int i = m0; i < m1; i += MC) {
+                int m = m1 - i < MC ? m1 - i : MC;
+                fti_pack_rows(scratch, A, lda, transA, i, m, k0, k);
+                fti_block(scratch + FTI_ROWS, again ? FTI_PANEL : 0, again && i > m0, scratch, m, B, K, k0, k, j, end,
+                          &now, o->C + (size_t)i * o->ldc, dots);
+            }
             k0 += k;
         } while (k0 < K);
     }
@@ -6853,6 +6892,7 @@ static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const fl
 {
     int threads = fti_threads(be, (size_t)M * (size_t)N * ((size_t)K + 1) / 32), down = 1;
     int dots = M <= 2 && B->trans && (B->dtype != FTUNE_F32 || (uintptr_t)B->data % sizeof(float) == 0);
+    size_t size = FTI_ROWS + (size_t)FTI_KC * (size_t)(N < FTI_NC ? (N + FTI_NR - 1) / FTI_NR * FTI_NR : FTI_NC);
     double best = INFINITY;
     float *scratch;
     if (be->error.code || M <= 0 || N <= 0) return;
@@ -6862,15 +6902,14 @@ static void fti_matmul(ft_backend *be, int transA, int M, int N, int K, const fl
         double cost = rows * cols + 8.0 * (rows + (B->panels ? 0.0 : cols));
         if (threads % d == 0 && cost < best) { best = cost; down = d; }
     }
-    scratch = fti_scratch(be, FTI_SCRATCH_MATMUL, (size_t)threads * FTI_MATMUL_SCRATCH);
+    scratch = fti_scratch(be, FTI_SCRATCH_MATMUL, (size_t)threads * size);
     if (!scratch) return;
     FTI_PARALLEL_FOR(threads)
     for (int t = 0; t < threads; t++) {
         int across = threads / down, i = t / across, j = t % across;
         int m0 = fti_share(M, FTI_MR, i, down), m1 = fti_share(M, FTI_MR, i + 1, down);
         int n0 = fti_share(N, FTI_NR, j, across), n1 = fti_share(N, FTI_NR, j + 1, across);
-        float *own = scratch + (size_t)t * FTI_MATMUL_SCRATCH;
-        fti_matmul_part(own, m0, m1, n0, n1, K, A, (size_t)lda, transA, B, o, dots);
+        fti_matmul_part(scratch + (size_t)t * size, m0, m1, n0, n1, K, A, (size_t)lda, transA, B, o, dots);
     }
 }
 
@@ -7252,7 +7291,7 @@ static void fti_att_matmul(float *panel, const float *rows, int m, const float *
 {
     fti_matrix b = { B, FTUNE_F32, (size_t)ldb, trans, 0 };
     fti_result o = { C, (size_t)ldc, alpha, beta, NULL };
-    fti_block(panel, rows, m, &b, k, 0, k, 0, n, &o, C, trans && m <= 2);
+    fti_block(panel, 0, 0, rows, m, &b, k, 0, k, 0, n, &o, C, trans && m <= 2);
 }
 
 static int fti_att_check(ft_backend *be, const ft_attention *a)

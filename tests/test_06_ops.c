@@ -90,6 +90,7 @@ static void test_matmul(void)
         matmul_case(be, 29, 70, FTI_KC + 5, tA, tB, 1.0f, 0.0f, 3);     /* crosses every block border */
         matmul_case(be, FTI_MC + 3, 35, 40, tA, tB, 2.0f, 1.0f, 0);
         matmul_case(be, 3, 50, 2 * FTI_KC + 1, tA, tB, 1.0f, 1.0f, 1);
+        matmul_case(be, 2 * FTI_MC + 5, FTI_NC + 37, FTI_KC + 3, tA, tB, 1.0f, 0.5f, 1);    /* finds panels packed */
         matmul_case(be, 4, 5, 0, tA, tB, 1.0f, 0.5f, 2);                /* an empty sum is 0 */
     }
     CHECK_FAILS(ft_matmul(be, 0, 0, 2, 2, 5, 1, NULL, 4, NULL, 2, 0, NULL, 2, &err), err, FTUNE_ERR_ARGUMENT, "lda 4");

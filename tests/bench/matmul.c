@@ -3,9 +3,13 @@
  * Build:  gcc -std=c99 -O3 -march=native -fopenmp -I. tests/bench/matmul.c -o build/bench_matmul -lopenblas -lm
  * Run:    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_WAIT_POLICY=passive build/bench_matmul [threads]
  *
- * Every shape is checked against sgemm before it is timed. A line shows GFLOP/s of the median of 9 rounds (more when a
- * round is short) for sgemm and for ft_matmul, and their ratio in the same rounds; "packed" is the linear op with
- * frozen weights, packed once by prepare_linear: what a LoRA run uses for y = x W^T. */
+ * Every shape is checked against sgemm before it is timed. A line shows GFLOP/s of the median of 9 rounds (of several
+ * calls where a call is short) for sgemm and for ft_matmul, and their ratio; "packed" is the linear op with frozen
+ * weights, packed once by prepare_linear: what a LoRA run uses for y = x W^T.
+ *
+ * Both sides get the same turn: a rest, one call that is not timed, then the calls that are. OpenBLAS's workers spin
+ * for 2^26 cycles after a call before they sleep. Timed within that span, our worker finds its core taken and may share
+ * the caller's: half the speed, now and then, from something that a program with one matmul library does not have. */
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include <cblas.h>
@@ -20,6 +24,7 @@ static int by_size(const void *a, const void *b)
 }
 static double median(double *t) { qsort(t, ROUNDS, sizeof *t, by_size); return t[ROUNDS / 2]; }
 
+static void rest(void) { struct timespec t = { 0, 40000000 }; nanosleep(&t, NULL); }
 static void fail(const ft_error *err) { fprintf(stderr, "matmul: %s\n", err->message); exit(1); }
 static float *numbers(size_t n, ft_rng *rng)
 {
@@ -57,22 +62,28 @@ static double bench(ft_backend *be, const shape *s, ft_rng *rng)
         be->prepare_linear(be, &l, 1);
     }
     repeat = (int)(3e7 / flop) + 1;
-    for (int r = -1; r < ROUNDS; r++) {                     /* round -1 warms up and is checked */
-        double t0 = fti_now(), t1, t2, t3;
-        for (int i = 0; i < repeat; i++)
+    for (int r = -1; r < ROUNDS; r++) {                     /* round -1 is checked */
+        double t0 = 0.0, t1 = 0.0, t2 = 0.0, t3;
+        rest();
+        for (int i = -1; i < repeat; i++) {                 /* call -1 wakes the threads */
+            if (i == 0) t0 = fti_now();
             cblas_sgemm(CblasRowMajor, s->tA ? CblasTrans : CblasNoTrans, s->tB ? CblasTrans : CblasNoTrans, M, N, K,
-                        1.0f, A,
-                        lda, B, ldb, 0.0f, D, N);
-        t1 = fti_now();
-        for (int i = 0; i < repeat; i++)
+                        1.0f, A, lda, B, ldb, 0.0f, D, N);
+        }
+        t3 = fti_now() - t0;
+        rest();
+        for (int i = -1; i < repeat; i++) {
+            if (i == 0) t1 = fti_now();
             if (ft_matmul(be, s->tA, s->tB, M, N, K, 1.0f, A, lda, B, ldb, 0.0f, C, N, &err)) fail(&err);
+        }
         t2 = fti_now();
         if (r < 0) compare(s, C, D);
+        else { blas[r] = t3; ours[r] = t2 - t1; }
+        t2 = fti_now();
         if (l.packed) for (int i = 0; i < repeat; i++) be->linear_forward(be, C, NULL, A, &l, M, 0);
-        t3 = fti_now();
         if (be->error.code) fail(&be->error);
-        if (r < 0) { compare(s, C, D); continue; }
-        blas[r] = t1 - t0; ours[r] = t2 - t1; packed[r] = t3 - t2;
+        if (r < 0) compare(s, C, D);
+        else packed[r] = fti_now() - t2;
     }
     x = median(blas); y = median(ours);
     printf("%-26s %5d %6d %5d  %c%c %9.1f %9.1f   %5.2f", s->what, M, N, K, s->tA ? 'T' : 'N', s->tB ? 'T' : 'N',
