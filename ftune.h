@@ -962,9 +962,9 @@ typedef enum fti_json_type {
 } fti_json_type;
 typedef struct fti_json_node {
     uint32_t start, len;          /* bytes of the value in the text; strings without their quotes */
-    uint32_t key, key_len;        /* inside an object: its key, raw, without quotes */
+    unsigned key_len : 26;        /* of a member of an object: bytes of its key, which stands before the value */
+    unsigned member : 1, type : 3, escaped : 1, key_escaped : 1;        /* 20 bytes a node: files have many */
     uint32_t next, count;         /* next sibling (0: last); members of an array or object; first child is node + 1 */
-    uint8_t  type, escaped, key_escaped;
 } fti_json_node;
 typedef struct fti_json { const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes; } fti_json;
 static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
@@ -983,6 +983,7 @@ static int       fti_json_bool(const fti_json *j, int node, int otherwise);
  * 0-terminated). Lone surrogates become U+FFFD. p NULL: not a string, or no memory. */
 static ft_text   fti_json_text(const fti_json *j, int node, fti_arena *a);
 static ft_text   fti_json_key(const fti_json *j, int node, fti_arena *a);
+static uint32_t  fti_json_key_start(const fti_json *j, int node);         /* where in the text its key begins */
 static int       fti_json_equals(const fti_json *j, int node, const char *s); /* the string spells s (escapes undone) */
 static int       fti_json_line(const fti_json *j, int node);              /* 1-based line, for messages */
 
@@ -1021,11 +1022,13 @@ enum {
     FTI_CP_NONSPACING = 4096  /* Mn */
 };
 static unsigned fti_cp_class(uint32_t cp);
-/* Canonical normal forms. out gets the result; origin (may be NULL) gets, for each byte written, the byte offset in
- * text of the character it came from, as an stb_ds array. False: no memory. fti_is_nfc: quick check, true only when the
- * text is certainly NFC. */
-typedef enum fti_form { FTI_NFC, FTI_NFD } fti_form;
-static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out, uint32_t **origin);
+/* Normal forms. out gets the result; origin (may be NULL) gets, for each byte written, the byte offset in text of the
+ * character it came from, as an stb_ds array. False: no memory. fti_is_normal: quick check, true only when the text
+ * certainly has the form. FTI_UNICODE_9, or'ed to a form: as the normalizers of tokenizer.json do it, whose tables are
+ * of that version. */
+typedef enum fti_form { FTI_NFC, FTI_NFD, FTI_NFKC, FTI_NFKD, FTI_UNICODE_9 } fti_form;
+static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uint32_t **origin);
+static int fti_is_normal(int form, const char *text, size_t n);
 static int fti_is_nfc(const char *text, size_t n);
 static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower case; extra: further code points or 0 */
 
@@ -1131,6 +1134,8 @@ typedef struct fti_family {
     ft_status (*encode)(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err);
     /* What an id adds to the decoded text; first: nothing was decoded before it. NULL: its bytes. */
     void (*decode)(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out);
+    /* All ids at once, where neighbours matter. NULL: decode, one after the other. */
+    void (*decode_all)(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out);
     void (*free_model)(void *model);    /* may be NULL */
 } fti_family;
 
@@ -1163,6 +1168,8 @@ struct ft_tokenizer {
     void         *model;                /* the family's own: fti_bpe, ... */
     fti_vocab     vocab;                /* every token, added ones too */
     fti_added_set raw, normal;          /* looked for in the text; in the normalised text */
+    struct fti_step *steps;             /* stb array: normalizers of tokenizer.json; see the appendix */
+    struct fti_cutter *cuts;               /* stb array: its pre-tokenizers, but not those of byte-level BPE */
     int32_t      *special;              /* stb array: ids of control tokens, ascending */
     int32_t       before[FTI_MAX_AROUND], after[FTI_MAX_AROUND];     /* what FTUNE_ADD_SPECIAL adds */
     int           n_before, n_after;
@@ -1991,13 +1998,13 @@ static size_t fti_safe_cut(const char *text, size_t at, size_t n)
 }
 
 /* Parts of the text side by side, each into memory of its own, then one after the other into the sink. */
-#define FTI_MOST_PARTS 64
+#define FTI_MOST_CUTS 64
 static ft_status fti_bpe_parallel(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
-    size_t cut[FTI_MOST_PARTS + 1], k;
-    fti_sink part[FTI_MOST_PARTS];
-    ft_status failed[FTI_MOST_PARTS], status = FTUNE_OK;
-    int parts = out->threads < FTI_MOST_PARTS ? out->threads : FTI_MOST_PARTS, i;
+    size_t cut[FTI_MOST_CUTS + 1], k;
+    fti_sink part[FTI_MOST_CUTS];
+    ft_status failed[FTI_MOST_CUTS], status = FTUNE_OK;
+    int parts = out->threads < FTI_MOST_CUTS ? out->threads : FTI_MOST_CUTS, i;
     for (i = 1, cut[0] = 0, cut[parts] = n; i < parts; i++) {
         cut[i] = n / (size_t)parts * (size_t)i;
         cut[i] = fti_safe_cut(text, cut[i] < cut[i - 1] ? cut[i - 1] : cut[i], n);
@@ -2079,13 +2086,16 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
     return b->digits ? fti_bpe_digits(tok, text, n, out, err) : fti_bpe_pieces(tok, text, 0, n, out, err);
 }
 
+static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, fti_buf *out, uint32_t **origin);
+
 static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
                              uint32_t **origin)
 {
     int form = ((const fti_bpe *)tok->model)->form;
     (void)first;
-    if (form < 0 || (form == FTI_NFC && fti_is_nfc(text, n))) return 0;
-    return fti_normalize((fti_form)form, text, n, out, origin) ? 1 : -1;
+    if (arrlen(tok->steps)) return fti_steps_run(tok, text, n, out, origin);
+    if (form < 0 || fti_is_normal(form, text, n)) return 0;
+    return fti_normalize(form, text, n, out, origin) ? 1 : -1;
 }
 
 static void fti_bpe_free(void *model)
@@ -2103,7 +2113,8 @@ static void fti_bpe_free(void *model)
     FTUNE_FREE(b);
 }
 
-static const fti_family fti_family_bpe = { "BPE", 1, fti_bpe_normalize, fti_bpe_encode, NULL, fti_bpe_free };
+static const fti_family fti_family_bpe = { "BPE", 1, fti_bpe_normalize, fti_bpe_encode, NULL, NULL,
+                                           fti_bpe_free };
 
 /* The byte tokenizer: no vocabulary to learn or load, so tests and first lessons need no file. It takes any bytes. */
 #define FTI_BYTE_OFFSET 16
@@ -2115,7 +2126,7 @@ static ft_status fti_bytes_encode(const ft_tokenizer *tok, const char *text, siz
     for (i = 0; i < n; i++) fti_put(out, (uint8_t)text[i] + FTI_BYTE_OFFSET, i, i + 1);
     return FTUNE_OK;
 }
-static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL };
+static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL };
 
 /* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
@@ -2360,6 +2371,12 @@ FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *tex
     return ft_tokenizer_encode_spans(tok, text, text_len, special, NULL, 0, ids, NULL, cap, n_ids, err);
 }
 
+/* What pre-tokenizers make of a text: pieces of it, or, if one rewrites it, of buf; at: of each byte of buf, where it
+ * came from. False: no memory. Freed in any case. */
+typedef struct fti_pieces { const char *text; fti_buf buf; uint32_t *at; ft_span *piece; } fti_pieces;
+static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x);
+static void fti_pieces_free(fti_pieces *x);
+
 /* ---- ids -> text ----------------------------------------------------------------------------------------------- */
 
 /* The bytes at p are not UTF-8: how many of them are one error? The longest beginning of a character, at least one
@@ -2424,10 +2441,11 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
                               ft_tokenizer_size(tok), (int)ids[i]);
             goto done;
         }
-        if (skip_special && ft_token_is_special(tok, t->id)) continue;
+        if (tok->family->decode_all || (skip_special && ft_token_is_special(tok, t->id))) continue;
         fti_decode_one(tok, t, first, &bytes);
         first = first && !bytes.n && ft_token_is_special(tok, t->id);      /* <s> in front adds nothing to the text */
     }
+    if (tok->family->decode_all) tok->family->decode_all(tok, ids, n_ids, skip_special, &bytes);
     fti_buf_lossy(&out, bytes.p, bytes.n, 0);
     if (bytes.failed || out.failed) { status = fti_no_memory(err, bytes.n); goto done; }
     *n_text = out.n;
@@ -2524,6 +2542,8 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     arrfree(tok->raw.at);
     arrfree(tok->normal.at);
     arrfree(tok->special);
+    arrfree(tok->steps);
+    arrfree(tok->cuts);
     fti_arena_free(&tok->arena);
     FTUNE_FREE(tok);
 }
@@ -3105,14 +3125,18 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
  *
  * The rules are those of the original's fast tokenizer: lower case letter by letter (no final sigma), and what counts
  * as mark, punctuation or format character as its tables say, which are of about Unicode 8 (fti_bert_mark and its
- * neighbours hold the differences). One known difference is left: marks newer than those tables are not sorted. */
+ * neighbours hold the differences). */
+
+/* The switches of BertNormalizer. */
+typedef struct fti_bert { int clean, cjk, strip, lower; } fti_bert;
 
 typedef struct fti_wordpiece {
     char     prefix[16];                /* "##" */
     int      n_prefix, longest;         /* its bytes; those of the longest piece */
     int32_t  unk;
     int      max_chars;                 /* a longer word is [UNK] */
-    int      clean, cjk, strip, lower;  /* BertNormalizer's switches */
+    fti_bert how;                       /* done while cutting; all 0 when the text is normalised before */
+    int      fused;                     /* cut as BertPreTokenizer does it; 1: and nothing but BertNormalizer before */
     int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
     uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
 } fti_wordpiece;
@@ -3126,13 +3150,13 @@ static int fti_bert_is_mark(uint32_t cp);
 static int fti_bert_is_punct(uint32_t cp);
 static int fti_bert_is_control(uint32_t cp);
 static int fti_bert_is_cjk(uint32_t cp);
-static int fti_decompose(uint32_t cp, uint32_t out[4]);
-static int fti_emit(fti_buf *out, uint32_t **origin, const char *p, size_t n, size_t from);
+static int fti_bert_keeps_mark(const char *text, size_t n);
+static int fti_parts(int form, uint32_t cp, uint32_t out[24]);
 
 /* Clean, take apart, drop marks, lower: one character through BertNormalizer. White space comes out as a space. */
-static void fti_bert_normalize(const fti_wordpiece *w, uint32_t cp, fti_wp_char *out)
+static void fti_bert_normalize(const fti_bert *w, uint32_t cp, fti_wp_char *out)
 {
-    uint32_t part[4], extra[2];
+    uint32_t part[24], extra[2];
     int n = 1;
     out->n = out->alone = 0;
     if (w->clean) {
@@ -3141,7 +3165,7 @@ static void fti_bert_normalize(const fti_wordpiece *w, uint32_t cp, fti_wp_char 
     }
     out->alone = w->cjk && fti_bert_is_cjk(cp);
     part[0] = cp;
-    if (w->strip) n = fti_decompose(cp, part);
+    if (w->strip) n = fti_parts(FTI_NFD | FTI_UNICODE_9, cp, part);
     for (int i = 0; i < n; i++) {
         if (w->strip && fti_bert_is_mark(part[i])) continue;
         if (!w->lower) { out->cp[out->n++] = part[i]; continue; }
@@ -3215,6 +3239,23 @@ static void fti_wp_take(const ft_tokenizer *tok, fti_wp_word *word, uint32_t cp,
     if (punct) fti_wordpiece_word(tok, word, out);
 }
 
+/* Normalised text, cut into words by other rules than BERT's. */
+static int fti_wordpiece_pieces(const ft_tokenizer *tok, const char *text, size_t n, fti_wp_word *word, fti_sink *out)
+{
+    fti_pieces x;
+    int ok = fti_cut_text(tok, text, n, 0, 0, &x), len;
+    for (ptrdiff_t k = 0; k < arrlen(x.piece) && ok; k++) {
+        for (size_t i = x.piece[k].begin; i < x.piece[k].end; i += (size_t)len) {
+            uint32_t cp;
+            len = fti_utf8_decode(text + i, text + x.piece[k].end, &cp);
+            fti_wp_add((const fti_wordpiece *)tok->model, word, cp, i, i + (size_t)len, out->offsets != NULL);
+        }
+        fti_wordpiece_word(tok, word, out);
+    }
+    fti_pieces_free(&x);
+    return ok;
+}
+
 static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
@@ -3222,6 +3263,7 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
     fti_wp_char c;
     size_t room = 4 * (size_t)w->max_chars + sizeof w->prefix, i = 0;
     char local[512], *bytes = room <= sizeof local ? local : (char *)fti_alloc(room, 1);
+    ft_status status = FTUNE_OK;
     word.begin = out->offsets ? (uint32_t *)fti_alloc(2 * room, sizeof *word.begin) : NULL;
     if (!bytes || (out->offsets && !word.begin)) {
         if (bytes != local) FTUNE_FREE(bytes);
@@ -3229,7 +3271,8 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
     }
     word.p = bytes + sizeof w->prefix;
     word.end = word.begin + (out->offsets ? room : 0);
-    while (i < n) {
+    if (!w->fused && !fti_wordpiece_pieces(tok, text, n, &word, out)) status = fti_no_memory(err, n);
+    while (w->fused && i < n) {
         unsigned char b = (unsigned char)text[i];
         if (b < 128) {
             uint8_t action = w->ascii[b];
@@ -3247,7 +3290,7 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
         }
         uint32_t cp;
         int len = fti_utf8_decode(text + i, text + n, &cp);
-        fti_bert_normalize(w, cp, &c);
+        fti_bert_normalize(&w->how, cp, &c);
         if (c.alone) fti_wordpiece_word(tok, &word, out);
         for (int k = 0; k < c.n; k++) fti_wp_take(tok, &word, c.cp[k], i, i + (size_t)len, out);
         if (c.alone) fti_wordpiece_word(tok, &word, out);
@@ -3256,31 +3299,19 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
     fti_wordpiece_word(tok, &word, out);
     if (bytes != local) FTUNE_FREE(bytes);
     FTUNE_FREE(word.begin);
-    return FTUNE_OK;
+    return status;
 }
 
-/* Only added tokens that are looked for in normalised text need the normalised text as such. Doing it again while
- * encoding changes nothing. */
+/* The normalised text as such is needed for added tokens that are looked for in it, where another normalizer or
+ * pre-tokenizer than BERT's is asked for, and when a mark stays that has to be sorted among its neighbours. */
 static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
                                    uint32_t **origin)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
+    int fused = w->fused == 1 && !arrlen(tok->normal.at);
     (void)first;
-    if (!arrlen(tok->normal.at)) return 0;
-    for (size_t i = 0; i < n; ) {
-        uint32_t cp;
-        fti_wp_char c;
-        char bytes[4];
-        int len = fti_utf8_decode(text + i, text + n, &cp), ok = 1;
-        fti_bert_normalize(w, cp, &c);
-        if (c.alone) ok = fti_emit(out, origin, " ", 1, i);
-        for (int k = 0; k < c.n && ok; k++)
-            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(c.cp[k], bytes), i);
-        if (c.alone && ok) ok = fti_emit(out, origin, " ", 1, i);
-        if (!ok) return -1;
-        i += (size_t)len;
-    }
-    return 1;
+    if (!arrlen(tok->steps) || (fused && !(w->how.strip && fti_bert_keeps_mark(text, n)))) return 0;
+    return fti_steps_run(tok, text, n, out, origin);
 }
 
 /* "##" is taken off, other pieces get a space in front. tidy is the decoder's "cleanup": it takes the space out again
@@ -3305,7 +3336,7 @@ static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first,
 static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
 
 static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
-                                                 fti_wordpiece_decode, fti_wordpiece_free };
+                                                 fti_wordpiece_decode, NULL, fti_wordpiece_free };
 
 static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
 {
@@ -3315,7 +3346,7 @@ static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
     tok->model = w;
     strcpy(w->prefix, "##");
     w->max_chars = 100;
-    w->clean = w->cjk = w->strip = w->lower = w->tidy = 1;
+    w->how.clean = w->how.cjk = w->how.strip = w->how.lower = w->tidy = 1;
     return w;
 }
 
@@ -5457,7 +5488,7 @@ static ft_status fti_header_read(ft_weights *w, const fti_json *j, fti_extent **
         memset(&t, 0, sizeof t);
         memset(&x, 0, sizeof x);
         t.name = name;
-        name += fti_json_undo_to(name, j->text + node->key, node->key_len);
+        name += fti_json_undo_to(name, j->text + fti_json_key_start(j, i), node->key_len);
         *name++ = 0;
         if (strcmp(t.name, "__metadata__") == 0) {
             if ((e = fti_metadata_check(j, i, err)) != FTUNE_OK) return e;
@@ -11138,7 +11169,7 @@ typedef struct fti_json_parser {
     fti_json   *j;
     const char *p, *end;
     size_t      cap;                                  /* nodes there is room for */
-    uint32_t    key, key_len; uint8_t key_escaped;    /* of the member whose value comes next */
+    uint32_t    key_len; uint8_t key_escaped;         /* of the member whose value comes next */
     int         depth;
     uint32_t    parent[FTI_JSON_DEPTH], last[FTI_JSON_DEPTH];    /* open containers, newest member of each (0: none) */
     ft_error   *err;
@@ -11265,12 +11296,14 @@ static ft_status fti_json_digits(fti_json_parser *s)
 /* "key" : */
 static ft_status fti_json_read_key(fti_json_parser *s)
 {
+    uint32_t start;
     ft_status e;
     fti_json_space(s);
     if (s->p == s->end || *s->p != '"') return fti_json_fail(s, FTUNE_ERR_FORMAT, "a key in quotes");
     s->p++;
-    e = fti_json_string(s, &s->key, &s->key_len, &s->key_escaped);
+    e = fti_json_string(s, &start, &s->key_len, &s->key_escaped);
     if (e) return e;
+    if (s->key_len > 0x3FFFFFF) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "a key of less than 64 MiB");
     fti_json_space(s);
     if (s->p == s->end || *s->p != ':') return fti_json_fail(s, FTUNE_ERR_FORMAT, "':' after a key");
     s->p++;
@@ -11286,9 +11319,9 @@ static fti_json_node *fti_json_node_new(fti_json_parser *s)
     n->start = (uint32_t)(s->p - j->text);
     if (!s->depth) return n;
     if (j->node[s->parent[s->depth - 1]].type == FTI_OBJECT) {
-        n->key = s->key;
-        n->key_len = s->key_len;
-        n->key_escaped = s->key_escaped;
+        n->member = 1;
+        n->key_len = s->key_len & 0x3FFFFFF;
+        n->key_escaped = s->key_escaped & 1;
     }
     j->node[s->parent[s->depth - 1]].count++;
     if (s->last[s->depth - 1]) j->node[s->last[s->depth - 1]].next = index;
@@ -11301,6 +11334,7 @@ static ft_status fti_json_value(fti_json_parser *s)
 {
     static const char *const word[] = { "null", "false", "true" };
     fti_json_node *n;
+    uint8_t escaped = 0;
     ft_status e;
     fti_json_space(s);
     if (s->p == s->end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a value");
@@ -11318,9 +11352,11 @@ static ft_status fti_json_value(fti_json_parser *s)
     case '"':
         n->type = FTI_STRING;
         s->p++;
-        return fti_json_string(s, &n->start, &n->len, &n->escaped);
+        e = fti_json_string(s, &n->start, &n->len, &escaped);
+        n->escaped = escaped & 1;
+        return e;
     case 'n': case 'f': case 't':
-        n->type = (uint8_t)(*s->p == 'n' ? FTI_NULL : *s->p == 'f' ? FTI_FALSE : FTI_TRUE);
+        n->type = *s->p == 'n' ? FTI_NULL : *s->p == 'f' ? FTI_FALSE : FTI_TRUE;
         n->len = (uint32_t)strlen(word[n->type]);
         if ((size_t)(s->end - s->p) < n->len || memcmp(s->p, word[n->type], n->len))
             return fti_json_fail(s, FTUNE_ERR_FORMAT, "null, true or false");
@@ -11481,12 +11517,25 @@ static int fti_json_same(const fti_json *j, uint32_t start, uint32_t len, int es
     return *s == 0;
 }
 
+/* Where the key of a member begins: in front of the value, over its quote, the colon and the key's own quote. */
+static uint32_t fti_json_key_start(const fti_json *j, int node)
+{
+    const char *p = j->text + j->node[node].start - (j->node[node].type == FTI_STRING);
+    if (!j->node[node].member) return j->node[node].start;
+    while (*--p != ':') { }
+    while (*--p != '"') { }
+    return (uint32_t)(p - j->text) - j->node[node].key_len;
+}
+
 static int fti_json_get(const fti_json *j, int object, const char *key)
 {
     int found = -1;
+    size_t n = strlen(key);
     if (!fti_json_is(j, object, FTI_OBJECT)) return -1;
     for (int i = fti_json_child(j, object); i >= 0; i = fti_json_next(j, i))
-        if (fti_json_same(j, j->node[i].key, j->node[i].key_len, j->node[i].key_escaped, key)) found = i;
+        if ((j->node[i].key_len == n || j->node[i].key_escaped)
+            && fti_json_same(j, fti_json_key_start(j, i), j->node[i].key_len, j->node[i].key_escaped, key))
+            found = i;
     return found;
 }
 
@@ -11499,7 +11548,7 @@ static ft_text fti_json_text(const fti_json *j, int node, fti_arena *a)
 
 static ft_text fti_json_key(const fti_json *j, int node, fti_arena *a)
 {
-    return fti_json_undo(j, j->node[node].key, j->node[node].key_len, j->node[node].key_escaped, a);
+    return fti_json_undo(j, fti_json_key_start(j, node), j->node[node].key_len, j->node[node].key_escaped, a);
 }
 
 static int fti_json_equals(const fti_json *j, int node, const char *s)
@@ -11935,917 +11984,741 @@ ft_text ft_json_raw(const ft_json *j, int node)
  *
  * Three questions are asked of a character: what class it has (letter, number, mark, space ..), how it is written in a
  * normal form, and what its lower case is. All answers come from one number per code point, its kind, found with
- * two look-ups: 64 neighbours make a block, equal blocks are stored once.
+ * two look-ups: 64 neighbours make a block, and blocks share what they can.
  *
- *     U+00E9 e-acute     block 0xE9 >> 6 = 3     row 3, place 0xE9 & 63 = 41 -> kind: LOWER, decomposes
+ *     U+00E9 e-acute     block 0xE9 >> 6 = 3     from there on, place 0xE9 & 63 = 41 -> kind: LOWER, decomposes
  *
  * Normal forms (Unicode Standard Annex 15). The same e-acute can be one code point, U+00E9, or two, e and U+0301: two
  * byte strings, two sets of tokens for one word. NFD takes every character apart and puts the marks behind a base in
  * a fixed order (by combining class, equal classes keeping their order); NFC does the same and then joins again what
- * has a joined form. Korean syllables are arithmetic: U+AC00 + (L * 21 + V) * 28 + T.
+ * has a joined form. NFKD and NFKC also replace what is only another way of writing: the ligature fi, circled and
+ * full-width digits. Korean syllables are arithmetic: U+AC00 + (L * 21 + V) * 28 + T.
  * The usual mistake is to sort the marks with a quadratic sort: one base with a million marks is legal text. */
 
 /* ---- Unicode tables, made by tests/make_unicode.py: do not edit by hand ---- */
 /* What a code point is: bits 0..12 its class, 13 not certainly NFC, 14 decomposes, 15 has a lower case,
- * 16..23 the canonical combining class. 108 kinds; a block names them by the characters from '#'. */
-static const uint32_t fti_cp_kinds[111] = {
-    2048,136,8,16392,0,32,2,4112,32769,24712,256,15077392,1,16386,4,16,49153,128,14422032,1024,24584,512,16384,
-    593936,8200,16400,69648,32768,0,462864,8208,28688,15085584,64,24576,32800,589840,160,24578,57345,12304,14430224,
-    14155792,15208464,576,8523792,14946320,15339536,24832,7016464,7999504,14553104,15101968,15274000,132,20496,
-    24592,0,13242384,16385,16388,24640,393360,471056,536592,1183760,1249296,1773584,1839120,1904656,1970192,2035728,
-    2101264,6754320,7737360,13250576,14290960,14680080,384,24580,77840,602128,659472,725008,790544,856080,921616,
-    987152,1052688,1118224,1314832,1380368,0,1445904,1511440,1576976,1642512,1708048,2166800,2232336,2297872,
-    2363408,5509136,5976080,8458256,8654864,14028816,14159888,14168080,14811152,15740944,
+ * 16..23 the canonical combining class, 24 has a compatibility mapping, 25 newer than the normal forms of Hugging
+ * Face, 26..28 what it does in a grapheme cluster, 29..31 BERT says otherwise: mark, punctuation, format character.
+ * 161 kinds; a block names them by the characters from '#'. */
+static const uint32_t fti_cp_kinds[164] = {
+    2048,136,8,16392,0,268437504,32,2,16777224,24712,32769,67112976,16777216,256,16777218,16777217,16386,82186256,
+    49153,67108880,16777248,16777344,637538320,81530896,16777220,1073742080,4,50331652,0,128,16777472,67109888,
+    100663312,603983888,24584,268435968,619057168,652611600,8200,16384,268436480,16809985,67702800,67125264,16,
+    67178512,651956240,50331648,16809984,50331680,67117072,82194448,67571728,638128144,16810016,2415920128,24576,0,
+    134217736,16777280,67137552,160,24578,57345,67698704,16793600,81539088,134218752,33570824,637562896,81264656,
+    75632656,268436032,67108864,82448400,637546512,637997072,24832,67121168,74125328,75108368,81661968,82210832,
+    82317328,82382864,100671504,101253136,2281702400,132,16777376,67129360,80351248,0,82055184,100687888,652742672,
+    64,16388,16793601,16801792,16801856,67579920,67645456,68292624,68358160,68882448,68947984,69013520,69079056,
+    69144592,69210128,73863184,74846224,80359440,81788944,83886084,83886088,83890192,101056656,268435520,604442640,
+    604573712,652480528,24580,16793602,33579016,67186704,67710992,67768336,67833872,67899408,67964944,68030480,
+    68096016,68161552,68227088,68423696,68489232,68554768,68620304,68685840,68751376,68816912,69275664,69341200,
+    69406736,69472272,72618000,73084944,75567120,75763728,81137680,81268752,81276944,81399824,81920016,82849808,
+    100679696,603979792,604569616,651825168,1073741824,1073742208,1711280144,
 };
-/* The kinds of 64 code points a row, each different row once. */
+/* The kinds of 64 code points after each other; such blocks overlap where they can. */
 static const unsigned char fti_cp_blocks[] =
-    "888888888OOOOO888888888888888888D---'------'----((((((((((--'''-"
-    "-++++++++++++++++++++++++++---'-'))))))))))))))))))))))))))-'-'8"
-    "88888O88888888888888888888888888D-'''''-''%-'6''''((')--'(%-(((-"
-    "333333+333333333+333333'+33333+)000000)000000000)000000')00000)0"
-    "3030303030303030+)30303030303030303030+)303030303)+)3030)303030+"
-    ")+)303030)+)303030+)303030303030303030+)30303030303030303303030)"
-    ")++)+)++)+++))++++)++)+++)))++)+30+)+)++)+))+)+30+++)+)++))%+)))"
-    "%%%%++)++)++)3030303030303030)303030+)30303030300++)30++30303030"
-    "3030303030303030303030303030+)30+)+)+)30303030303030))))))++)++)"
-    ")+)++++)+)+)+)+)))))))))))))))))))))))))))))))))))))))))))))))))"
-    "))))))))))))))))))))%)))))))))))))))))))))))))))1111111111111111"
-    "11''''111111111111''''''''''''''11111'''''''1'1'''''''''''''''''"
-    "CCCCC.CCCCCCC..C.C.CCN5555N\21755555]]LLLLnn5555LL5LL55====s5555..."
-    "WWCWW\221.555...55*...5555.N55.XRRXRRX.............+)+)r'+)##1)))S+"
-    "####'93S333#3#330+++++++++++++++++#+++++++3300000)))))))))))))))"
-    "))))))))))00000+))/^^)))+)+)+)+)+)+)+)+)+)+)+)+)))))+)'+)++))+++"
-    "33+3+++3++++333++++++++++3++++++++++++++++++++++)))))))))0))))))"
-    "))))))))))))))))00)0)))0))))000)+)+)+)+)+)+)+)+)+)+)+)30+)+)+)+)"
-    "+)'.....22+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)"
-    "+30+)+)+)+)+)+))3030+)30+)303030+)303030+)303030303030+)30+)+)+)"
-    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)#+++++++++++++++"
-    "+++++++++++++++++++++++##1------))))))))))))))))))))))))))))))))"
-    ")))))))))--##'''#5....5...V5......555555..5..VQ.uvwxyz{|dee}~\200-\201"
-    "-\202\203-.5-d########%%%%%%%%%%%%%%%%%%%%%%%%%%%####%%%%--###########"
-    "666666'''--'--''........ijk-6---%%&&&&&%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "1%%%%%%%%%%fghijk\205\206CCL5.....5..5((((((((((----%%\207%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "&%&%%%%%%%%%%%%%%%%&-%.......6'....5.11..'5..5%%((((((((((%%%''%"
-    "--------------#6%\210%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.5..5..555.55.5."
-    "..5.5.5.5..##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%***********%##############"
-    "((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.......5.11'---1##5''"
-    "%%%%%%%%%%%%%%%%%%%%%%....1.........1...1.....##---------------#"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%555##-#%%%%%%%%%%%#####%%%%%%%%%%%%%%%%"
-    "%%%%%%%%'%%%%%%#66#####..555....%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%1.....55555..............65..5..5...555fgh...5..55....."
-    "***2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%%%%&%%&%%%%%*2b%22"
-    "2********2222:22%.5..***77777777%%**--((((((((((-1%%%%%%%%%%%%%%"
-    "%*22#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%###%%%%##@%A2"
-    "2****##22##<<:%########A####77#7%%**##((((((((((%%''((((((''%-.#"
-    "#**2#%%%%%%####%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%7#%7#%%##@#22"
-    "2**####**##**:###*#######777%#7#######((((((((((**%%%*-#########"
-    "#**2#%%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%##@%22"
-    "2*****#**2#22:##%###############%%**##((((((((((-'#######%******"
-    "#*22#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%##@%A*"
-    "2****##2<##<<:#######*KA####77#%%%**##(((((((((('%((((((########"
-    "##*%#%%%%%%###%%%#%%&%###%%#%#%%###%%###%%%###%%%%%%%%%%%%####A2"
-    "*22###222#<<<:##%######A##############(((((((((((((''''''''#####"
-    "*222*%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%##@%**"
-    "*2222#**Z#***:#######\211\212#%%%##%##%%**##((((((((((#######-((((((('"
-    "%*22-%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%#%%%%%##@%2*"
-    "<2A22#*<<#<<*:#######AA######%%#%%**##((((((((((#%%2############"
-    "**22%%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%::%A2"
-    "2****#222#<<<:%'####%%%A(((((((%%%**##((((((((((((((((((('%%%%%%"
-    "#*22#%%%%%%%%%%%%%%%%%%###%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%#%##"
-    "%%%%%%%###t####A22***#*#22<2<<<A######((((((((((##22-###########"
-    "#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*%%****ll:####'"
-    "%%%%%%1*TTTT***-((((((((((--####################################"
-    "#%%#%#%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%#%#%%%%%%%%%%*%%****mm:**%##"
-    "%%%%%#1#UUUU***#((((((((((##%%%%################################"
-    "%'''---------------'-'''55''''''(((((((((((((((((((('5'5'\216----22"
-    "%%%7%%%%#%%%%7%%%%7%%%%7%%%%7%%%%%%%%%%%%7%%%####\213PB\214BB*B*PPPP*2"
-    "PB..:-..%%%%%******B****#****B****B****B****B************B***#''"
-    "''''''5''''''#''-----''''--#####################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%22*K**2*****@2::22**%"
-    "((((((((((------%%%%%%22**%%%%***%222%%2222222%%%****%%%%%%%%%%%"
-    "%%*22**2222225%2((((((((((222*''++++++++++++++++++++++++++++++++"
-    "++++++#+#####+##)))))))))))))))))))))))))))))))))))))))))))-1)))"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%;;;;;;;;;;;;;;;;;;;;;%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%;;;;;;;;;;;;;;;;;;;;;;;;"
-    ";;;%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%#%%%%##%%%%%%%#%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%##%%%%%%%#"
-    "%#%%%%##%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%##...---------((((((((((((((((((((###"
-    "%%%%%%%%%%%%%%%%''''''''''######++++++++++++++++++++++++++++++++"
-    "++++++++++++++++++++++++++++++++++++++++++++++++++++++##))))))##"
-    "-%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%'-%%%%%%%%%%%%%%%%%"
-    "D%%%%%%%%%%%%%%%%%%%%%%%%%%--###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%---(((%%%%%%%%#######"
-    "%%%%%%%%%%%%%%%%%%**:G#########%%%%%%%%%%%%%%%%%%%**G--#########"
-    "%%%%%%%%%%%%%%%%%%**############%%%%%%%%%%%%%#%%%#**############"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%**2*******22"
-    "222222*22*********:*---1---'%.##((((((((((######((((((((((######"
-    "-----------***6*((((((((((######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%1%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#######"
-    "%%%%%**%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%Q%#####%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##########"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#***2222**222####22*222222V.5####"
-    "'###--((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##%%%%%###########"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%######(((((((((((###''''''''''''''''''''''''''''''''''"
-    "%%%%%%%%%%%%%%%%%%%%%%%.522*##--%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%2*2*******#:2*22********222222**........##5"
-    "((((((((((######((((((((((######-------1------##.....555555..525"
-    "5..55.....5....#################################################"
-    "****2%&%&%&%&%&%%%&%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@A*****<*<22"
-    "<<*<G%%%%%%%%#--((((((((((-------''''''''''.5.......'''''''''---"
-    "**2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%2****22**G:**%%((((((((((%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@2**222*2***GG########----"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%22222222********22*@###-----"
-    "((((((((((###%%%((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%111111--"
-    ")))))))))+)#####+++++++++++++++++++++++++++++++++++++++++++##+++"
-    "--------########...-=55555..5555.2=======%%%%5%%%%%%.%%2..%#####"
-    "))))))))))))))))))))))))))))))))))))))))))))11111111111111111111"
-    "1111111111111111111111111111111111111111111)))))))))))))1)))))))"
-    ")))))))))))))))))))))))))))1111111111111111111111111111111111111"
-    "..5.......5..R\2155].....................................NQQ5o.X5.5"
-    "3030303030303030303030303030303030303030303030303030303030303030"
-    "30303030303030303030300000)0))+)30303030303030303030303030303030"
-    "3030303030303030303030303030303030303030303030303030303030+)+)+)"
-    "0000000033333333000000##333333##00000000333333330000000033333333"
-    "000000##333333##00000000#3#3#3#300000000333333330I0I0I0I0I0I0I##"
-    "00000000333333330000000033333333000000003333333300000#00333J3'I'"
-    "'9000#003J3J3999000I##00333J#999000I0000333J39EE##000#003J3J3E'#"
-    "``DDDDDDDDD66666------------------------DD66666D----------------"
-    "----'-------------'------------D66666#6666666666(1##(((((('''--1"
-    "(((((((((('''--#1111111111111###''''''''''''''''''''''''''''''''"
-    "'###############..==....===..2222.222==.5.==5555.###############"
-    "''/''''/'')///))///)'/'''/////''''''/'J'/'JJ//')//+/)%%%%)''))//"
-    "'''''/))))'''')'((((((((((((((((FFFFFFFFFFFFFFFF(((((((((((((((("
-    "(((+)(((((''####''''''''''99''''''''''''''''''9'''''''''''''''''"
-    "'''''''''''''999''''''''''''''''''''''''''''''''''''''''''''''''"
-    "''''9''''9''9'''''''''''''''''''''''9'9'''''''''''''''''''''''''"
-    "'9''9''9'9''''''''''''''''''''''9'9''''''''''99999''99''99''''''"
-    "99''99''99''''''''''''''''''''''''''''''''''9999''''''''''''''''"
-    "''''''''''''''''''''''''''''''''9999''''''9999''''''''''''''''''"
-    "''''''''----'''''''''''''''''''''''''''''SS'''''''''''''''''''''"
-    "''''''''''''''''''''''''''''''''''''''''''''''''''''''''''''''''"
-    "''''''''''''''''''''''''''''''''''''''''''######################"
-    "'''''''''''#####################(((((((((((((((((((((((((((((((("
-    "((((((((((((((((((((((((((((''''''''''''''''''''''''''>>>>>>>>>>"
-    ">>>>>>>>>>>>>>>>''''''''''''''''''''''''''(((((((((((((((((((((("
-    "''''''''''''''''''''''''''''''''''''''''--------------(((((((((("
-    "((((((((((((((((((((''''''''''''''''''''''''''''''''''''''''''''"
-    "'''''--'''''''''''''''''''''''''''''''----------''''''''''''''''"
-    "'''----------------------'''''''''''''''''''''''''''''''''''''''"
-    "''''''''''''''''''''''''----''''''''''''''''''''''''''''''''--''"
-    "''''''''''''''''''''''''''''E'''''''''''''''''''''''''''''''''''"
-    "''''''''''''''''''''''''''''''''''''''''''''''''''''##''''''''''"
-    "''''''''''''''''''''''#'''''''''''''''''''''''''''''''''''''''''"
-    "++++++++++++++++++++++++++++++++++++++++++++++++))))))))))))))))"
-    "))))))))))))))))))))))))))))))))+)+++))+)+)+)++++)+))+))))))11++"
-    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)"
-    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+))''''''+)+)...+)#####----(--"
-    "))))))))))))))))))))))))))))))))))))))#)#####)##%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#######1-##############:"
-    "%%%%%%%%%%%%%%%%%%%%%%%#########%%%%%%%#%%%%%%%#%%%%%%%#%%%%%%%#"
-    "%%%%%%%#%%%%%%%#%%%%%%%#%%%%%%%#................................"
-    "-----------------------------------------------1----------------"
-    "----------------''------------##################################"
-    "44444444444444444444444444#4444444444444444444444444444444444444"
-    "4444444444444444444444444444444444444444444444444444############"
-    "4444444444444444444444444444444444444444444444444444444444444444"
-    "4444444444444444444444##########################''''''''''''''''"
-    "D---'Y%H----------''------------'HHHHHHHHHoQNVpp-11111''HHHY%-''"
-    "#%%%%%%%%%%%&%&%&%&%&%&%&%&%&%&%&%&%%&%&%&%%%%%%&&%&&%&&%&&%&&%%"
-    "%%%%%%%%%%%%%%%%%%%%&%%##cc''1_%-%%%%%%%%%%%&%&%&%&%&%&%&%&%&%&%"
-    "&%&%%&%&%&%%%%%%&&%&&%&&%&&%&&%%%%%%%%%%%%%%%%%%%%%%&%%&&&&-11_%"
-    "#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%#''((((''''''''''%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "''''''''''''''''''''''''''''''''''''''#########'%%%%%%%%%%%%%%%%"
-    "'''''''''''''''''''''''''''''''#((((((((((''''''''''''''''''''''"
-    "''''''''(((((((('(((((((((((((((''''''''''''''''''''''''''''''''"
-    "(((((((((('''''''''''''''''''''''''''''''''''''''((((((((((((((("
-    "$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$"
-    "%%%%%%%%%%%%%%%%%%%%%1%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%###''''''''''''''''''''''''''''''''''''''''''''''''"
-    "'''''''#########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%111111--"
-    "%%%%%%%%%%%%1---%%%%%%%%%%%%%%%%((((((((((%%####################"
-    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)%.222-..........-1"
-    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)11..%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((((((((((..------########"
-    "'''''''''''''''''''''''111111111''+)+)+)+)+)+)+)))+)+)+)+)+)+)+)"
-    "+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)+)1))))))))+)+)++)"
-    "+)+)+)+)1''+)+)%+)+)))+)+)+)+)+)+)+)+)+)+)+++++)+++++)+)+)+)+)+)"
-    "+)+)++++)+)++)##+)#)#)+)+)+)+#####################111+)%11)%%%%%"
-    "%%*%%%:%%%%*%%%%%%%%%%%%%%%%%%%%%%%22**2'''':###((((((''''######"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%----########"
-    "22%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222222222222"
-    "2222:*########--((((((((((######..................%%%%%%---%-%%*"
-    "((((((((((%%%%%%%%%%%%%%%%%%%%%%%%%%%%*****555--%%%%%%%%%%%%%%%%"
-    "%%%%%%%***********2G###########-%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###"
-    "***2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@22****22**22"
-    "G-------------#1((((((((((####--%%%%%*1%%%%%%%%%((((((((((%%%%%#"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%******22**22**#########"
-    "%%%*%%%%%%%%*2##((((((((((##----%%%%%%%%%%%%%%%%1%%%%%%'''%2*2%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.%..5%%..%%%%%.."
-    "%.%########################%%1--%%%%%%%%%%%2**22--%112:#########"
-    "#%%%%%%##%%%%%%##%%%%%%#########%%%%%%%#%%%%%%%#))))))))))))))))"
-    ")))))))))))))))))))))))))))'1111)))))))))1''####))))))))))))))))"
-    "))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%22*22*22-2:##((((((((((######"
-    "&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&"
-    "&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&############%%%%%%%%%%%%%%%%"
-    "%%%%%%%####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####"
-    "################################################################"
-    ",,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,"
-    ",,,,,,,,,,,,,,$$,$,$$,,,,,,,,,,$,$,$$,,$$$,,,,,,,,,,,,,,,,,,,,,,"
-    ",,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,##,,,,,,,,,,,,,,,,"
-    ",,,,,,,,,,,,,,,,,,,,,,,,,,######################################"
-    ")))))))############)))))#####7\2047%%%%%%%%%'7777777777777#77777#7#"
-    "77#77#777777777%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%''''''''''''''"
-    "'''################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%--"
-    "''''''''''''''''%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%#######'################################%%%%%%%%%%%%''''"
-    "****************----------######.......5555555..----------------"
-    "-------------------#--------------'-'''#-'--####%%%%%#%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##6"
-    "#---'------'----((((((((((--'''--++++++++++++++++++++++++++---'-"
-    "'))))))))))))))))))))))))))-'-'-------%%%%%%%%%%1%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%11%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#"
-    "##%%%%%%##%%%%%%##%%%%%%##%%%###'''''''#'''''''##########666''##"
-    "%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%#%%#%"
-    "%%%%%%%%%%%%%%##%%%%%%%%%%%%%%##################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#####"
-    "---####(((((((((((((((((((((((((((((((((((((((((((((###'''''''''"
-    "((((((((((((((((((((((((((((((((((((((((((((((((((((((((('''''''"
-    "''''''''''(('''#'''''''''''''###'###############################"
-    "################'''''''''''''''''''''''''''''''''''''''''''''5##"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%###############5(((((((((((((((((((((((((((####"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((((#########%%%%%%%%%%%%%%%%%%%"
-    "%(%%%%%%%%(#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.....#####"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#-%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%####%%%%%%%%-(((((##########################################"
-    "++++++++++++++++++++++++++++++++++++++++))))))))))))))))))))))))"
-    "))))))))))))))))%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##((((((((((######++++++++++++++++"
-    "++++++++++++++++++++####))))))))))))))))))))))))))))))))))))####"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###########-+++++++++++#++++"
-    "+++++++++++#+++++++#++#)))))))))))#)))))))))))))))#)))))))#))###"
-    "%%%%%%%%%&%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%%%%%%%%%%%%############"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#########"
-    "%%%%%%%%%%%%%%%%%%%%%%##########%%%%%%%%########################"
-    "111111#111111111111111111111111111111111111111111#111111111#####"
-    "%%%%%%##%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%###%##%"
-    "%%%%%%%%%%%%%%%%%%%%%%#-((((((((%%%%%%%%%%%%%%%%%%%%%%%''((((((("
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########(((((((((################"
-    "################################%%%%%%%%%%%%%%%%%%%#%%#####((((("
-    "%%%%%%%%%%%%%%%%%%%%%%((((((###-%%%%%%%%%%%%%%%%%%%%%%%%%%#####-"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####((%%"
-    "((((((((((((((((##(((((((((((((((((((((((((((((((((((((((((((((("
-    "%***#**#####*5*.%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##.=5####:"
-    "(((((((((#######---------#######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((-"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%(((################################"
-    "%%%%%%%%'%%%%%%%%%%%%%%%%%%%%%%%%%%%%.5####(((((-------#########"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###-------"
-    "%%%%%%%%%%%%%%%%%%%%%%##((((((((%%%%%%%%%%%%%%%%%%%#####(((((((("
-    "%%%%%%%%%%%%%%%%%%#######----############(((((((################"
-    "%%%%%%%%%#######################################################"
-    "+++++++++++++++++++++++++++++++++++++++++++++++++++#############"
-    ")))))))))))))))))))))))))))))))))))))))))))))))))))#######(((((("
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%....########((((((((((######"
-    "((((((((((%%%%1%++++++++++++++++++++++###.....-1))))))))))))))))"
-    "))))))########''################################################"
-    "################################(((((((((((((((((((((((((((((((#"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#..-##%%##############"
-    "##%%%#######################################################*555"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%((((((((((%########%%%%%%%%%%%%%%%%"
-    "%%%%%%55...5.5555((((-----######################%%%%%%%%%%%%%%%%"
-    "%%.5.5----######################################%%%%%%%%%%%%%%%%"
-    "%%%%%(((((((####################%%%%%%%%%%%%%%%%%%%%%%%#########"
-    "2*2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%********"
-    "******:-------####((((((((((((((((((((((((((((((:%%**%#########:"
-    "**2%%%%%%%%%%%%%%%%%%%%%%%&%&%%%%%%%%%%%%%%&%%%%222****22:b--6--"
-    "--*##########6##%%%%%%%%%%%%%%%%%%%%%%%%%#######((((((((((######"
-    "...%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%K****2*ZZ***::#(((((((((("
-    "----%22%########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%@--%#########"
-    "**2%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222*********2"
-    "G%%%%----*@**-2*((((((((((%-%---#((((((((((((((((((((###########"
-    "%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%222***22*G@*------*%"
-    "%*##############################################################"
-    "%%%%%%%#%#%%%%#%%%%%%%%%%%%%%%#%%%%%%%%%%-######%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*222******@:#####((((((((((######"
-    "**22#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%#@@%A2"
-    "*2222##22##<<G##%######A#####%%%%%22##.......###.....###########"
-    "%%%&%&%%%%#%##&#%&%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%A22K****"
-    "*#A##[#[[A2#22:G:%*%--#--########**#############################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222********"
-    "22:**2@%%%%-----((((((((((--#-.%%%##############################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%A22******2K<<A<*"
-    "*2:@%%-%########((((((((((######################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%A22****##22<<**2:"
-    "@-----------------------%%%%**##################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222********22*2:"
-    "*---%###########((((((((((######-------------###################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*2*22******G@%-######"
-    "((((((((((######((((((((((((((((((((############################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%##*2*22****2****:####((((((((((((---'"
-    "%%%%%%%#########################################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%222*********2:@-####"
-    "################################++++++++++++++++++++++++++++++++"
-    "))))))))))))))))))))))))))))))))(((((((((((((((((((############%"
-    "%%%%%%%##%##%%%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%%%A22222#2<##**G:%"
-    "2%2@---#########((((((((((######################################"
-    "################################%%%%%%%%##%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%222****##**2222:%-%2###########################"
-    "%**********%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%*:****2%****-"
-    "-------:########%******22***%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%*************2*:---%-----#############%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#######"
-    "----------######################################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%-##############((((((((((######"
-    "%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%2*******#******2:"
-    "%-----##########(((((((((((((((((((((((((((((###--%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%##**********************#2*******2**2**#########"
-    "%%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%******###*#**#*"
-    "**@*::%*########((((((((((######%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%22222#**#22*2:%#######((((((((((######################"
-    "################################%%%%%%%%%%%%%%%%%%%**22--#######"
-    "**%2%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%22*****###22"
-    "*G:-------------((((((((((*#####################################"
-    "################################################%###############"
-    "((((((((((((((((((((('''''''''''''''''''''''''''''#############-"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%######################################"
-    "(((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((("
-    "(((((((((((((((((((((((((((((((((((((((((((((((#-----###########"
-    "%%%%############################################################"
-    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%--#############"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%6666666666666666"
-    "*%%%%%%***************##########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%KKKBBBBBBBBK222**:((((((((((######"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#((((((((((####--%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#"
-    "((((((((((######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##=====-##########"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.......-----''''"
-    "1111-'##########((((((((((#(((((((#%%%%%%%%%%%%%%%%%%%%%#####%%%"
-    "%%%%%%%%%%%%%%%%################################################"
-    "111%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%;7&&11---((((((((((######"
-    "++++++++++++++++++++++++++++++++))))))))))))))))))))))))))))))))"
-    "(((((((((((((((((((((((----#####################################"
-    "%%%%%%%%%%%####*%22222222222222222222222222222222222222222222222"
-    "22222222#######****1111111111111################################"
-    "################################11qY*###########aa##############"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########"
-    "%%%%%%%%%%%%%%%%%%%%%%#########################################%"
-    "################################################1111#1111111#11#"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###############%#############"
-    "################%%%##%##############%%%%########%%%%%%%%%%%%%%%%"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#####%%%%%%%%%%%%%###"
-    "%%%%%%%%%#######%%%%%%%%%%##'*=-6666############################"
-    "''''''''''''''''''''''''''''''''''''''''''''''''((((((((((######"
-    "''''''''''''''''''''''''''''''''''''''''''''''''''''############"
-    "**********************************************##****************"
-    "*******#########''''''''''''''''''''''''''''''''''''''''''''''''"
-    "''''############################################################"
-    "''''''''''''''''''''''''''''''''''''''''''''''''''''''##########"
-    "'''''''''''''''''''''''''''''''''''''''##'''''''''''''''''''''''"
-    "''''''''''''''''''''''''''''''EEEEEEEMM==='''\220MMMMM6666666655555"
-    "555''.....55''''''''''''''''''''''''''''''....'''''''''''''EEEEE"
-    "E''''''''''''''''''''''''''''''''''''''''''#####################"
-    "''...'##########################################################"
-    "((((((((((((((((((((############((((((((((((((((((((############"
-    "'''''''''''''''''''''''#########(((((((((((((((((((((((((#######"
-    "//////////////////////////))))))))))))))))))))))))))////////////"
-    "//////////////)))))))#))))))))))))))))))////////////////////////"
-    "//))))))))))))))))))))))))))/#//##/##//##////#////////))))#)#)))"
-    "))))#)))))))))))//////////////////////////))))))))))))))))))))))"
-    "))))//#////##////////#///////#))))))))))))))))))))))))))//#////#"
-    "/////#/###///////#))))))))))))))))))))))))))////////////////////"
-    "//////))))))))))))))))))))))))))//////////////////////////))))))"
-    "))))))))))))))))))))//////////////////////////))))))))))))))))))"
-    "))))))))//////////////////////////))))))))))))))))))))))))))////"
-    "//////////////////////))))))))))))))))))))))))))////////////////"
-    "//////////))))))))))))))))))))))))))))##////////////////////////"
-    "/')))))))))))))))))))))))))'))))))/////////////////////////'))))"
-    ")))))))))))))))))))))'))))))/////////////////////////'))))))))))"
-    ")))))))))))))))'))))))/////////////////////////'))))))))))))))))"
-    ")))))))))'))))))/////////////////////////'))))))))))))))))))))))"
-    ")))'))))))/)##(((((((((((((((((((((((((((((((((((((((((((((((((("
-    "*******************************************************''''*****"
-    "*********************************************''''''''*''''''''''"
-    "''''*''-----###############*****#***************################"
-    "))))))))))%))))))))))))))))))))######))))))#####################"
-    ".......#.................##.......#..#.....#####1111111111111111"
-    "1111111111111111111111111111111111111111111111##################"
-    "###############.################################################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###.......1111111##"
-    "((((((((((####%'################################################"
-    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.#################"
-    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%....((((((((((#####'"
-    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%1NN5.((((((((((######"
-    "################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.5%((((((((((####-"
-    "################################%%%%%%%#%%%%#%%#%%%%%%%%%%%%%%%#"
-    "%%%%%##(((((((((5555555#########################################"
-    "++++++++++++++++++++++++++++++++++))))))))))))))))))))))))))))))"
-    "))))......@1####((((((((((####--################################"
-    "#################################################((((((((((((((("
-    "(((((((((((((((((((((((((((((((((((((((((((('((('((((###########"
-    "#((((((((((((((((((((((((((((((((((((((((((((('(((((((((((((((##"
-    "%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%#%##%#%%%%%%%%%%#%%%%#%#%####"
-    "##%####%#%#%#%%%#%%#%##%#%#%#%#%#%%#%##%%%%#%%%%%%%#%%%%#%%%%#%#"
-    "%%%%%%%%%%#%%%%%%%%%%%%%%%%%#####%%%#%%%%%#%%%%%%%%%%%%%%%%%####"
-    "################################################''##############"
-    "''''''''''''''''''''''''''''''''''''''''''''####''''''''''''''''"
-    "''''''''''''''''''''############'''''''''''''''##'''''''''''''''"
-    "#'''''''''''''''#'''''''''''''''''''''''''''''''''''''##########"
-    "((((((((((((('''''''''''''''''''''''''''''''''''''''''''''''''''"
-    "''''''''''''''''''''''''''''''''''''''''''''''##################"
-    "######################################''''''''''''''''''''''''''"
-    "'''#############''''''''''''''''''''''''''''''''''''''''''''####"
-    "'''''''''#######''##############''''''##########################"
-    "''''''''''''''''''''''''####'''''''''''''''''###'''''''''''''###"
-    "'''''''''''''''''''''''''''''''''''''''''''''''''''''''####'''''"
-    "''''''''''''''''''''''''''######''''''''''''####'###############"
-    "''''''''''''####''''''''''''''''''''''''''''''''''''''''''''''''"
-    "''''''''########''''''''''######''''''''''''''''''''''''''''''''"
-    "''''''''########''''''''''''''''''''''''''''''##''''''''''''####"
-    "''##############################################################"
-    "''''''''''''''''''''############''''''''''''''##'''''''''''''###"
-    "''''''''''#####'''''''''''''''''''''''''''''''''''''''''''''''''"
-    "'''''''#######'''''''''''''''##'''''''''''######'''''''''#######"
-    "'''''''''''''''''''#''''''''''''''''''''''''''''''''''''''''''''";
-/* Row of each block below U+20000; above it the few ranges that follow. */
+    "FFFFFFFFFkkkkkFFFFFFFFFFFFFFFFFF\203000'000000'0000))))))))))00'''0000000000000000000000''''''''''''''''''''''"
+    "''''''''''''''''''''''''''''''''''''''''''lllll0--------------------------000'0'**************************0'0'"
+    "FFFFFkFFFFFFFFFFFFFFFFFFFFFFFFFF^0'''''0/'+0'K'/''77/100/7+07770\257\26004:0\212########%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%####%%%%00################################################################)))))))))))))))))))))))))))))))"
+    "############))))))))))))))))))))################''''''''''''''''''''''''''''''''''''''''''''':####/d5p555#5#55"
+    "3-----------------#-------5533333********************%***************************;;;;;;;;;=======0'##########)"
+    ")))))))))#)))))))#%%%%%%%%%%%%%%%%%%%%%#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#++++++++++++++++++++++"
+    "++++++++++++++++++++++++++++++++++++++++++00000000000000#f%\265%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%4:44:44:::4::4:44"
+    ":4:4:4:44##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###########0-----------#-------#--#"
+    "***********#***************#*******#**################################%%%%%%%%%%%%%%%%%%%#%%#####)))))))))))))"
+    "))))))))))))))))))))))))))))))))')))))))))))))))######))))))))))######0000000=000000##44444::::::44:6QHHQQHHHH"
+    "HQHHHH#################################################%################################----------------------"
+    "--------------------------------##******########''############################################################"
+    "##====#=======#==#..6#%%%%%%####%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%E#%E#%%##W#666666.66.........M.000=000'%4#"
+    "#))))))))))######))))))))))######))))))))))))))))))))################################%%%%%%%%##%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.%\227....\222\222M####'''''''''''''''#'''''''''''''''''''''''''''''''''''''#"
+    "###########'''''''''''''''##''''''''''''''''''''''''''''''''JJJJ''''''JJJJ''''''''''''''''''''''''''''''''''''"
+    "''''''############################################################''###############44PP4444PPP4466664666PP4:4P"
+    "P::::4################################%%%%%%%%%%%%%%%%%%%99CC<<################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%..6.......66#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%#oW%U6........6666M66%4"
+    ":44...EEEEEEEE%%..00))))))))))0=%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%...........%############################"
+    "####==\305{9###########\231\231################%%%##%##############%%%%########%%%%%%%%%%%%%%%%%%%%%%4444=4444"
+    "44444=444=44444##000000000000000########4440P:::::44::::46PPPPPPP%%%%:%%%%%%4%%C44%###############H###########"
+    "#####################################''''''''''''''''''''''''''''''''''''''''00000000000000))))))))))%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%4444444:4=='000=##Q'''''':''''''#''00000''''00#####################################%%%"
+    "%%%%#%%%%#%%#%%%%%%%%%%%%%%%##%%%%%%%%%%%%%%############################################################%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%H#################%%%%%%%%%%%%%%%%%%%%%%%%%%%=\202\202QH))))))))))######%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%##PPPPP0################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%HQ%))))))))))####<<<<<<<X########%999999"
+    "CC999%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%&%%%%OO.q..6.....WOMM66..%%%%LL1LL1LL15353535353535353*535353-*5353"
+    "5353533LL153--5353535353535353-*53535353535353535353-*535353535*L15353*535353L555555-555555555-555555'-55555-*"
+    "333333*333333333*333333'*33333*3333333355555555333333##555555##33333333555555553333333355555555333333335555555"
+    "533333#33555b5/a/d333#335b5b5ddd333a##33555b#ddd333a3333555b5d\206[##333#335b5b5\206/#..6#%%%%%%%%%#%%%#%%%%%%"
+    "%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%##W%66%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%666666666666MD#######"
+    "#00))))))))))######444444444444444444%%%%%%000%0%%9###########################################################"
+    "###.%#%%%%%%###%%%#%%&%###%%#%#%%###%%###%%%###%%%%%%%%%%%%####U6....##66##NNM%########U####EE#E%%..##))))))))"
+    "))%%''))))))''%<H#.66#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%%#%%%%%##W%U...6%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%&%%%%%%%&%%&%%%%%.6\210%66\234DD6\233%%%%<<<<<))))))))))<<#<H%%%##############################+++++"
+    "+##++++++##++++++##+++###///////#///////#(((((((((KKK''###00))))))))))%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##%%%%%###"
+    "########%%%#######################################################9QQQ1-*5353531-*535353-*535353535353535353-*"
+    "535353535353535355353531111111############11111#####E\261E+++++++++/EEEEEEEEEEEEE#EEEEE#E#966#%%%%%%%%%%%%%%%%"
+    "%%###%%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%#%##+####+#+#+#+++#++#+##+#+#+#+#+#++#+##++++#+++++++#++++#++++#+#%%#%#"
+    "%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%#%#%%%%%%%%%%.%\227....\223\223X..%##%%%%%%%%%%%&%&%&%&%&%&%&%&%&%&%&%&%%&%&%&%%"
+    "%%%%&&%&&%&&%&&%&&%%%%%%%%%%%%%%%%%%%%%%&%%&&&&0==\204+++++++++++++++#''7777//////////%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%IIIIIIIIIIIIIIIIIIIII%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####))%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%:::##0#%%%%%%%%%%%#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%IIIIIIIIIIIIIIIIIIIIIIII*--*-*--*--"
+    "-**----*--*---***--*-53-*-*--*-**-*-53---*-*--**%-**********33333-112\205\20511*-*-*-*-*-*-*-*-*-*-*-*-*111*L1"
+    "'-*L-**-----------------------##=000000********************************************;;;=;;;;;;;;;;;=;;;;;;;;;;;"
+    ";;;=;;;;;;;;;;;;;;;;;;;;;;;;;;;;*************;****************33*3***3****333*-*-*-*-*-*-*-*-*-*-*-*53-*-*-*-*"
+    "-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*#------------------------------------------------*********************"
+    "***********-*---**-*-*-*----*-**-******;;------#-#####-##*******************************************0;*******1"
+    "*00##'''#:4444:444t:444444::::::44:44t\2004\243\244\245\246\247\250\251\252\212\213\213\253\254\2550\256535353"
+    "5353535353535353535353-*53-*-*-*53535353535353******--*--*'4444466-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*"
+    "-*-*-*-*-*-*-*-*-*-*;********-*-*--*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-**''''''-*-*444-*#####0000)00000000000..."
+    "K9))))))))))######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%\3040%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%###00000000000000000000000000000000000000000000000=0000000000000000'00AAA00000000'0000A00"
+    "00000^KKKKK(KKKKKKKKKK7;##777777///AA;*-*----*-*-*-*-*********************************************************"
+    "*******#######))))))))))000000%%%%%%66..%%%%...%OOO%%OOOOOOO%%%....%%%%%%%%%%%%%%%%%#%%%%##%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%000)))%%%%%%%%#######%%%%%%##%%%%%%##%%%%%%#########%%%%%%%#%%%%%%%#******************"
+    "*********;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;==''''============''''''//////'';;;;;'''''''='='''''''''''''''''"
+    "'''''''0000''''''''''''''''''''''''''''''''00'''''''''''''''''''''''''''''''0000000000''''''''''''''''''''''''"
+    "''''''''''''''''''''''''''''///'''''''''''''JJJ''''''''''''''''''''''''''''''''''''''''''''''''''''##'''''''''"
+    "'''''''''''''''''''[''''''''''''''''''''''''''''''''''''''''''#####################777777777777777777777777777"
+    "77777//////////////////////////SSSSSSSSSSSSSSSS//////////////////////////7))))))))))))))))))))))))))))))))))))"
+    ")))))))))))))))))))))'''''''''''''''''''''''''''''#############<<<<<<<<<<#####################################"
+    "#################AAA/AAAAAA/AAAA7777777777AA///AALLLLLLLLLLLLLLLLLLLLLLLLLLAAA/AAAAA00AAAAAAAAAAAA#AAAAAAAAAAA"
+    "AAA/A///#A/AA####+++%+#++++++++++++++++++++++++++++++++++++++++++++++++++''''''''''''''''''''''#''''''''''''''"
+    "''''''''''''''''''''''''''''''''''''''############''''''''''''''##'''''''''''''####'''''''''''''''''''''''''''"
+    "'''''''''''''''''''''''''''################+++++++++++++++++++++++++++++++++++++++++++++++++++++++++++++##KVVV"
+    "VV4VVVVVVV44V4V4VVv::::v\274:::::~~eeee\224\224::::ee:ee::PPPP\241::::444%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%q"
+    "....6.}}...MM#))))))))))###%%%))))))))))%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%======000<<<<<<<<<<<<<''<<<<<<<<<<<<####"
+    "##############################uuVuu\2774:::444::.444::::4v::4wmmwmmw4444444444444-*-*\236'-*##;***p-53-*-*-*-*"
+    "-*-**5353-*53-*535353-*535353-*535353535353-*53-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*-*%4666044444444440"
+    "=%%%%%%%%%%\214\215\216\217\220\221\262\263VVe:44444:44:))))))))))0000%%\264%%%%++++%%%%%%%%'%%%%%%#zz#####HHQ"
+    "QQHHHH%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#####%%"
+    "%%%%%%%%%%%###'''''''''''''''''''''''''''''''''''''''''''''''''''''''####'''''''''''''''''###'''''''''''''####"
+    "#'''''''''''''''''''''''''''''''''''''''''''''''''TTTTTTTTTT######55-5---5----555----------5------------------"
+    "----*********3*********-*#####-------------------------------------------##--------------------####***********"
+    "*************************####ffffff'''00'00''44444444\217\220\2210K<00%%&&&&&%%%%%%%%%%%%%%%%%%%%%%%%%%%##4440"
+    "00000000))))))))))))))))))))####%'################################################&%&%%%%%%%%%%%%%%%%&0%444444"
+    "4f'4444:4==44':44:%%))))))))))%%%''%%%%%%%%%=HHHHHQQQQQGGGGGGGGGGGGGGz:44:44:444:::\214\215\216444:44::44444:4"
+    "444444:44m\272:~4444444444444444444444444444444444444\202\235\235Q\303Gw:4:::''44444::''''''''''''''''''''''''"
+    "''''''4444'''''''''''''[[[[[%.66#%%%%%%%%##%%##%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%#%###%%%%##W%U6..####..##..M###.#"
+    "######EEE%#E#######))))))))))..%%%.<#########6.....#..6#66M##%###############%%..##))))))))))0'#######%9999999"
+    "999%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%9X9999C%9999<6....##6N##NNM#######9qU####EE#%%%..##))))))))))'%))))"
+    "))########.66###666#NNNM##%######U##############)))))))))))))''''''''########''''''''''######'''''''''''''''''"
+    "'''''''''''''''''''''#########'%%%%%%%%%%%%%%%%''''''''''######-----------------------------------------------"
+    "----#############.6669%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%##o%...#..#####.:.4%%%%#%%%#%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%##4P:####M.6666#..}#...M#######\266\267#%%%##%##%%..##))))))))))#######<)))))))''''J''''"
+    "J''J'''''''''''''''''''''''J'J'''''//'//'''''''''''''''''''''''=========''-*-*-*-*-*-*-***-*-*-*-*-*-*-*-*-*-*"
+    "-*-*-*-*;;44%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%W6..666.6...cc########0000%CC%########%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%W00%#########%.66<%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%#%%%%%%%%%%#%%%%%##W%6....#666#NNNM]'####%%"
+    "%U)))))))%%%..##)))))))))))))))))))'%%%%%%%###\242####U66...#.#66N6NNNU######))))))))))##660###########N6U66#."
+    "NN#NN.M#######UU######%%#%%..##))))))))))#%%C############9.66%%%%%%%%%#%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%XX%U6.6%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%...........6c###########0%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%66666666........66.W###00000####)))))))))))))))))))))))))))))"
+    "))))))))))))))))###''''''''''''/'''''''''''''''''''''''''''''''''''''''''''''''''''[[[[[[[iiPPP'''\276iiiiiKKK"
+    "KKKKK:::::%%%%%%=.rrrr...0))))))))))00####################################%%%%%#=#ssss..9#))))))))))##++%%####"
+    "############################%'''00000000A000000'0'''::''''''))))))))))))))))))))':':'\273000066%%%E%%%%#%%%%E%"
+    "%%%E%%%%E%%%%E%%%%%%%%%%%%E%%%####\270j_\271__\230_\230jjjj.6666##66##NNc##%######U#####%%%%%66##4444444###444"
+    "44###########j_44M044%%%%%......_....#...._...._...._...._............_...#''''''''0000'''''''''''''''''''''''"
+    "''''''pp''''''''''''''''''''''RRRRRRRRRRRRRRRRRRRRRRRRRRTTTTTTTTTT######%%.O6..OOOOOO:%O))))))))))OOO.''------"
+    "--------------------------*-*-*-*=''-*-*%-*-***-*-*-*-*-*-*-*-*-*-*-----*-----*-*-*-*-*-*----*-*--*##-*#*#*-*-"
+    "*-*-#####################>>>-*%;;*%%%%%%%%%#%%%%##%%%%%%%#%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%####"
+    "###;0##############M%%%%%%%%%#%%%%##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%%##%%%%%%%#%%%%%%%#%%%%%%%#%%%%%%%#44"
+    "444444444444444444444444444444%#%%%%##%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%0000"
+    "########\203%%%%%%%%%%%%%%%%%%%%%%%%%%00###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%))))))))))44000000########%%%"
+    "%%%%%%%%%%%%%%%..My#########%%%%%%%%%%%%%%%%%%%..\30200#########%%%%%%%%%%%%%%%%%%..############%%%%%%%%%%%%%#"
+    "%%%#..############%%%=%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%#...6666..666####66.666666t4:####%%%%%DD%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%\200%#####%%%%%%%%%%%%%%%%%%%%%%"
+    "%4:66.##00%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%......66..66..#########%%%%%%%%%%######)))))))))))###''''''"
+    "''''''''''''''''''''''''''''######''''''''''''####'###############%%%%%%%%%%%%%%%%%%%%%6.6.......#MO.OO......."
+    ".666666..44444444##:....6%&%&%&%&%&%%%&%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%WU.....N.N66NN.Nc%%%%%%%%#<<))))))))))"
+    "0000000''''''''''4:4444444'''''''''<<<..6%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%6....66..cM..%%))))))))))%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%.....:::00%%%%%%%%%%%%%%%%%%%%%%%#########%%%%%%%#%%%%%%%#%%%%%%%#%%%%%%%#%#%%%%#%%%%%%%%%%%%%%%"
+    "#%%%%%%%%%%0######%%%%%%%%%%%%%%%%%%%%&%%##\211\211//=\204+0%%%%%%%%%%%&%&%&%&%&%&%&%&%&%&%%%%%%%%%%%%%%%%%%%%"
+    "%=%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%4%44:%%44%%%%%4453535353535353535353535353535353535353535353"
+    "53535353535353535353-*-*-**************************************#*#####*##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%66"
+    ".66.6606M##))))))))))#######000000000#######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%))009##########z##%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%#######))))))))))######535353535353535353535333331\237**-*5353535353535353535353535353535333333##555555#"
+    "#33333333#5#5#5#533333333555555553a3a3a3a3a3a3a##\207\207^^^^^^^^^KBBKK0A00000A000000000000AAA0\232\232KKKKK^0"
+    "00AA0AA0000A0A07777777777///AA#;;;;;;;;;;;;;###''''''''/'''''''''''''''''''''''#########))))))))))))))))))))))"
+    ")))#######//2/'//2'/1222112221'2/''22222''///'2'b'2'bb22'122-21++++1'/1122222222222222222222222222111111111111"
+    "111111111111112222222222222222222222222211111111111111111111111111222222222222221111111#1111111111111111112222"
+    "222222222222222222221111111111111111111111111111##222222222222222222222222#2###2222222#11111111111111111111111"
+    "11122222222222222222222111111111111111111111111112#22##2##22##2222#222222221111#1#1111#11111111111222222222222"
+    "222222222222221111111111111111111111/1111112222222222222222222222222/1111111111111111111111111/111111222222222"
+    "2222222222222222/11111111111111111111111111A/A/AAAAAAA++++++++++;++++++++++++++++##+++++++++++++++++++++++++++"
+    "+++++++++++++++++++\226\226+++++++++++++++++++++++++++++++#+++++++++++++++++#####+++#+++++#+++++++++++++++++##"
+    "#####'################################++++++++++++/''''21111''''*'7777777777777777YYYYYYYYYYYYYYYY777777777777"
+    "7777))'''///////////////////////////////'///////////////////////////////#7777777777///////////////////////////"
+    "////////////777777777777777)))-*))))7''####''''''''''JJ''''''''''''''''''J'''''''''''''''''+++++++++++++++++++"
+    "+++++++++++++++++++++++++++++#+++++++++++++++++++++++++++#++#+##+#++++++++++#++++#+#+####'J''J''J'J'''''''''''"
+    "'''''''''''J'J''''''''''JJJJJ''JJ''JJ''''''''''''''''''''''''''''''''''JJJJ''''''''''''''''/''''''''''''''''''"
+    "'''''''''''##################))))))))))))))))))))''''''''''''''''''''''''''''''''''''''''''''))'''#'''''''''''"
+    "''###'###############################@@@@@@@@@@@@@@@@@@@@@@@@@@#@@@@8@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@"
+    "@@@@@@@@@@8############8888888888888888888888888888888888888888888888888888888888888888#######################"
+    "###''''''''''''''''########''''''''''''''''''''''''''''''##''''''''''''#########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%======00^000'{%`0000000000''000000000000'`````````\275\200vt\225\2250=====/'|||{%0''444'############"
+    "##############################################////////))))))))/777777777777777///////////////////////////////'"
+    "'''''''''''''''''''''''''//R'''''''''''''''''''#######'''''''''''''''##'''''''''''######'''''''''#######//////"
+    "/////////////////////////////////////////////////////////R////////////////////////////////////////////////////"
+    "////////////#######//##############''''''##########################$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$$"
+    "$$$$$$$$$$$$$$$$$$$$$%%%%%%%%%%%%=000%%%%%%%%%%%%%%%%))))))))))%%####################%%.%%%M%%%%.%%%%%%%%%%%%%"
+    "%%%%%%%%%%66..6''''X###))))))''''######...6%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%W66....66.D66c000000"
+    "0000000#=))))))))))####00%%%%%.=%%%%%%%%%))))))))))%%%%%##))))))))):::::::####################################"
+    "#####%%%.%%%%%%%%.6##))))))))))##0000%%%%%%%%%%%%%%%%=%%%%%%'''%O.O%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%#%%%"
+    "%%%%%%%%%%%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%999999###9#99#9#x##\201#\201\201xC#CCXyX]9%<<#<<####"
+    "####99#############################%4%########################%%=00%%%%%%%%%%%6..6600%==6M#########***********"
+    "****************';;;;*********>''####****************%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%666D"
+    "DDDDDDD&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&&############%%%%%%%%%%%%%%%%%##########"
+    "#####:)))))))))))))))))))))))))))####,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,,##,,,,,,,"
+    ",,,,,,,,,,,,,,,,,,,######################################,,,,,,,,,,,,,,$$,$,$$,,,,,,,,,,$,$,$$,,$$$,,,,,,,,,,,"
+    ",,,,,,,,,,,EE#EE#EEEEEEEEE+++++++++++++++++++++++++++++++++++++++++++++++++................AAAAAAAAAA######444"
+    "4444:::::::44AAAAAAAAAAAAAAAA%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%))))#########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#0%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%HHHH########))))))))))######%)%%%%%%%%)#####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%%%44444#####%%%%####%%%%%%%%0)))))##########################################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%##"
+    "))))))))))######----------------%%%%%%%%%g%%%%%%%%%%%%%%%%%%%%%%%%%%g%%%%%%%%%%%%%%%############%%%%%%%%%%%%%%"
+    "%%%%%%%%##########%%%%%%%%########################=>>>>>#>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>#>>>>>>>>>#"
+    "####%%%%%%##%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#%%###%##%%%%%%%%%%%%%%%%%%%%%%#0))))))))%%%%%%%%%%%"
+    "%%%%%%%%%%%%''))))))))))))))))##))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))#00000########"
+    "###%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%########)))))))))################%%%%%%%%%%%%%%%%%%%%%%))))))###0%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%#####0%%%%%%%%%%%%%%%%%%%%%%%%%%%%%)))################################%%%%%%%%'%%%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%4:####)))))0000000#########%%%%%%%%%%%%%%%%%%%%%%##))))))))%%%%%%%%%%%%%%%%%%%#####))))))))))%%%%="
+    "%----------------------###HHHHH<=********************************)))))))))))))))))))############%%%%%%%%%%%%%%"
+    "%%%%#######0000############)))))))################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#HH<##%%##########"
+    "####%%%%%%%%%%%%%%%%%%%%%%%%%%%%%))))))))))%########%%%%%%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%666...66.cW.00"
+    "0000D%%%%%%QQHHHQHQQQQ))))<<<<<######################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.666......WM#####)))))))))"
+    ")######%%HQHQ<<<<######################################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%U66...."
+    "..6qNNUN......M0000000####))))))))))))))))))))))))))))))X%%99%#########M%%%%%)))))))####################%%%%%%"
+    "%%%%%%%%%%%%%%%%%#########################################%%%g%g%%%%#%##g#%g%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "%%#%xCCn9999999999999999999999999999999999999999999999##9999999999999999#########'''''''''''''''''''''''''''''"
+    "'''''''''''''''''''.''00000###############.....#...............################..6%%%%%%%%%%%%%%%%%%%%%%%&%&%%"
+    "%%%%%%%%%%%%&%%%%666....66M\21000f00..6%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%666.........6MW%%0%####"
+    "####))))))))))######################################c%]]%0000\306W..0C9))))))))))%0%000#))))))))))))))))))))##"
+    "#########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%U66....##66NN..6MW00000000000000000000000%%%%..#######"
+    "###########################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%666........66.6M.000%###########)))"
+    ")))))))######<<<<<<<<<<<<<###################%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%.6.66......cW%<######%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%##.\301.OO....6....M####))))))))))))000'%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "CCC999999999CXo<####%%%%%%%##%##%%%%%%%%#%%#%%%%%%%%%%%%%%%%%%%%%%%%xCCCCC#C\300##99yX]C]Co<<<#########)))))))"
+    ")))######################################%%%%%%%%%%%%%%%%%CCC9999##99CCCCX%<%C###########################%%%%]"
+    "]]]]]9999999999999C9X<<<%<<<<<#############%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%<##############))))))))))######%%%"
+    "%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%6DDDDDDD#DDDDDD6\234%<<<<<##########)))))))))))))))))))))))))))))#"
+    "##<<%%%%%%%%%%%%%%%%##DDDDDDDDDDDDDDDDDDDDDD#6DDDDDDD6DD6DD#########99o9XX]9########))))))))))######%%%%%%#%%#"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%################################################%%%%%%%%%%CCCCC#99#CC9CX%#######))))"
+    "))))))######################99]C%%%%%%%%%%%%%#%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%CC99999###CCCCCCCC#######....="
+    "============################################9yX<<<<<<<<<<<<<))))))))))9#####################################%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%<<#############%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%"
+    "ZZZZZZZZZZZZZZZZ9%%%%%%999999999999999##########%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%444444400000''"
+    "''%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%nnnhhhhhhhhnCCC99X))))))))))######%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%#))))))))))##"
+    "##00%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###############%#############===%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%I"
+    "\240gg==<<<))))))))))######)))))))))))))))))))))))<<<<#####################################%%%%%%%%%%%####9%66"
+    "66666666666666666666666666666666666666666666C%%%%%%%%%#######%%%%%%%%%%##'.P0KKKK############################1"
+    "11122#2222##22222222#2222222#1111111111111111111111111122#2222#111/11111121##777777777777777777777777777777777"
+    "77777777777777777.......................................................''''.................................."
+    "...........''''''''.''''''''''**********%********************######******#####################GGGGGGG#GGGGGGGG"
+    "GGGGGGGGG##GGGGGGG#GG#GGGGG#####>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>##################%%%%%%%%%%%%%%"
+    "%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%###HHHHHHH=======##%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%%HHHH))))))))))##"
+    "###'****GGGGGG\233=####))))))))))####<<################################)))))))))))))))))))))))))))))))))))))))"
+    ")))))')))'))))###########///#############////////////////////////////////////////////####";
+/* Where the block of cp >> 6 begins, below U+20000; above it the few ranges that follow. */
 static const uint16_t fti_cp_index[2048] = {
-    0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,
-    40,41,42,43,44,45,46,47,48,49,50,51,52,53,54,55,56,57,58,59,60,61,62,63,64,65,66,67,26,68,69,70,26,71,72,73,74,
-    75,76,77,78,26,26,26,26,26,26,26,26,79,80,81,82,83,84,85,86,87,88,89,90,91,92,93,94,95,96,97,98,99,100,101,102,
-    103,104,105,106,107,108,109,110,110,111,112,113,114,115,116,117,118,119,120,121,122,123,124,125,126,127,128,129,
-    130,130,130,131,132,133,134,130,130,130,130,130,130,130,130,130,135,136,137,130,130,130,130,130,130,138,139,130,
-    130,130,140,130,141,142,130,143,144,145,146,147,148,149,150,151,152,153,154,155,155,155,156,157,158,159,160,161,
-    26,162,163,164,165,166,130,130,130,130,130,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,130,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,
-    167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,167,168,26,26,26,26,26,
-    26,26,26,26,26,26,26,26,26,26,26,26,169,170,26,26,26,26,171,172,173,174,175,176,177,178,179,180,181,182,183,184,
-    185,186,187,188,189,190,191,192,193,194,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
-    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
-    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
-    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
-    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
-    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,
-    195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,195,196,197,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,199,199,199,199,200,201,199,202,203,204,205,206,26,26,26,26,207,208,209,
-    210,211,212,26,213,214,215,216,217,218,219,26,220,221,222,223,224,198,198,225,226,227,228,229,230,231,232,233,
-    234,235,236,237,238,26,26,26,26,239,240,241,198,242,243,244,245,246,198,247,248,249,250,251,252,253,254,255,198,
-    26,256,257,258,259,260,261,198,198,262,263,264,265,266,267,268,269,270,271,272,273,274,275,276,277,278,279,280,
-    281,282,283,284,285,286,287,288,198,198,289,290,291,292,293,294,295,296,198,198,297,198,298,299,300,301,302,303,
-    304,305,306,307,308,198,198,309,310,311,312,198,313,314,315,198,198,198,198,316,317,318,319,320,26,26,26,26,26,
-    26,26,26,26,26,26,26,26,26,321,198,322,323,26,26,26,324,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,325,326,
-    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,327,328,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
-    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
-    26,26,26,26,26,26,220,26,26,26,26,26,26,26,26,26,296,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,329,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,26,26,26,26,26,26,26,26,307,330,331,332,333,334,335,198,198,198,198,198,198,336,
-    198,198,198,337,338,198,26,339,340,341,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
-    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,
-    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,342,26,26,
-    26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,26,343,256,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,344,26,26,26,26,345,346,26,26,26,26,26,347,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,26,348,349,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,198,198,198,198,198,198,198,198,130,130,130,350,130,130,130,130,130,130,351,198,352,353,130,354,
-    130,130,130,355,356,357,358,359,130,360,198,361,130,362,198,198,363,364,365,366,367,368,369,370,371,372,373,374,
-    375,376,377,378,130,130,130,130,130,130,130,130,379,380,381,198,198,198,198,198,198,198,198,198,198,198,198,198,
-    198,198,198,198,382,198,198,198,383,384,385,198,386,387,198,198,198,198,388,389,198,198,198,198,198,198,198,390,
-    198,198,198,391,198,198,198,198,198,198,198,392,26,26,26,393,394,395,198,198,198,198,198,198,198,198,198,198,
-    198,396,397,198,398,198,198,198,399,400,401,402,198,198,198,198,403,130,404,405,406,130,407,408,409,410,198,198,
-    130,130,130,130,130,130,130,130,130,130,130,130,130,130,130,411,130,412,130,413,414,415,416,417,130,130,130,130,
-    130,418,419,420,130,130,421,350,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,198,
+    0,154,217,3229,3165,4196,4870,3109,5481,5962,571,6300,7351,7592,522,4931,8145,5141,5543,7655,5197,4992,5417,280,
+    8328,7776,876,8482,800,863,2208,2588,2356,4758,7833,8545,3885,2158,8734,3759,1432,8797,3450,8861,3822,8982,3696,
+    9046,9273,9398,9716,9900,9964,9778,4322,9836,1619,10354,4447,10418,10482,10546,10672,2650,3046,6048,10841,5356,
+    876,4637,4806,4688,876,11023,11119,11239,6101,8367,9177,1283,5771,876,876,876,876,876,876,876,876,5725,11327,
+    6125,11423,11487,2035,1494,5693,11551,11680,886,11616,4070,7865,11824,11728,11926,1123,1186,11990,12054,12118,
+    9592,10140,7466,8203,2411,5024,5084,6236,8607,12467,12467,12760,12473,3292,12823,3324,3387,12887,5898,12951,
+    1913,13056,13860,14057,6505,9461,14229,14277,1764,10734,85,85,85,1810,6635,6671,6725,85,85,85,85,85,85,85,85,85,
+    2534,14389,6402,85,85,85,85,85,85,60,6347,10256,6450,85,6575,85,6521,7097,85,5246,5294,5553,5631,12536,11055,
+    12214,11175,5838,7528,14507,14539,14603,14603,14603,14645,14818,4510,12318,4542,687,736,4605,9129,13961,14944,
+    13993,15112,15176,15176,15176,15176,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,85,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,15295,
+    15295,15295,15295,15295,15295,12381,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,7967,
+    14754,876,876,876,876,15359,7713,9560,11359,9510,5569,10904,10964,15423,11263,3512,3572,12166,10076,15487,15551,
+    11760,15673,12403,15914,6188,15978,5977,12584,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,16106,
+    16106,16134,7902,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,16246,16246,
+    16246,16246,16376,16264,16246,16312,4259,16440,7047,7268,736,736,736,736,738,14105,13661,13800,16504,6993,736,
+    7287,6930,13612,13695,4009,15735,2731,876,881,10201,6768,14443,460,333,333,10108,16182,16568,16709,16613,16773,
+    5254,16026,16837,8264,11568,904,952,16901,876,876,876,876,885,16965,17029,333,17093,17156,17312,1013,17376,333,
+    4696,17213,9334,12633,17440,17504,5781,17568,17735,333,876,2752,9209,5990,16645,17624,1339,333,333,365,17799,
+    4132,17863,17974,18086,18261,10027,18197,18598,12696,7412,9652,18662,18788,17911,3634,12270,18022,2095,10608,
+    18357,15850,16042,3947,18134,18724,333,333,18852,18916,18980,19044,19108,1542,19172,2754,333,333,19236,333,1251,
+    17672,19300,19364,1578,19428,8918,3018,19492,883,6867,333,333,19540,19604,19668,19718,333,15787,19782,19898,333,
+    333,333,333,1962,19962,20088,1202,6804,876,876,876,876,876,876,876,876,876,876,876,876,876,876,19824,333,17231,
+    17248,876,876,876,2757,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,2019,20152,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,20216,20280,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,881,876,876,876,876,876,876,876,876,876,
+    2754,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,20376,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,876,876,876,
+    876,876,876,876,876,883,20440,877,2901,20312,631,19834,333,333,333,333,333,333,20552,333,333,333,5262,20616,333,
+    876,20680,20024,2258,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,876,884,876,876,876,876,876,876,876,876,876,876,
+    876,876,876,876,876,876,876,876,876,18294,2752,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,1369,876,876,876,876,20488,2308,876,876,876,876,876,880,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,876,7919,20744,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,85,85,85,10777,85,85,85,85,85,85,7120,333,18417,18474,85,
+    1848,85,85,85,7217,6534,10290,8670,6603,85,14880,333,408,85,12992,333,333,13118,13222,13397,13458,20808,13335,
+    13138,13150,13162,13122,13276,13553,13501,13507,13513,20872,85,85,85,85,85,85,85,85,20936,20995,18534,333,333,
+    333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,21059,333,333,333,21123,21171,2470,333,21235,8418,
+    333,333,333,333,2805,21299,333,333,333,333,333,333,333,2853,333,333,333,2955,333,333,333,333,333,333,333,2682,
+    876,876,876,15609,5260,21363,333,333,333,333,333,333,333,333,333,333,333,348,21427,333,1071,333,333,333,14165,
+    4384,13748,1864,333,333,333,333,7994,85,1715,1681,13913,14991,14325,2496,21491,15231,333,333,85,85,85,90,85,85,
+    85,85,85,85,85,85,85,85,85,8014,85,7983,85,11862,7201,9097,14701,1353,85,85,85,85,85,7152,8065,15048,85,85,7100,
+    8081,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,333,
 };
-static const struct { uint32_t last, kind; } fti_cp_high[24] = {
+static const struct { uint32_t last, kind; } fti_cp_high[26] = {
     {0x2A6DF,136}, {0x2A6FF,2048}, {0x2B739,136}, {0x2B73F,2048}, {0x2B81D,136}, {0x2B81F,2048}, {0x2CEA1,136},
     {0x2CEAF,2048}, {0x2EBE0,136}, {0x2EBEF,2048}, {0x2EE5D,136}, {0x2F7FF,2048}, {0x2FA1D,24712}, {0x2FFFF,2048},
-    {0x3134A,136}, {0x3134F,2048}, {0x323AF,136}, {0xE0000,2048}, {0xE0001,1024}, {0xE001F,2048}, {0xE007F,1024},
-    {0xE00FF,2048}, {0xE01EF,4112}, {0x10FFFF,2048},
+    {0x3134A,136}, {0x3134F,2048}, {0x323AF,136}, {0xDFFFF,2048}, {0xE0000,268437504}, {0xE0001,268436480},
+    {0xE001F,268437504}, {0xE007F,67109888}, {0xE00FF,268437504}, {0xE01EF,67112976}, {0xE0FFF,268437504},
+    {0x10FFFF,2048},
 };
-/* Canonical decompositions, one step: code point, first, second (0: none), by code point. */
-static const uint32_t fti_decompositions[1079][3] = {
-    {192,65,768},{193,65,769},{194,65,770},{195,65,771},{196,65,776},{197,65,778},{199,67,807},{200,69,768},
-    {201,69,769},{202,69,770},{203,69,776},{204,73,768},{205,73,769},{206,73,770},{207,73,776},{209,78,771},
-    {210,79,768},{211,79,769},{212,79,770},{213,79,771},{214,79,776},{217,85,768},{218,85,769},{219,85,770},
-    {220,85,776},{221,89,769},{224,97,768},{225,97,769},{226,97,770},{227,97,771},{228,97,776},{229,97,778},
-    {231,99,807},{232,101,768},{233,101,769},{234,101,770},{235,101,776},{236,105,768},{237,105,769},
-    {238,105,770},{239,105,776},{241,110,771},{242,111,768},{243,111,769},{244,111,770},{245,111,771},
-    {246,111,776},{249,117,768},{250,117,769},{251,117,770},{252,117,776},{253,121,769},{255,121,776},
-    {256,65,772},{257,97,772},{258,65,774},{259,97,774},{260,65,808},{261,97,808},{262,67,769},{263,99,769},
-    {264,67,770},{265,99,770},{266,67,775},{267,99,775},{268,67,780},{269,99,780},{270,68,780},{271,100,780},
-    {274,69,772},{275,101,772},{276,69,774},{277,101,774},{278,69,775},{279,101,775},{280,69,808},
-    {281,101,808},{282,69,780},{283,101,780},{284,71,770},{285,103,770},{286,71,774},{287,103,774},
-    {288,71,775},{289,103,775},{290,71,807},{291,103,807},{292,72,770},{293,104,770},{296,73,771},
-    {297,105,771},{298,73,772},{299,105,772},{300,73,774},{301,105,774},{302,73,808},{303,105,808},
-    {304,73,775},{308,74,770},{309,106,770},{310,75,807},{311,107,807},{313,76,769},{314,108,769},
-    {315,76,807},{316,108,807},{317,76,780},{318,108,780},{323,78,769},{324,110,769},{325,78,807},
-    {326,110,807},{327,78,780},{328,110,780},{332,79,772},{333,111,772},{334,79,774},{335,111,774},
-    {336,79,779},{337,111,779},{340,82,769},{341,114,769},{342,82,807},{343,114,807},{344,82,780},
-    {345,114,780},{346,83,769},{347,115,769},{348,83,770},{349,115,770},{350,83,807},{351,115,807},
-    {352,83,780},{353,115,780},{354,84,807},{355,116,807},{356,84,780},{357,116,780},{360,85,771},
-    {361,117,771},{362,85,772},{363,117,772},{364,85,774},{365,117,774},{366,85,778},{367,117,778},
-    {368,85,779},{369,117,779},{370,85,808},{371,117,808},{372,87,770},{373,119,770},{374,89,770},
-    {375,121,770},{376,89,776},{377,90,769},{378,122,769},{379,90,775},{380,122,775},{381,90,780},
-    {382,122,780},{416,79,795},{417,111,795},{431,85,795},{432,117,795},{461,65,780},{462,97,780},
-    {463,73,780},{464,105,780},{465,79,780},{466,111,780},{467,85,780},{468,117,780},{469,220,772},
-    {470,252,772},{471,220,769},{472,252,769},{473,220,780},{474,252,780},{475,220,768},{476,252,768},
-    {478,196,772},{479,228,772},{480,550,772},{481,551,772},{482,198,772},{483,230,772},{486,71,780},
-    {487,103,780},{488,75,780},{489,107,780},{490,79,808},{491,111,808},{492,490,772},{493,491,772},
-    {494,439,780},{495,658,780},{496,106,780},{500,71,769},{501,103,769},{504,78,768},{505,110,768},
-    {506,197,769},{507,229,769},{508,198,769},{509,230,769},{510,216,769},{511,248,769},{512,65,783},
-    {513,97,783},{514,65,785},{515,97,785},{516,69,783},{517,101,783},{518,69,785},{519,101,785},
-    {520,73,783},{521,105,783},{522,73,785},{523,105,785},{524,79,783},{525,111,783},{526,79,785},
-    {527,111,785},{528,82,783},{529,114,783},{530,82,785},{531,114,785},{532,85,783},{533,117,783},
-    {534,85,785},{535,117,785},{536,83,806},{537,115,806},{538,84,806},{539,116,806},{542,72,780},
-    {543,104,780},{550,65,775},{551,97,775},{552,69,807},{553,101,807},{554,214,772},{555,246,772},
-    {556,213,772},{557,245,772},{558,79,775},{559,111,775},{560,558,772},{561,559,772},{562,89,772},
-    {563,121,772},{832,768,0},{833,769,0},{835,787,0},{836,776,769},{884,697,0},{894,59,0},{901,168,769},
-    {902,913,769},{903,183,0},{904,917,769},{905,919,769},{906,921,769},{908,927,769},{910,933,769},
-    {911,937,769},{912,970,769},{938,921,776},{939,933,776},{940,945,769},{941,949,769},{942,951,769},
-    {943,953,769},{944,971,769},{970,953,776},{971,965,776},{972,959,769},{973,965,769},{974,969,769},
-    {979,978,769},{980,978,776},{1024,1045,768},{1025,1045,776},{1027,1043,769},{1031,1030,776},
-    {1036,1050,769},{1037,1048,768},{1038,1059,774},{1049,1048,774},{1081,1080,774},{1104,1077,768},
-    {1105,1077,776},{1107,1075,769},{1111,1110,776},{1116,1082,769},{1117,1080,768},{1118,1091,774},
-    {1142,1140,783},{1143,1141,783},{1217,1046,774},{1218,1078,774},{1232,1040,774},{1233,1072,774},
-    {1234,1040,776},{1235,1072,776},{1238,1045,774},{1239,1077,774},{1242,1240,776},{1243,1241,776},
-    {1244,1046,776},{1245,1078,776},{1246,1047,776},{1247,1079,776},{1250,1048,772},{1251,1080,772},
-    {1252,1048,776},{1253,1080,776},{1254,1054,776},{1255,1086,776},{1258,1256,776},{1259,1257,776},
-    {1260,1069,776},{1261,1101,776},{1262,1059,772},{1263,1091,772},{1264,1059,776},{1265,1091,776},
-    {1266,1059,779},{1267,1091,779},{1268,1063,776},{1269,1095,776},{1272,1067,776},{1273,1099,776},
-    {1570,1575,1619},{1571,1575,1620},{1572,1608,1620},{1573,1575,1621},{1574,1610,1620},{1728,1749,1620},
-    {1730,1729,1620},{1747,1746,1620},{2345,2344,2364},{2353,2352,2364},{2356,2355,2364},{2392,2325,2364},
-    {2393,2326,2364},{2394,2327,2364},{2395,2332,2364},{2396,2337,2364},{2397,2338,2364},{2398,2347,2364},
-    {2399,2351,2364},{2507,2503,2494},{2508,2503,2519},{2524,2465,2492},{2525,2466,2492},{2527,2479,2492},
-    {2611,2610,2620},{2614,2616,2620},{2649,2582,2620},{2650,2583,2620},{2651,2588,2620},{2654,2603,2620},
-    {2888,2887,2902},{2891,2887,2878},{2892,2887,2903},{2908,2849,2876},{2909,2850,2876},{2964,2962,3031},
-    {3018,3014,3006},{3019,3015,3006},{3020,3014,3031},{3144,3142,3158},{3264,3263,3285},{3271,3270,3285},
-    {3272,3270,3286},{3274,3270,3266},{3275,3274,3285},{3402,3398,3390},{3403,3399,3390},{3404,3398,3415},
-    {3546,3545,3530},{3548,3545,3535},{3549,3548,3530},{3550,3545,3551},{3907,3906,4023},{3917,3916,4023},
-    {3922,3921,4023},{3927,3926,4023},{3932,3931,4023},{3945,3904,4021},{3955,3953,3954},{3957,3953,3956},
-    {3958,4018,3968},{3960,4019,3968},{3969,3953,3968},{3987,3986,4023},{3997,3996,4023},{4002,4001,4023},
-    {4007,4006,4023},{4012,4011,4023},{4025,3984,4021},{4134,4133,4142},{6918,6917,6965},{6920,6919,6965},
-    {6922,6921,6965},{6924,6923,6965},{6926,6925,6965},{6930,6929,6965},{6971,6970,6965},{6973,6972,6965},
-    {6976,6974,6965},{6977,6975,6965},{6979,6978,6965},{7680,65,805},{7681,97,805},{7682,66,775},
-    {7683,98,775},{7684,66,803},{7685,98,803},{7686,66,817},{7687,98,817},{7688,199,769},{7689,231,769},
-    {7690,68,775},{7691,100,775},{7692,68,803},{7693,100,803},{7694,68,817},{7695,100,817},{7696,68,807},
-    {7697,100,807},{7698,68,813},{7699,100,813},{7700,274,768},{7701,275,768},{7702,274,769},{7703,275,769},
-    {7704,69,813},{7705,101,813},{7706,69,816},{7707,101,816},{7708,552,774},{7709,553,774},{7710,70,775},
-    {7711,102,775},{7712,71,772},{7713,103,772},{7714,72,775},{7715,104,775},{7716,72,803},{7717,104,803},
-    {7718,72,776},{7719,104,776},{7720,72,807},{7721,104,807},{7722,72,814},{7723,104,814},{7724,73,816},
-    {7725,105,816},{7726,207,769},{7727,239,769},{7728,75,769},{7729,107,769},{7730,75,803},{7731,107,803},
-    {7732,75,817},{7733,107,817},{7734,76,803},{7735,108,803},{7736,7734,772},{7737,7735,772},{7738,76,817},
-    {7739,108,817},{7740,76,813},{7741,108,813},{7742,77,769},{7743,109,769},{7744,77,775},{7745,109,775},
-    {7746,77,803},{7747,109,803},{7748,78,775},{7749,110,775},{7750,78,803},{7751,110,803},{7752,78,817},
-    {7753,110,817},{7754,78,813},{7755,110,813},{7756,213,769},{7757,245,769},{7758,213,776},{7759,245,776},
-    {7760,332,768},{7761,333,768},{7762,332,769},{7763,333,769},{7764,80,769},{7765,112,769},{7766,80,775},
-    {7767,112,775},{7768,82,775},{7769,114,775},{7770,82,803},{7771,114,803},{7772,7770,772},{7773,7771,772},
-    {7774,82,817},{7775,114,817},{7776,83,775},{7777,115,775},{7778,83,803},{7779,115,803},{7780,346,775},
-    {7781,347,775},{7782,352,775},{7783,353,775},{7784,7778,775},{7785,7779,775},{7786,84,775},{7787,116,775},
-    {7788,84,803},{7789,116,803},{7790,84,817},{7791,116,817},{7792,84,813},{7793,116,813},{7794,85,804},
-    {7795,117,804},{7796,85,816},{7797,117,816},{7798,85,813},{7799,117,813},{7800,360,769},{7801,361,769},
-    {7802,362,776},{7803,363,776},{7804,86,771},{7805,118,771},{7806,86,803},{7807,118,803},{7808,87,768},
-    {7809,119,768},{7810,87,769},{7811,119,769},{7812,87,776},{7813,119,776},{7814,87,775},{7815,119,775},
-    {7816,87,803},{7817,119,803},{7818,88,775},{7819,120,775},{7820,88,776},{7821,120,776},{7822,89,775},
-    {7823,121,775},{7824,90,770},{7825,122,770},{7826,90,803},{7827,122,803},{7828,90,817},{7829,122,817},
-    {7830,104,817},{7831,116,776},{7832,119,778},{7833,121,778},{7835,383,775},{7840,65,803},{7841,97,803},
-    {7842,65,777},{7843,97,777},{7844,194,769},{7845,226,769},{7846,194,768},{7847,226,768},{7848,194,777},
-    {7849,226,777},{7850,194,771},{7851,226,771},{7852,7840,770},{7853,7841,770},{7854,258,769},
-    {7855,259,769},{7856,258,768},{7857,259,768},{7858,258,777},{7859,259,777},{7860,258,771},{7861,259,771},
-    {7862,7840,774},{7863,7841,774},{7864,69,803},{7865,101,803},{7866,69,777},{7867,101,777},{7868,69,771},
-    {7869,101,771},{7870,202,769},{7871,234,769},{7872,202,768},{7873,234,768},{7874,202,777},{7875,234,777},
-    {7876,202,771},{7877,234,771},{7878,7864,770},{7879,7865,770},{7880,73,777},{7881,105,777},{7882,73,803},
-    {7883,105,803},{7884,79,803},{7885,111,803},{7886,79,777},{7887,111,777},{7888,212,769},{7889,244,769},
-    {7890,212,768},{7891,244,768},{7892,212,777},{7893,244,777},{7894,212,771},{7895,244,771},{7896,7884,770},
-    {7897,7885,770},{7898,416,769},{7899,417,769},{7900,416,768},{7901,417,768},{7902,416,777},{7903,417,777},
-    {7904,416,771},{7905,417,771},{7906,416,803},{7907,417,803},{7908,85,803},{7909,117,803},{7910,85,777},
-    {7911,117,777},{7912,431,769},{7913,432,769},{7914,431,768},{7915,432,768},{7916,431,777},{7917,432,777},
-    {7918,431,771},{7919,432,771},{7920,431,803},{7921,432,803},{7922,89,768},{7923,121,768},{7924,89,803},
-    {7925,121,803},{7926,89,777},{7927,121,777},{7928,89,771},{7929,121,771},{7936,945,787},{7937,945,788},
-    {7938,7936,768},{7939,7937,768},{7940,7936,769},{7941,7937,769},{7942,7936,834},{7943,7937,834},
-    {7944,913,787},{7945,913,788},{7946,7944,768},{7947,7945,768},{7948,7944,769},{7949,7945,769},
-    {7950,7944,834},{7951,7945,834},{7952,949,787},{7953,949,788},{7954,7952,768},{7955,7953,768},
-    {7956,7952,769},{7957,7953,769},{7960,917,787},{7961,917,788},{7962,7960,768},{7963,7961,768},
-    {7964,7960,769},{7965,7961,769},{7968,951,787},{7969,951,788},{7970,7968,768},{7971,7969,768},
-    {7972,7968,769},{7973,7969,769},{7974,7968,834},{7975,7969,834},{7976,919,787},{7977,919,788},
-    {7978,7976,768},{7979,7977,768},{7980,7976,769},{7981,7977,769},{7982,7976,834},{7983,7977,834},
-    {7984,953,787},{7985,953,788},{7986,7984,768},{7987,7985,768},{7988,7984,769},{7989,7985,769},
-    {7990,7984,834},{7991,7985,834},{7992,921,787},{7993,921,788},{7994,7992,768},{7995,7993,768},
-    {7996,7992,769},{7997,7993,769},{7998,7992,834},{7999,7993,834},{8000,959,787},{8001,959,788},
-    {8002,8000,768},{8003,8001,768},{8004,8000,769},{8005,8001,769},{8008,927,787},{8009,927,788},
-    {8010,8008,768},{8011,8009,768},{8012,8008,769},{8013,8009,769},{8016,965,787},{8017,965,788},
-    {8018,8016,768},{8019,8017,768},{8020,8016,769},{8021,8017,769},{8022,8016,834},{8023,8017,834},
-    {8025,933,788},{8027,8025,768},{8029,8025,769},{8031,8025,834},{8032,969,787},{8033,969,788},
-    {8034,8032,768},{8035,8033,768},{8036,8032,769},{8037,8033,769},{8038,8032,834},{8039,8033,834},
-    {8040,937,787},{8041,937,788},{8042,8040,768},{8043,8041,768},{8044,8040,769},{8045,8041,769},
-    {8046,8040,834},{8047,8041,834},{8048,945,768},{8049,940,0},{8050,949,768},{8051,941,0},{8052,951,768},
-    {8053,942,0},{8054,953,768},{8055,943,0},{8056,959,768},{8057,972,0},{8058,965,768},{8059,973,0},
-    {8060,969,768},{8061,974,0},{8064,7936,837},{8065,7937,837},{8066,7938,837},{8067,7939,837},
-    {8068,7940,837},{8069,7941,837},{8070,7942,837},{8071,7943,837},{8072,7944,837},{8073,7945,837},
-    {8074,7946,837},{8075,7947,837},{8076,7948,837},{8077,7949,837},{8078,7950,837},{8079,7951,837},
-    {8080,7968,837},{8081,7969,837},{8082,7970,837},{8083,7971,837},{8084,7972,837},{8085,7973,837},
-    {8086,7974,837},{8087,7975,837},{8088,7976,837},{8089,7977,837},{8090,7978,837},{8091,7979,837},
-    {8092,7980,837},{8093,7981,837},{8094,7982,837},{8095,7983,837},{8096,8032,837},{8097,8033,837},
-    {8098,8034,837},{8099,8035,837},{8100,8036,837},{8101,8037,837},{8102,8038,837},{8103,8039,837},
-    {8104,8040,837},{8105,8041,837},{8106,8042,837},{8107,8043,837},{8108,8044,837},{8109,8045,837},
-    {8110,8046,837},{8111,8047,837},{8112,945,774},{8113,945,772},{8114,8048,837},{8115,945,837},
-    {8116,940,837},{8118,945,834},{8119,8118,837},{8120,913,774},{8121,913,772},{8122,913,768},{8123,902,0},
-    {8124,913,837},{8126,953,0},{8129,168,834},{8130,8052,837},{8131,951,837},{8132,942,837},{8134,951,834},
-    {8135,8134,837},{8136,917,768},{8137,904,0},{8138,919,768},{8139,905,0},{8140,919,837},{8141,8127,768},
-    {8142,8127,769},{8143,8127,834},{8144,953,774},{8145,953,772},{8146,970,768},{8147,912,0},{8150,953,834},
-    {8151,970,834},{8152,921,774},{8153,921,772},{8154,921,768},{8155,906,0},{8157,8190,768},{8158,8190,769},
-    {8159,8190,834},{8160,965,774},{8161,965,772},{8162,971,768},{8163,944,0},{8164,961,787},{8165,961,788},
-    {8166,965,834},{8167,971,834},{8168,933,774},{8169,933,772},{8170,933,768},{8171,910,0},{8172,929,788},
-    {8173,168,768},{8174,901,0},{8175,96,0},{8178,8060,837},{8179,969,837},{8180,974,837},{8182,969,834},
-    {8183,8182,837},{8184,927,768},{8185,908,0},{8186,937,768},{8187,911,0},{8188,937,837},{8189,180,0},
-    {8192,8194,0},{8193,8195,0},{8486,937,0},{8490,75,0},{8491,197,0},{8602,8592,824},{8603,8594,824},
-    {8622,8596,824},{8653,8656,824},{8654,8660,824},{8655,8658,824},{8708,8707,824},{8713,8712,824},
-    {8716,8715,824},{8740,8739,824},{8742,8741,824},{8769,8764,824},{8772,8771,824},{8775,8773,824},
-    {8777,8776,824},{8800,61,824},{8802,8801,824},{8813,8781,824},{8814,60,824},{8815,62,824},{8816,8804,824},
-    {8817,8805,824},{8820,8818,824},{8821,8819,824},{8824,8822,824},{8825,8823,824},{8832,8826,824},
-    {8833,8827,824},{8836,8834,824},{8837,8835,824},{8840,8838,824},{8841,8839,824},{8876,8866,824},
-    {8877,8872,824},{8878,8873,824},{8879,8875,824},{8928,8828,824},{8929,8829,824},{8930,8849,824},
-    {8931,8850,824},{8938,8882,824},{8939,8883,824},{8940,8884,824},{8941,8885,824},{9001,12296,0},
-    {9002,12297,0},{10972,10973,824},{12364,12363,12441},{12366,12365,12441},{12368,12367,12441},
-    {12370,12369,12441},{12372,12371,12441},{12374,12373,12441},{12376,12375,12441},{12378,12377,12441},
-    {12380,12379,12441},{12382,12381,12441},{12384,12383,12441},{12386,12385,12441},{12389,12388,12441},
-    {12391,12390,12441},{12393,12392,12441},{12400,12399,12441},{12401,12399,12442},{12403,12402,12441},
-    {12404,12402,12442},{12406,12405,12441},{12407,12405,12442},{12409,12408,12441},{12410,12408,12442},
-    {12412,12411,12441},{12413,12411,12442},{12436,12358,12441},{12446,12445,12441},{12460,12459,12441},
-    {12462,12461,12441},{12464,12463,12441},{12466,12465,12441},{12468,12467,12441},{12470,12469,12441},
-    {12472,12471,12441},{12474,12473,12441},{12476,12475,12441},{12478,12477,12441},{12480,12479,12441},
-    {12482,12481,12441},{12485,12484,12441},{12487,12486,12441},{12489,12488,12441},{12496,12495,12441},
-    {12497,12495,12442},{12499,12498,12441},{12500,12498,12442},{12502,12501,12441},{12503,12501,12442},
-    {12505,12504,12441},{12506,12504,12442},{12508,12507,12441},{12509,12507,12442},{12532,12454,12441},
-    {12535,12527,12441},{12536,12528,12441},{12537,12529,12441},{12538,12530,12441},{12542,12541,12441},
-    {64285,1497,1460},{64287,1522,1463},{64298,1513,1473},{64299,1513,1474},{64300,64329,1473},
-    {64301,64329,1474},{64302,1488,1463},{64303,1488,1464},{64304,1488,1468},{64305,1489,1468},
-    {64306,1490,1468},{64307,1491,1468},{64308,1492,1468},{64309,1493,1468},{64310,1494,1468},
-    {64312,1496,1468},{64313,1497,1468},{64314,1498,1468},{64315,1499,1468},{64316,1500,1468},
-    {64318,1502,1468},{64320,1504,1468},{64321,1505,1468},{64323,1507,1468},{64324,1508,1468},
-    {64326,1510,1468},{64327,1511,1468},{64328,1512,1468},{64329,1513,1468},{64330,1514,1468},
-    {64331,1493,1465},{64332,1489,1471},{64333,1499,1471},{64334,1508,1471},{67017,67026,775},
-    {67044,67034,775},{69786,69785,69818},{69788,69787,69818},{69803,69797,69818},{69934,69937,69927},
-    {69935,69938,69927},{70475,70471,70462},{70476,70471,70487},{70531,70530,70601},{70533,70532,70587},
-    {70542,70539,70594},{70545,70544,70601},{70597,70594,70594},{70599,70594,70584},{70600,70594,70601},
-    {70843,70841,70842},{70844,70841,70832},{70846,70841,70845},{71098,71096,71087},{71099,71097,71087},
-    {71992,71989,71984},{90401,90398,90398},{90402,90398,90409},{90403,90398,90399},{90404,90409,90399},
-    {90405,90398,90400},{90406,90401,90399},{90407,90402,90399},{90408,90401,90400},{93544,93543,93543},
-    {93545,93539,93543},{93546,93545,93543},{119134,119127,119141},{119135,119128,119141},
-    {119136,119135,119150},{119137,119135,119151},{119138,119135,119152},{119139,119135,119153},
-    {119140,119135,119154},{119227,119225,119141},{119228,119226,119141},{119229,119227,119150},
-    {119230,119228,119150},{119231,119227,119151},{119232,119228,119151},
+/* Canonical decompositions, one step: code point, first, second (0: none), by code point. Each is three characters
+ * of six bits, from '@' on. */
+enum { FTI_N_DECOMPOSITIONS = 1079 };
+static const char fti_decompositions[] =
+    "@C@@AA@L@@CA@AA@LA@CB@AA@LB@CC@AA@LC@CD@AA@LH@CE@AA@LJ@CG@AC@Lg@CH@AE@L@@CI@AE@LA@CJ@AE@LB@CK@AE@LH@CL@AI@L@@C"
+    "M@AI@LA@CN@AI@LB@CO@AI@LH@CQ@AN@LC@CR@AO@L@@CS@AO@LA@CT@AO@LB@CU@AO@LC@CV@AO@LH@CY@AU@L@@CZ@AU@LA@C[@AU@LB@C\\"
+    "@AU@LH@C]@AY@LA@C`@Aa@L@@Ca@Aa@LA@Cb@Aa@LB@Cc@Aa@LC@Cd@Aa@LH@Ce@Aa@LJ@Cg@Ac@Lg@Ch@Ae@L@@Ci@Ae@LA@Cj@Ae@LB@Ck@A"
+    "e@LH@Cl@Ai@L@@Cm@Ai@LA@Cn@Ai@LB@Co@Ai@LH@Cq@An@LC@Cr@Ao@L@@Cs@Ao@LA@Ct@Ao@LB@Cu@Ao@LC@Cv@Ao@LH@Cy@Au@L@@Cz@Au@"
+    "LA@C{@Au@LB@C|@Au@LH@C}@Ay@LA@C\177@Ay@LH@D@@AA@LD@DA@Aa@LD@DB@AA@LF@DC@Aa@LF@DD@AA@Lh@DE@Aa@Lh@DF@AC@LA@DG@Ac"
+    "@LA@DH@AC@LB@DI@Ac@LB@DJ@AC@LG@DK@Ac@LG@DL@AC@LL@DM@Ac@LL@DN@AD@LL@DO@Ad@LL@DR@AE@LD@DS@Ae@LD@DT@AE@LF@DU@Ae@L"
+    "F@DV@AE@LG@DW@Ae@LG@DX@AE@Lh@DY@Ae@Lh@DZ@AE@LL@D[@Ae@LL@D\\@AG@LB@D]@Ag@LB@D^@AG@LF@D_@Ag@LF@D`@AG@LG@Da@Ag@LG"
+    "@Db@AG@Lg@Dc@Ag@Lg@Dd@AH@LB@De@Ah@LB@Dh@AI@LC@Di@Ai@LC@Dj@AI@LD@Dk@Ai@LD@Dl@AI@LF@Dm@Ai@LF@Dn@AI@Lh@Do@Ai@Lh@D"
+    "p@AI@LG@Dt@AJ@LB@Du@Aj@LB@Dv@AK@Lg@Dw@Ak@Lg@Dy@AL@LA@Dz@Al@LA@D{@AL@Lg@D|@Al@Lg@D}@AL@LL@D~@Al@LL@EC@AN@LA@ED@"
+    "An@LA@EE@AN@Lg@EF@An@Lg@EG@AN@LL@EH@An@LL@EL@AO@LD@EM@Ao@LD@EN@AO@LF@EO@Ao@LF@EP@AO@LK@EQ@Ao@LK@ET@AR@LA@EU@Ar"
+    "@LA@EV@AR@Lg@EW@Ar@Lg@EX@AR@LL@EY@Ar@LL@EZ@AS@LA@E[@As@LA@E\\@AS@LB@E]@As@LB@E^@AS@Lg@E_@As@Lg@E`@AS@LL@Ea@As@"
+    "LL@Eb@AT@Lg@Ec@At@Lg@Ed@AT@LL@Ee@At@LL@Eh@AU@LC@Ei@Au@LC@Ej@AU@LD@Ek@Au@LD@El@AU@LF@Em@Au@LF@En@AU@LJ@Eo@Au@LJ"
+    "@Ep@AU@LK@Eq@Au@LK@Er@AU@Lh@Es@Au@Lh@Et@AW@LB@Eu@Aw@LB@Ev@AY@LB@Ew@Ay@LB@Ex@AY@LH@Ey@AZ@LA@Ez@Az@LA@E{@AZ@LG@E"
+    "|@Az@LG@E}@AZ@LL@E~@Az@LL@F`@AO@L[@Fa@Ao@L[@Fo@AU@L[@Fp@Au@L[@GM@AA@LL@GN@Aa@LL@GO@AI@LL@GP@Ai@LL@GQ@AO@LL@GR@"
+    "Ao@LL@GS@AU@LL@GT@Au@LL@GU@C\\@LD@GV@C|@LD@GW@C\\@LA@GX@C|@LA@GY@C\\@LL@GZ@C|@LL@G[@C\\@L@@G\\@C|@L@@G^@CD@LD@"
+    "G_@Cd@LD@G`@Hf@LD@Ga@Hg@LD@Gb@CF@LD@Gc@Cf@LD@Gf@AG@LL@Gg@Ag@LL@Gh@AK@LL@Gi@Ak@LL@Gj@AO@Lh@Gk@Ao@Lh@Gl@Gj@LD@Gm"
+    "@Gk@LD@Gn@Fw@LL@Go@JR@LL@Gp@Aj@LL@Gt@AG@LA@Gu@Ag@LA@Gx@AN@L@@Gy@An@L@@Gz@CE@LA@G{@Ce@LA@G|@CF@LA@G}@Cf@LA@G~@C"
+    "X@LA@G\177@Cx@LA@H@@AA@LO@HA@Aa@LO@HB@AA@LQ@HC@Aa@LQ@HD@AE@LO@HE@Ae@LO@HF@AE@LQ@HG@Ae@LQ@HH@AI@LO@HI@Ai@LO@HJ@"
+    "AI@LQ@HK@Ai@LQ@HL@AO@LO@HM@Ao@LO@HN@AO@LQ@HO@Ao@LQ@HP@AR@LO@HQ@Ar@LO@HR@AR@LQ@HS@Ar@LQ@HT@AU@LO@HU@Au@LO@HV@AU"
+    "@LQ@HW@Au@LQ@HX@AS@Lf@HY@As@Lf@HZ@AT@Lf@H[@At@Lf@H^@AH@LL@H_@Ah@LL@Hf@AA@LG@Hg@Aa@LG@Hh@AE@Lg@Hi@Ae@Lg@Hj@CV@L"
+    "D@Hk@Cv@LD@Hl@CU@LD@Hm@Cu@LD@Hn@AO@LG@Ho@Ao@LG@Hp@Hn@LD@Hq@Ho@LD@Hr@AY@LD@Hs@Ay@LD@M@@L@@@@@MA@LA@@@@MC@LS@@@@"
+    "MD@LH@LA@Mt@Jy@@@@M~@@{@@@@NE@Bh@LA@NF@NQ@LA@NG@Bw@@@@NH@NU@LA@NI@NW@LA@NJ@NY@LA@NL@N_@LA@NN@Ne@LA@NO@Ni@LA@NP"
+    "@OJ@LA@Nj@NY@LH@Nk@Ne@LH@Nl@Nq@LA@Nm@Nu@LA@Nn@Nw@LA@No@Ny@LA@Np@OK@LA@OJ@Ny@LH@OK@OE@LH@OL@N\177@LA@OM@OE@LA@O"
+    "N@OI@LA@OS@OR@LA@OT@OR@LH@P@@PU@L@@PA@PU@LH@PC@PS@LA@PG@PF@LH@PL@PZ@LA@PM@PX@L@@PN@Pc@LF@PY@PX@LF@Py@Px@LF@QP@"
+    "Pu@L@@QQ@Pu@LH@QS@Ps@LA@QW@QV@LH@Q\\@Pz@LA@Q]@Px@L@@Q^@QC@LF@Qv@Qt@LO@Qw@Qu@LO@SA@PV@LF@SB@Pv@LF@SP@PP@LF@SQ@P"
+    "p@LF@SR@PP@LH@SS@Pp@LH@SV@PU@LF@SW@Pu@LF@SZ@SX@LH@S[@SY@LH@S\\@PV@LH@S]@Pv@LH@S^@PW@LH@S_@Pw@LH@Sb@PX@LD@Sc@Px"
+    "@LD@Sd@PX@LH@Se@Px@LH@Sf@P^@LH@Sg@P~@LH@Sj@Sh@LH@Sk@Si@LH@Sl@Pm@LH@Sm@QM@LH@Sn@Pc@LD@So@QC@LD@Sp@Pc@LH@Sq@QC@L"
+    "H@Sr@Pc@LK@Ss@QC@LK@St@Pg@LH@Su@QG@LH@Sx@Pk@LH@Sy@QK@LH@Xb@Xg@YS@Xc@Xg@YT@Xd@YH@YT@Xe@Xg@YU@Xf@YJ@YT@[@@[U@YT@"
+    "[B@[A@YT@[S@[R@YT@di@dh@d|@dq@dp@d|@dt@ds@d|@eX@dU@d|@eY@dV@d|@eZ@dW@d|@e[@d\\@d|@e\\@da@d|@e]@db@d|@e^@dk@d|@"
+    "e_@do@d|@gK@gG@f~@gL@gG@gW@g\\@fa@f|@g]@fb@f|@g_@fo@f|@hs@hr@h|@hv@hx@h|@iY@hV@h|@iZ@hW@h|@i[@h\\@h|@i^@hk@h|@"
+    "mH@mG@mV@mK@mG@l~@mL@mG@mW@m\\@la@l|@m]@lb@l|@nT@nR@oW@oJ@oF@n~@oK@oG@n~@oL@oF@oW@qH@qF@qV@s@@r\177@sU@sG@sF@s"
+    "U@sH@sF@sV@sJ@sF@sB@sK@sJ@sU@uJ@uF@t~@uK@uG@t~@uL@uF@uW@wZ@wY@wJ@w\\@wY@wO@w]@w\\@wJ@w^@wY@w_@}C@}B@~w@}M@}L@~"
+    "w@}R@}Q@~w@}W@}V@~w@}\\@}[@~w@}i@}@@~u@}s@}q@}r@}u@}q@}t@}v@~r@~@@}x@~s@~@@~A@}q@~@@~S@~R@~w@~]@~\\@~w@~b@~a@~"
+    "w@~g@~f@~w@~l@~k@~w@~y@~P@~uA@fA@eA@nAlFAlEAluAlHAlGAluAlJAlIAluAlLAlKAluAlNAlMAluAlRAlQAluAl{AlzAluAl}Al|AluA"
+    "m@Al~AluAmAAl\177AluAmCAmBAluAx@@AA@LeAxA@Aa@LeAxB@AB@LGAxC@Ab@LGAxD@AB@LcAxE@Ab@LcAxF@AB@LqAxG@Ab@LqAxH@CG@LA"
+    "AxI@Cg@LAAxJ@AD@LGAxK@Ad@LGAxL@AD@LcAxM@Ad@LcAxN@AD@LqAxO@Ad@LqAxP@AD@LgAxQ@Ad@LgAxR@AD@LmAxS@Ad@LmAxT@DR@L@Ax"
+    "U@DS@L@AxV@DR@LAAxW@DS@LAAxX@AE@LmAxY@Ae@LmAxZ@AE@LpAx[@Ae@LpAx\\@Hh@LFAx]@Hi@LFAx^@AF@LGAx_@Af@LGAx`@AG@LDAxa"
+    "@Ag@LDAxb@AH@LGAxc@Ah@LGAxd@AH@LcAxe@Ah@LcAxf@AH@LHAxg@Ah@LHAxh@AH@LgAxi@Ah@LgAxj@AH@LnAxk@Ah@LnAxl@AI@LpAxm@A"
+    "i@LpAxn@CO@LAAxo@Co@LAAxp@AK@LAAxq@Ak@LAAxr@AK@LcAxs@Ak@LcAxt@AK@LqAxu@Ak@LqAxv@AL@LcAxw@Al@LcAxxAxv@LDAxyAxw@"
+    "LDAxz@AL@LqAx{@Al@LqAx|@AL@LmAx}@Al@LmAx~@AM@LAAx\177@Am@LAAy@@AM@LGAyA@Am@LGAyB@AM@LcAyC@Am@LcAyD@AN@LGAyE@An"
+    "@LGAyF@AN@LcAyG@An@LcAyH@AN@LqAyI@An@LqAyJ@AN@LmAyK@An@LmAyL@CU@LAAyM@Cu@LAAyN@CU@LHAyO@Cu@LHAyP@EL@L@AyQ@EM@L"
+    "@AyR@EL@LAAyS@EM@LAAyT@AP@LAAyU@Ap@LAAyV@AP@LGAyW@Ap@LGAyX@AR@LGAyY@Ar@LGAyZ@AR@LcAy[@Ar@LcAy\\AyZ@LDAy]Ay[@LD"
+    "Ay^@AR@LqAy_@Ar@LqAy`@AS@LGAya@As@LGAyb@AS@LcAyc@As@LcAyd@EZ@LGAye@E[@LGAyf@E`@LGAyg@Ea@LGAyhAyb@LGAyiAyc@LGAy"
+    "j@AT@LGAyk@At@LGAyl@AT@LcAym@At@LcAyn@AT@LqAyo@At@LqAyp@AT@LmAyq@At@LmAyr@AU@LdAys@Au@LdAyt@AU@LpAyu@Au@LpAyv@"
+    "AU@LmAyw@Au@LmAyx@Eh@LAAyy@Ei@LAAyz@Ej@LHAy{@Ek@LHAy|@AV@LCAy}@Av@LCAy~@AV@LcAy\177@Av@LcAz@@AW@L@AzA@Aw@L@AzB"
+    "@AW@LAAzC@Aw@LAAzD@AW@LHAzE@Aw@LHAzF@AW@LGAzG@Aw@LGAzH@AW@LcAzI@Aw@LcAzJ@AX@LGAzK@Ax@LGAzL@AX@LHAzM@Ax@LHAzN@A"
+    "Y@LGAzO@Ay@LGAzP@AZ@LBAzQ@Az@LBAzR@AZ@LcAzS@Az@LcAzT@AZ@LqAzU@Az@LqAzV@Ah@LqAzW@At@LHAzX@Aw@LJAzY@Ay@LJAz[@E"
+    "\177@LGAz`@AA@LcAza@Aa@LcAzb@AA@LIAzc@Aa@LIAzd@CB@LAAze@Cb@LAAzf@CB@L@Azg@Cb@L@Azh@CB@LIAzi@Cb@LIAzj@CB@LCAzk@"
+    "Cb@LCAzlAz`@LBAzmAza@LBAzn@DB@LAAzo@DC@LAAzp@DB@L@Azq@DC@L@Azr@DB@LIAzs@DC@LIAzt@DB@LCAzu@DC@LCAzvAz`@LFAzwAza"
+    "@LFAzx@AE@LcAzy@Ae@LcAzz@AE@LIAz{@Ae@LIAz|@AE@LCAz}@Ae@LCAz~@CJ@LAAz\177@Cj@LAA{@@CJ@L@A{A@Cj@L@A{B@CJ@LIA{C@C"
+    "j@LIA{D@CJ@LCA{E@Cj@LCA{FAzx@LBA{GAzy@LBA{H@AI@LIA{I@Ai@LIA{J@AI@LcA{K@Ai@LcA{L@AO@LcA{M@Ao@LcA{N@AO@LIA{O@Ao@"
+    "LIA{P@CT@LAA{Q@Ct@LAA{R@CT@L@A{S@Ct@L@A{T@CT@LIA{U@Ct@LIA{V@CT@LCA{W@Ct@LCA{XA{L@LBA{YA{M@LBA{Z@F`@LAA{[@Fa@LA"
+    "A{\\@F`@L@A{]@Fa@L@A{^@F`@LIA{_@Fa@LIA{`@F`@LCA{a@Fa@LCA{b@F`@LcA{c@Fa@LcA{d@AU@LcA{e@Au@LcA{f@AU@LIA{g@Au@LIA"
+    "{h@Fo@LAA{i@Fp@LAA{j@Fo@L@A{k@Fp@L@A{l@Fo@LIA{m@Fp@LIA{n@Fo@LCA{o@Fp@LCA{p@Fo@LcA{q@Fp@LcA{r@AY@L@A{s@Ay@L@A{t"
+    "@AY@LcA{u@Ay@LcA{v@AY@LIA{w@Ay@LIA{x@AY@LCA{y@Ay@LCA|@@Nq@LSA|A@Nq@LTA|BA|@@L@A|CA|A@L@A|DA|@@LAA|EA|A@LAA|FA|"
+    "@@MBA|GA|A@MBA|H@NQ@LSA|I@NQ@LTA|JA|H@L@A|KA|I@L@A|LA|H@LAA|MA|I@LAA|NA|H@MBA|OA|I@MBA|P@Nu@LSA|Q@Nu@LTA|RA|P@"
+    "L@A|SA|Q@L@A|TA|P@LAA|UA|Q@LAA|X@NU@LSA|Y@NU@LTA|ZA|X@L@A|[A|Y@L@A|\\A|X@LAA|]A|Y@LAA|`@Nw@LSA|a@Nw@LTA|bA|`@L"
+    "@A|cA|a@L@A|dA|`@LAA|eA|a@LAA|fA|`@MBA|gA|a@MBA|h@NW@LSA|i@NW@LTA|jA|h@L@A|kA|i@L@A|lA|h@LAA|mA|i@LAA|nA|h@MBA"
+    "|oA|i@MBA|p@Ny@LSA|q@Ny@LTA|rA|p@L@A|sA|q@L@A|tA|p@LAA|uA|q@LAA|vA|p@MBA|wA|q@MBA|x@NY@LSA|y@NY@LTA|zA|x@L@A|{"
+    "A|y@L@A||A|x@LAA|}A|y@LAA|~A|x@MBA|\177A|y@MBA}@@N\177@LSA}A@N\177@LTA}BA}@@L@A}CA}A@L@A}DA}@@LAA}EA}A@LAA}H@N"
+    "_@LSA}I@N_@LTA}JA}H@L@A}KA}I@L@A}LA}H@LAA}MA}I@LAA}P@OE@LSA}Q@OE@LTA}RA}P@L@A}SA}Q@L@A}TA}P@LAA}UA}Q@LAA}VA}P@"
+    "MBA}WA}Q@MBA}Y@Ne@LTA}[A}Y@L@A}]A}Y@LAA}_A}Y@MBA}`@OI@LSA}a@OI@LTA}bA}`@L@A}cA}a@L@A}dA}`@LAA}eA}a@LAA}fA}`@MB"
+    "A}gA}a@MBA}h@Ni@LSA}i@Ni@LTA}jA}h@L@A}kA}i@L@A}lA}h@LAA}mA}i@LAA}nA}h@MBA}oA}i@MBA}p@Nq@L@A}q@Nl@@@A}r@Nu@L@A}"
+    "s@Nm@@@A}t@Nw@L@A}u@Nn@@@A}v@Ny@L@A}w@No@@@A}x@N\177@L@A}y@OL@@@A}z@OE@L@A}{@OM@@@A}|@OI@L@A}}@ON@@@A~@A|@@MEA"
+    "~AA|A@MEA~BA|B@MEA~CA|C@MEA~DA|D@MEA~EA|E@MEA~FA|F@MEA~GA|G@MEA~HA|H@MEA~IA|I@MEA~JA|J@MEA~KA|K@MEA~LA|L@MEA~M"
+    "A|M@MEA~NA|N@MEA~OA|O@MEA~PA|`@MEA~QA|a@MEA~RA|b@MEA~SA|c@MEA~TA|d@MEA~UA|e@MEA~VA|f@MEA~WA|g@MEA~XA|h@MEA~YA|"
+    "i@MEA~ZA|j@MEA~[A|k@MEA~\\A|l@MEA~]A|m@MEA~^A|n@MEA~_A|o@MEA~`A}`@MEA~aA}a@MEA~bA}b@MEA~cA}c@MEA~dA}d@MEA~eA}e"
+    "@MEA~fA}f@MEA~gA}g@MEA~hA}h@MEA~iA}i@MEA~jA}j@MEA~kA}k@MEA~lA}l@MEA~mA}m@MEA~nA}n@MEA~oA}o@MEA~p@Nq@LFA~q@Nq@L"
+    "DA~rA}p@MEA~s@Nq@MEA~t@Nl@MEA~v@Nq@MBA~wA~v@MEA~x@NQ@LFA~y@NQ@LDA~z@NQ@L@A~{@NF@@@A~|@NQ@MEA~~@Ny@@@A\177A@Bh@"
+    "MBA\177BA}t@MEA\177C@Nw@MEA\177D@Nn@MEA\177F@Nw@MBA\177GA\177F@MEA\177H@NU@L@A\177I@NH@@@A\177J@NW@L@A\177K@NI"
+    "@@@A\177L@NW@MEA\177MA~\177@L@A\177NA~\177@LAA\177OA~\177@MBA\177P@Ny@LFA\177Q@Ny@LDA\177R@OJ@L@A\177S@NP@@@A"
+    "\177V@Ny@MBA\177W@OJ@MBA\177X@NY@LFA\177Y@NY@LDA\177Z@NY@L@A\177[@NJ@@@A\177]A\177~@L@A\177^A\177~@LAA\177_A"
+    "\177~@MBA\177`@OE@LFA\177a@OE@LDA\177b@OK@L@A\177c@Np@@@A\177d@OA@LSA\177e@OA@LTA\177f@OE@MBA\177g@OK@MBA\177h"
+    "@Ne@LFA\177i@Ne@LDA\177j@Ne@L@A\177k@NN@@@A\177l@Na@LTA\177m@Bh@L@A\177n@NE@@@A\177o@A`@@@A\177rA}|@MEA\177s@O"
+    "I@MEA\177t@ON@MEA\177v@OI@MBA\177wA\177v@MEA\177x@N_@L@A\177y@NL@@@A\177z@Ni@L@A\177{@NO@@@A\177|@Ni@MEA\177}@"
+    "Bt@@@B@@B@B@@@B@AB@C@@@BDf@Ni@@@BDj@AK@@@BDk@CE@@@BFZBFP@LxBF[BFR@LxBFnBFT@LxBGMBGP@LxBGNBGT@LxBGOBGR@LxBHDBHC"
+    "@LxBHIBHH@LxBHLBHK@LxBHdBHc@LxBHfBHe@LxBIABH|@LxBIDBIC@LxBIGBIE@LxBIIBIH@LxBI`@@}@LxBIbBIa@LxBImBIM@LxBIn@@|@L"
+    "xBIo@@~@LxBIpBId@LxBIqBIe@LxBItBIr@LxBIuBIs@LxBIxBIv@LxBIyBIw@LxBJ@BIz@LxBJABI{@LxBJDBJB@LxBJEBJC@LxBJHBJF@LxB"
+    "JIBJG@LxBJlBJb@LxBJmBJh@LxBJnBJi@LxBJoBJk@LxBK`BI|@LxBKaBI}@LxBKbBJQ@LxBKcBJR@LxBKjBJr@LxBKkBJs@LxBKlBJt@LxBKm"
+    "BJu@LxBLiC@H@@@BLjC@I@@@Bk\\Bk]@LxCALCAKCBYCANCAMCBYCAPCAOCBYCARCAQCBYCATCASCBYCAVCAUCBYCAXCAWCBYCAZCAYCBYCA\\"
+    "CA[CBYCA^CA]CBYCA`CA_CBYCAbCAaCBYCAeCAdCBYCAgCAfCBYCAiCAhCBYCApCAoCBYCAqCAoCBZCAsCArCBYCAtCArCBZCAvCAuCBYCAwCA"
+    "uCBZCAyCAxCBYCAzCAxCBZCA|CA{CBYCA}CA{CBZCBTCAFCBYCB^CB]CBYCBlCBkCBYCBnCBmCBYCBpCBoCBYCBrCBqCBYCBtCBsCBYCBvCBuC"
+    "BYCBxCBwCBYCBzCByCBYCB|CB{CBYCB~CB}CBYCC@CB\177CBYCCBCCACBYCCECCDCBYCCGCCFCBYCCICCHCBYCCPCCOCBYCCQCCOCBZCCSCCR"
+    "CBYCCTCCRCBZCCVCCUCBYCCWCCUCBZCCYCCXCBYCCZCCXCBZCC\\CC[CBYCC]CC[CBZCCtCBfCBYCCwCCoCBYCCxCCpCBYCCyCCqCBYCCzCCrC"
+    "BYCC~CC}CBYOl]@WY@VtOl_@Wr@VwOlj@Wi@WAOlk@Wi@WBOllOmI@WAOlmOmI@WBOln@WP@VwOlo@WP@VxOlp@WP@V|Olq@WQ@V|Olr@WR@V|"
+    "Ols@WS@V|Olt@WT@V|Olu@WU@V|Olv@WV@V|Olx@WX@V|Oly@WY@V|Olz@WZ@V|Ol{@W[@V|Ol|@W\\@V|Ol~@W^@V|Om@@W`@V|OmA@Wa@V|O"
+    "mC@Wc@V|OmD@Wd@V|OmF@Wf@V|OmG@Wg@V|OmH@Wh@V|OmI@Wi@V|OmJ@Wj@V|OmK@WU@VyOmL@WQ@V\177OmM@W[@V\177OmN@Wd@V\177PWI"
+    "PWR@LGPWdPWZ@LGQBZQBYQBzQB\\QB[QBzQBkQBeQBzQDnQDqQDgQDoQDrQDgQMKQMGQL~QMLQMGQMWQNCQNBQOIQNEQNDQN{QNNQNKQOBQNQQ"
+    "NPQOIQOEQOBQOBQOGQOBQNxQOHQOBQOIQR{QRyQRzQR|QRyQRpQR~QRyQR}QVzQVxQVoQV{QVyQVoQdxQduQdpVDaVD^VD^VDbVD^VDiVDcVD^"
+    "VD_VDdVDiVD_VDeVD^VD`VDfVDaVD_VDgVDbVD_VDhVDaVD`VuhVugVugVuiVucVugVujVuiVug]E^]EW]Ee]E_]EX]Ee]E`]E_]En]Ea]E_]E"
+    "o]Eb]E_]Ep]Ec]E_]Eq]Ed]E_]Er]F{]Fy]Ee]F|]Fz]Ee]F}]F{]En]F~]F|]En]F\177]F{]Eo]G@]F|]Eo";
+/* Rows of the table above that compose again, by (first, second): two characters each. */
+enum { FTI_N_COMPOSITIONS = 961 };
+static const char fti_compositions[] =
+    "NPNMNQ@@@A@B@C@u@wCn@DH|@EBeCPCRHzF_@yFaFcFe@{@}@\177AA@FFiACFkFoFqFm@G@H@IIVAEAGAI@JITAMCTCVIRCpAKFwFyF}CFAOF"
+    "\177AQASB{AUAWGAGEClGCGGGI@K@L@MAYA[A]Aa@NIbBgCXCZIdA_GKAbGOB}GQAdGSAfAjGUAhG[GYG]G_GaCHAl@OGcApGeAnGiGg@P@Q@R"
+    "@SArAtCv@TIhAvBiC\\C^BaIfB\177GsGuAxGwA|C`CbGyAzG}A~B@G\177BDHAChBBHIBHHKCjBFHOHM@U@V@WBJBLBN@XJ@BPBRBkCdCfBcI"
+    "~HQBTHUHSH[H]H_HaBVHeHcHgHiHkJL@YBXJRCzHmBZJPJNB[HoB]B_HqHs@Z@[@\\@]@v@xCo@^H}@_BfCQCSH{F`@zFbFdFf@|@~A@AB@`Fj"
+    "ADFlFpFrFn@a@b@cIWAFAHAJ@dIUANCUCWISCqALFxFzF~CGAPG@ARATB|AVAXGBGFCmGDGHGJHu@e@f@gAZA\\A^@hIcBhCYC[IeA`GLAcCEG"
+    "PB~GRAeGTAgAkGVAiG\\GZG^G`GbCIAm@iGdAqGfAoGjGh@j@k@l@mAsAuCw@nIiAwBjC]C_BbIgC@GtGvAyGxA}CaCcGzA{G~A\177BAH@BEH"
+    "BCiBCHJHvBIHLCkBGHPHN@o@p@qBKBMBO@rJABQBSBlCeCgBdI\177HRBUHVHTH\\H^H`HbBWHfHdHwHhHjHlJM@sBYJSC{Hn@tJQHxJOB\\Hp"
+    "B^B`HrHtMkDBMCI@H~IDIBBuCJCLByFgIZIXI^I\\GMIlIjIpInGkCtGmCrCNBsBoBmBqIAH\177IEICBvCKCMBzFhI[IYI_I]GNImIkIqIoGl"
+    "CuGnCsCOBtBpBnBrIJIHINILIKIIIOIMFsFuFtFvGoGqGpGrHCHDHEHFHWHXHYHZHyIvItIzIxI|IwIuI{IyI}JDJBJHJFJJJEJCJIJGJKCCCA"
+    "CBBwBxF{F|CxCyCDL\177DCL~L}J\\J]MAMIDEJjJkMKDFJxJyMMMYDGMXMWDLKHKIMsDHKVKWMjMhDIMgMfDMKdMuDJKpKqMwLzMFKxDNLwLv"
+    "JTJUL{LyKzDOJdJeK|DPJpJqMGMEK~DQMRMQDSK@KAMUL@DUKPKQMbMcLBDVM_M^DTK\\K]MdLDDWKhKiMqMoMSDKMVM`DRMeMpDXDYD]DnDpD"
+    "\\DZDrD[DlDvDxD_DzDaD|D^D~EDD`EFEHEJELEBDoDqDeDcDsDdDmDwDyDhD{DbD}DgD\177EEDiEGEIEKEMECDfDjDkDtDuE@EAENEOEQEPE"
+    "RETEUESEVEWEXEaEbEmElEnEqErEtEsEuEvEyEwExEzE{E}E|E~E\177FAF@FSFTFUFVFWFXFYFZF[F\\F]F^GWGXG{G|HGHHIFIPIGIQI`IaI"
+    "rIsJVJXJZLFJWJYJ[LGLHLILJLKLLLMJ^J`JbLNJ_JaJcLOLPLQLRLSLTLUJfJhJgJiJlJnJmJoJrJtJvLVJsJuJwLWLXLYLZL[L\\L]JzJ|J~"
+    "L^J{J}J\177L_L`LaLbLcLdLeKBKDKFKCKEKGKJKLKNKKKMKOKRKTKSKUKXKZKYK[K^K`KbK_KaKcKeKfKgKjKlKnLfKkKmKoLgLhLiLjLkLlL"
+    "mKrKtKvLnKsKuKwLoLpLqLrLsLtLuLxMDMnL|MNMOMPMHMrM[M\\M]M~M\177N@NANCNBNDNENFNGNHNINJNKNLNONNNRNSNTNUNVNWNXNYNbN"
+    "cNZN[N\\N]NdNeN^N_N`NaNfNgNhNiOFNmNnNoNpNqNrNsNtNuNvNwNxNyNzN{N|N}N~N\177O@OAOBOCODOEOGOaOHOIOJOKOLOMONOOOPOQO"
+    "ROSOTOUOVOWOXOYOZO[O\\O]O^O_O`ObOcOdOeOfPIPJPKPLPMPNPOPPPQPRPSPTPUPWPVPXPZPYP[P\\P]P^P_PaPcP`PdPfPePbPhPgPi";
+/* What compatibility characters, and CJK compatibility ideographs, are replaced by. Three characters for a code
+ * point; '!' + n: n of them; '=': as for the code point before; '>': the last one more; '.': nothing. */
+static const char fti_mapped[] =
+    "@@`#@@`@LH.@Aa....#@@`@LD..@@r>#@@`@LA@N|..#@@`@Lg@@q@Ao.$@@qBAD@@t$@@qBAD@@r$@@sBAD@@t#@AI@AJ#@Ai@Aj#@AL@Bw#@"
+    "Al@Bw#@J|@An@As#@AD@E}>#@Ad@E~#@AL@AJ#@AL@Aj#@Al@Aj#@AN@AJ#@AN@Aj#@An@Aj#@AD@AZ#@AD@Az#@Ad@Az@Ah@If@Aj@Ar@Iy@I"
+    "{@JA@Aw@Ay#@@`@LF>#@@`@LJ#@@`@Lh#@@`@LC#@@`@LK..@Ic@Al@As@Ax@JU#@@`@ME#@@`@LA@Nr@Nx@Ne..@OF@O@@Nz@OA>.@NX@Nu.."
+    ".@Nc#@Ue@VB#@Xg@Yt#@YH@Yt#@[G@Yt#@YJ@Yt#@yM@xr#@{M@zr#@zk@zY#@zk@za@|K$@~r@}q@~@.$@~s@}q@~@AC\\@AA@CF@AB.@AD>@"
+    "FN@AG>>>>>>>.>@Hb@AP@AR@AT>@AW@Aa@IP>AtB@Ab@Ad>@IY@I[>@Ag.@Ak@Am@EK@Ao@ITAtV>@Ap@At>At]@Io@AvAte@Nr>>@OF>@Ai@A"
+    "r@Au>@Nr>@OA@OF>@P}@IR@Ac@IU@Cp@I\\@Af@I_@Ia@Ie@Ih>>Au{@J]@ImAvE@J_@Iq@Ip@Ir>>>@Ix@JB>@Fk@JI>At\\@JK>@Az@JP>>@"
+    "Nx#@Aa@J~#@@`@LS.=#@@`@MB#@@`@LT...@@`========B@P.....#@@`@Ls@@n#@@n@@n$@@n@@n@@n@@`...#B@rB@r$B@rB@rB@r.#B@uB"
+    "@u$B@uB@uB@u....#@@a@@a.#@@`@LE#@@\177@@\177#@@\177@@a#@@a@@\177%B@rB@rB@rB@r@@`@@p@Ai..@@t>>>>>@@kBHR@@}@@h>@"
+    "An@@p>>>>>>>>>@@kBHR@@}@@h>.@Aa@Ae@Ao@Ax@IY@Ah@Ak>>>@Ap@As>#@AR@As$@Aa@@o@Ac$@Aa@@o@As@AC#@Bp@AC.$@Ac@@o@Ao$@A"
+    "c@@o@Au@FP.#@Bp@AF@Ag@AH==@Ah@Dg@AI=@AL@Al.@AN#@AN@Ao..@AP>>==..#@AS@AM$@AT@AE@AL#@AT@AM.@AZ...=...@AB>.@Ae@AE"
+    ">.@AM@Ao@WP>>>@Ai.$@AF@AA@AX@O@@Ns@NS@N`BHQ....@AD@Ad>@Ai>$@@qBAD@@w$@@qBAD@@y%@@qBAD@@q@@p$@@qBAD@@s$@@rBAD@@"
+    "s$@@qBAD@@u$@@rBAD@@u$@@sBAD@@u$@@tBAD@@u$@@qBAD@@v$@@uBAD@@v$@@qBAD@@x$@@sBAD@@x$@@uBAD@@x$@@wBAD@@x#@@qBAD@A"
+    "I#@AI@AI$@AI@AI@AI#@AI@AV@AV#@AV@AI$@AV@AI@AI%@AV@AI@AI@AI#@AI@AX@AX#@AX@AI$@AX@AI@AI@AL@AC>@AM@Ai#@Ai@Ai$@Ai@"
+    "Ai@Ai#@Ai@Av@Av#@Av@Ai$@Av@Ai@Ai%@Av@Ai@Ai@Ai#@Ai@Ax@Ax#@Ax@Ai$@Ax@Ai@Ai@Al@Ac>@Am$@@pBAD@@s#BHkBHk$BHkBHkBHk."
+    "#BHnBHn$BHnBHnBHn@@q>>>>>>>>#@@q@@p>>>>>>>>>#@@r@@p$@@h@@q@@i$@@h@@r@@i$@@h@@s@@i$@@h@@t@@i$@@h@@u@@i$@@h@@v@@"
+    "i$@@h@@w@@i$@@h@@x@@i$@@h@@y@@i%@@h@@q@@p@@i%@@h@@q@@q@@i%@@h@@q@@r@@i%@@h@@q@@s@@i%@@h@@q@@t@@i%@@h@@q@@u@@i%"
+    "@@h@@q@@v@@i%@@h@@q@@w@@i%@@h@@q@@x@@i%@@h@@q@@y@@i%@@h@@r@@p@@i#@@q@@n#@@r@@n#@@s@@n#@@t@@n#@@u@@n#@@v@@n#@@w"
+    "@@n#@@x@@n#@@y@@n$@@q@@p@@n$@@q@@q@@n$@@q@@r@@n$@@q@@s@@n$@@q@@t@@n$@@q@@u@@n$@@q@@v@@n$@@q@@w@@n$@@q@@x@@n$@@"
+    "q@@y@@n$@@r@@p@@n$@@h@Aa@@i$@@h@Ab@@i$@@h@Ac@@i$@@h@Ad@@i$@@h@Ae@@i$@@h@Af@@i$@@h@Ag@@i$@@h@Ah@@i$@@h@Ai@@i$@@"
+    "h@Aj@@i$@@h@Ak@@i$@@h@Al@@i$@@h@Am@@i$@@h@An@@i$@@h@Ao@@i$@@h@Ap@@i$@@h@Aq@@i$@@h@Ar@@i$@@h@As@@i$@@h@At@@i$@@"
+    "h@Au@@i$@@h@Av@@i$@@h@Aw@@i$@@h@Ax@@i$@@h@Ay@@i$@@h@Az@@i@AA>>>>>>>>>>>>>>>>>>>>>>>>>@Aa>>>>>>>>>>>>>>>@Aq>>>>"
+    ">>>>>@@p%BHkBHkBHkBHk$@@z@@z@@}#@@}@@}$@@}@@}@@}@Aj@AVBuaFoMI~_Dx@DxhDxvDx\177DyYDzEDzLDz`DzzED\177EEeEEkEFBEF"
+    "VEFkEG`EGuEH@EJ[EKyELUELZELxEMAEM\\EMiENBENvEOHEOcE[WE\\_EckEdBEdJEdUEdgEesEmPEn@EoxEpOEpbEpxEqnEqqEw[EweEwqEw"
+    "~EyrEyzEy\177E{tE{~E|KE|SE}PE}aE}sE\177CFHHFHvFIKFToFTtFVGFVWFVdFVyFW`FWeF[pF\\HF\\hFl`FmbFmyFnsFoKFoTFo[FpOFp"
+    "TFptGAkGHjGHvGH{GH\177GIGGIYGI[GJlGNDGNIGS\\GSfGTXGT_GThGTpGVKGVRGYvGY}GZnGZ\177G[nG_[G_bG_sGdzGfxGf~GitGkKGky"
+    "GqsGsxG|vG}QG~JG~}H@AH@LH@RH@sHA\177HBIHGcHGjHGsHG|HHLHH[HH_HInHIrHIxHYMHYkHa@HaLHacHe~HfKHgRHh@HpwHqFHqUHqxHr"
+    "]HudHupHvsHzkH{JH~[H~pH~uIBQIEIIGFIGLIGQIUwIV@IX\\IZvIZyI[hI]QI]^I]bI]iI_KI_mI_sI`AIbhIc[Ic_IfVIfYIflIjhIkXIk_"
+    "IleIloIlrIl|ImZIseIyuIy\177IzeIz{I{CI{MI{QI{yI{}I|NI|SI|`I|{I}JI}RI~MI~\\I~`@@`C@R.EMAEMD>#@@`CBY>..#CBHCBJ#CB"
+    "sCCHAD@>AFjADBAFl>ADC>>AFp>>>>>ADZADF>>ADaADI>>>>>>>>>AEa>>>>>>>>>>>>>>>>>>>>AE`ADT>AGG>AGLAGNAGSAGWAGYAD\\AG]"
+    "AG_AD]>AD`ADb>ADgADiADk>>>>ADrADvAE@AEGAELAGq>AEW>>AFD>AFHAFQ>AFTAF^AFa...Dx@DzLDxIE[[DxJDxmDxKGTrDyYDxYDxAEdi"
+    "E\\pDzz$@@hAD@@@i$@@hADB@@i$@@hADC@@i$@@hADE@@i$@@hADF@@i$@@hADG@@i$@@hADI@@i$@@hADK@@i$@@hADL@@i$@@hADN@@i$@@"
+    "hADO@@i$@@hADP@@i$@@hADQ@@i$@@hADR@@i$@@hJp@@@i$@@hKBX@@i$@@hKKd@@i$@@hK]|@@i$@@hKgH@@i$@@hKpT@@i$@@hLBl@@i$@@"
+    "hLUD@@i$@@hL^P@@i$@@hLph@@i$@@hLyt@@i$@@hMC@@@i$@@hMLL@@i$@@hMUX@@i$@@hLc|@@i%@@hLXdL`D@@i%@@hLXdM[D@@i.$@@hDx"
+    "@@@i$@@hDzL@@i$@@hDxI@@i$@@hE[[@@i$@@hDzT@@i$@@hEEm@@i$@@hDxC@@i$@@hEEk@@i$@@hDy]@@i$@@hEMA@@i$@@hF\\H@@i$@@hG"
+    "Ak@@i$@@hFpt@@i$@@hF\\h@@i$@@hIGQ@@i$@@hE\\_@@i$@@hFWe@@i$@@hF`j@@i$@@hF\\I@@i$@@hGd~@@i$@@hEPM@@i$@@hGIy@@i$@"
+    "@hHra@@i$@@hGe]@@i$@@hEJt@@i$@@hD{c@@i$@@hEQ|@@i$@@hEmf@@i$@@hG[c@@i$@@hD|A@@i$@@hHsG@@i$@@hEMT@@i$@@hGem@@i$@"
+    "@hD|Q@@i$@@hHGj@@i$@@hHGs@@iEUOEy|FVGGnO$@AP@AT@AE#@@r@@q>>>>>>>>#@@s@@p>>>>>AD@ADB>ADE>>ADIADK>ADN>>>>Jp@KBXK"
+    "KdK]|KgHKpTLBlLUDL^PLphLytMC@MLLMUX#LpxJs`#Lc|L]XLZp.Dx@DzLDxIE[[DzTEEmDxCEEkDy]EMAF\\HGAkFptF\\hIGQE\\_FWeF`j"
+    "F\\IGd~EPMGIyHraGe]EJtGgXGTwEesIAiEDjEMpFshI`ED|QEFYFmcDxJDxmDxKEwfEOsEL{EnWEmfG[cD|AHsGEMTEd\\#@@s@@v>>>#@@t@"
+    "@p>>>>>>>>>#@@u@@p#@@qF\\H#@@rF\\H#@@sF\\H#@@tF\\H#@@uF\\H#@@vF\\H#@@wF\\H#@@xF\\H#@@yF\\H$@@q@@pF\\H$@@q@@qF"
+    "\\H$@@q@@rF\\H#@AH@Ag$@Ae@Ar@Ag#@Ae@AV$@AL@AT@ADCBbCBdCBfCBhCBj>CBmCBoCBqCBsCBuCBwCByCB{CB}CB\177CCACCDCCFCCHC"
+    "CJ>>>>>CCRCCUCCXCC[CC^>>>>CCdCCfCCh>>>>>CCo>>>#D{dERL%CBbCCQCC|CCH%CBbCCkCCUCBa%CBbCCsCCZCBb$CBbCC|CCk%CBdCCKC"
+    "CsCBp$CBdCCsCCA$CBfCBiCCs&CBhCByCBoCC|CCI%CBhCC|CBkCC|$CBjCCsCBy$CBjCC|CC`$CBkCBdCCj%CBkCCiCCCCCH%CBkCCmCCjCC|"
+    "$CBlCCmCCs$CBlCCsCC^#CBnCBl$CBnCCKCC|%CBmCCeCCjCC|%CBnCCkCC@CC|#CBmCCm&CBmCCmCBpCCiCC`'CBmCCmCCaCC|CCHCCk&CBmC"
+    "CmCCoCCCCCH$CBpCCiCC`&CBpCCiCC`CCHCCs&CBoCCkCB|CBdCCm%CBoCCmCC|CCM$CBqCC|CBy$CBsCCkCCJ$CBsCC|CC]%CBuCBdCBoCCk&"
+    "CBuCCsCCACC|CC`%CBwCCjCCsCBp$CB{CCsCCA$CB{CCsCCH$CC@CC|CBy#CCGCBw#CCICCk#CCHCCs#CCJCCN$CCNCCCCCH$CCOCBdCCD&CCQ"
+    "CC|CB{CCsCCH$CCQCC|CCD%CCPCC|CClCCk&CCTCBbCByCCHCCk$CCTCBoCCk#CCTCBs#CCSCCk&CCUCBaCCiCCCCCI%CCUCBcCC|CCH&CCVCC"
+    "CCBwCBgCCk$CCUCCiCCs&CCXCBoCB\177CC|CCk#CCZCB}$CCZCCKCCR$CCXCCkCCD$CCZCCsCBy$CCZCC|CBx$CCYCC|CB\177%CC]CBdCCsC"
+    "CH$CC\\CCkCCH#CC[CCs$CC]CCsCCI$CC[CC|CCk$CC[CC|CCs%CC^CBdCBoCCm$CC^CBdCCk$CC^CCCCCO$CC^CCkCBo&CC^CCsCBwCCgCCs%"
+    "CC_CBoCCmCCs#CC_CCj&CC_CCjCCPCC|CCk#CCaCBl%CCaCBlCCHCCs%CCaCC|CCHCCk$CCdCC|CCI$CCdCC|CCk$CCfCBbCCs%CCjCCCCCHCC"
+    "k#CCjCCi$CCkCCTCC|%CCkCC|CCVCCk#CClCC`&CClCCsCCHCBrCCs$CCoCCCCCH#@@pGBy#@@qGBy#@@rGBy#@@sGBy#@@tGBy#@@uGBy#@@v"
+    "GBy#@@wGBy#@@xGBy#@@yGBy$@@q@@pGBy$@@q@@qGBy$@@q@@rGBy$@@q@@sGBy$@@q@@tGBy$@@q@@uGBy$@@q@@vGBy$@@q@@wGBy$@@q@@"
+    "xGBy$@@q@@yGBy$@@r@@pGBy$@@r@@qGBy$@@r@@rGBy$@@r@@sGBy$@@r@@tGBy$@Ah@AP@Aa#@Ad@Aa#@AA@AU$@Ab@Aa@Ar#@Ao@AV#@Ap@"
+    "Ac#@Ad@Am$@Ad@Am@@r>#@AI@AU#EysFHP#FXmERL#EdgFmc#FXNFr{%F`jE|OD|ZGd~#@Ap@AA#@An@AA#@N|@AA#@Am@AA#@Ak@AA#@AK@AB"
+    "#@AM@AB#@AG@AB$@Ac@Aa@Al%@Ak@Ac@Aa@Al#@Ap@AF#@An@AF#@N|@AF#@N|@Ag#@Am@Ag#@Ak@Ag#@AH@Az$@Ak@AH@Az$@AM@AH@Az$@AG"
+    "@AH@Az$@AT@AH@Az#@N|@Al#@Am@Al#@Ad@Al#@Ak@Al#@Af@Am#@An@Am#@N|@Am#@Am@Am#@Ac@Am#@Ak@Am$@Am@Am@@r$@Ac@Am@@r#@Am"
+    "@@r$@Ak@Am@@r$@Am@Am@@s$@Ac@Am@@s#@Am@@s$@Ak@Am@@s$@AmBHU@As%@AmBHU@As@@r#@AP@Aa$@Ak@AP@Aa$@AM@AP@Aa$@AG@AP@Aa"
+    "$@Ar@Aa@Ad&@Ar@Aa@AdBHU@As'@Ar@Aa@AdBHU@As@@r#@Ap@As#@An@As#@N|@As#@Am@As#@Ap@AV#@An@AV#@N|@AV#@Am@AV#@Ak@AV#@"
+    "AM@AV#@Ap@AW#@An@AW#@N|@AW#@Am@AW#@Ak@AW#@AM@AW#@Ak@Ni#@AM@Ni%@Aa@@n@Am@@n#@AB@Aq#@Ac@Ac>%@ACBHU@Ak@Ag$@AC@Ao@"
+    "@n#@Ad@AB#@AG@Ay#@Ah@Aa#@AH@AP#@Ai@An#@AK@AK#@AK@AM#@Ak@At#@Al@Am>$@Al@Ao@Ag#@Al@Ax#@Am@Ab$@Am@Ai@Al$@Am@Ao@Al"
+    "#@AP@AH%@Ap@@n@Am@@n$@AP@AP@AM#@AP@AR#@As@Ar#@AS@Av#@AW@Ab$@AVBHU@Am$@AABHU@Am#@@qFWe#@@rFWe#@@sFWe#@@tFWe#@@u"
+    "FWe#@@vFWe#@@wFWe#@@xFWe#@@yFWe$@@q@@pFWe$@@q@@qFWe$@@q@@rFWe$@@q@@sFWe$@@q@@tFWe$@@q@@uFWe$@@q@@vFWe$@@q@@wFW"
+    "e$@@q@@xFWe$@@q@@yFWe$@@r@@pFWe$@@r@@qFWe$@@r@@rFWe$@@r@@sFWe$@@r@@tFWe$@@r@@uFWe$@@r@@vFWe$@@r@@wFWe$@@r@@xFW"
+    "e$@@r@@yFWe$@@s@@pFWe$@@s@@qFWe$@Ag@Aa@Al@QJ@QLJ]o@AC@AF@AQ...@Df@ESJ\\gJlw@IkJmR@JMHqHF[tH{JHsHF{QDxrEOeI~\\="
+    "EeQIGQEVGEeHFGvGYiG~EHX\177H^zHcxIBOFhBFt[GCYGO^HP}IEjIgqDzBEMuFlDGH[HXmIx^EuPF\177kHWMHedFKIHGXH`_E{JF\\WFujG"
+    "K|ICND~FEFwEK^FSDFkSGHPG[gH@AHXFHY\\HwoI\\rImoIwzGbLGe\177Gv`HOIILDIy\177HkVEc_E|DGq`HA~GIbGcJHsBI[wEcXEqbFhSF"
+    "wZF|OGtoGxwIYKEKRHBKEG\\EGLGh\\Gv~HOqIYuHn@FKOFhBHk~DxyEogF@RGNGGUpELWGc{D~\177E~iDxMFsLFUxGtbEOCEa^G\\AHQIHjj"
+    "FnzH~pFrHFK~HKeFN`GUeDznEEiEGIFbAGsgHIoHkRIGOEKuEQBEesE{lFWEF\177~GdjIVmIijIzWI{NEJ[F[FFmwH}bEytFFPFH@FRZF|cGE"
+    "IGRIGgJGwtHAoH|fHSnI@cIMJEHWEJcER}GCHHcBHjjE{IE\177uFM{FnnGp~GMuD{dE[yEogEvzF@\\GNrGQiG~ZHAFIHtI[vI]HI`XD~KGfn"
+    "IFtIZxFCaDzFECZEonEp\177FVYFhBGGNGYBHS|IA|I~MFZHIXnEJIF]{F_sFuAFz\\GPIGUYGakGtPIa^EEmFHnIYxE@kEtYFwjH|jE~KFEDF"
+    "`WGNGIZFEHiEPOEqeFXSF]NFbhFseGPFGWbG}yHcOHcaIGLI[bEL\177FzzEP]GGPGRXHWzIZcIqWIz_F^WFwKHGhGkKGl`GrRGK@GBYHmXD{@"
+    "HLvEHzEHGEzfFKSGsVEnEFt^FZtH|{HaLIYMHfKE{SEE@EW@..EaZ.FYt..EG^GLjG[JGd|Ge^GeeGfOI]VGr~G~}.HXR.Hkx..I@xIC}...Ic"
+    "oIc|IdhIvtIC^IZwD~nECgEEMEKIEKdEMQEV]EXFEYhEa@EbhEqdEqnFBTFEhFFNFGrFUOFWbFZQFbEFuwFxZF|bGEnGHkGPbGbQGd~GeIGeHG"
+    "ePGeVGe]GfM>Gi@GjAGo@GwtGxIGyAG}rH@EHGmHIy=HQWHdPHfVHlAHlyHsSHtHH~vI@xI[cI_\177I`{FAudKnHHX..DxfEFuEEhD~@EEEEF"
+    "@EKGEKzEV]EUUEVYEWbEaZEbsEeDEeTEibElhE{RE{YE}iE~mFCXFENFDHFFNFE`FGrFHtFODFP\\FQRFUVFYtF\\WF\\[F]VFmyFnzFuAF{[F"
+    "{KF|bG@^GEnG^gGHuGJoGLjGQqGTFGT{GX]GX_G[JG[[G[tG]JG]@GcLGjqGo@Gq{Gu[GwtG|~H@EHMRHOoH]yHeAHfFHfVHj\177HkxHkKHlA"
+    "Hk~HkmHlyHnJHtHH|xIArIFYIIvIY|I[cI]VI_[I_\177I`KI`{IlRI~\\baJbaDcOUCn]D@XD@yeIIesPg{SI}CI~N#@Af@Af#@Af@Ai#@Af@"
+    "Al$@Af@Af@Ai$@Af@Af@Al#@As@At=#@Ut@Uv#@Ut@Ue#@Ut@Uk#@U~@Uv#@Ut@Um@Wb@WP@WS>@W[>>@Wh@Wj@@k#@WP@W\\@Yq=@Y{===@Y~"
+    "===@Z@===@Yz===@Y\177===@Yy===@Zd===@Zf===@ZD===@ZC===@ZF===>===@ZM=@ZL=@ZN=@ZH=@ZX=@ZQ=@Zi@Zi==@Zo===@Zs===@Z"
+    "q===@Zz=>===@[@=>===@Z~===@[R=>=@Zm===@[G=@[F=@[H=#@[G@Yt@[K=@[E=@[I=@[P===@YI=#@Xf@Xg=#@Xf@[U=#@Xf@YH=#@Xf@[G"
+    "=#@Xf@[F=#@Xf@[H=#@Xf@[P==#@Xf@YI==@[L===#@Xf@Xl>#@Xf@YE#@Xf@YI>#@Xh@Xl>>#@Xh@YE#@Xh@YI>#@Xj@Xl>>#@Xj@YE#@Xj@Y"
+    "I>#@Xk@Xl#@Xk@YE#@Xk@YI>#@Xl@Xm#@Xl@YE#@Xm@Xl#@Xm@YE#@Xn@Xl>#@Xn@YE#@Xs@Xl>>#@Xs@YE#@Xu@Xm#@Xu@YE#@Xv@Xl>>#@Xv"
+    "@YE#@Xw@Xm#@Xw@YE#@Xx@YE#@Xy@Xl#@Xy@YE#@Xz@Xl#@Xz@YE#@YA@Xl>>#@YA@YE#@YA@YI>#@YB@Xm#@YB@YE#@YB@YI>#@YC@Xg#@YC@"
+    "Xl>>#@YC@YD>#@YC@YI>#@YD@Xl>>#@YD@YE#@YD@YI>#@YE@Xl>>#@YE@YE#@YE@YI>#@YF@Xl>>#@YF@YE#@YF@YI>#@YG@Xl#@YG@YE#@YG"
+    "@YI>#@YJ@Xl>>#@YJ@YE#@YJ@YI>#@Xp@Yp#@Xq@Yp#@YI@Yp$@@`@YL@YQ$@@`@YM@YQ$@@`@YN@YQ$@@`@YO@YQ$@@`@YP@YQ$@@`@YQ@Yp#"
+    "@Xf@Xq>#@Xf@YE>#@Xf@YI>#@Xh@Xq>#@Xh@YE>#@Xh@YI>#@Xj@Xq>#@Xj@YE>#@Xj@YI>#@Xk@Xq>#@Xk@YE>#@Xk@YI>#@YA@YI>#@YB@YI"
+    ">#@YC@Xg#@YC@YD>#@YC@YI>#@YD@YE#@YD@YI>#@YE@Xg#@YE@YE#@YF@Xq>#@YF@YE>#@YF@YI>#@YI@Yp#@YJ@Xq>#@YJ@YE>#@YJ@YI>#@"
+    "Xf@Xl>>#@Xf@YE#@Xf@YG#@Xh@Xl>>#@Xh@YE#@Xh@YG#@Xj@Xl>>#@Xj@YE#@Xj@YG#@Xk@YE#@Xl@Xm#@Xl@YE#@Xm@Xl#@Xm@YE#@Xn@Xl#"
+    "@Xn@YE#@Xs@Xl>>#@Xs@YE#@Xu@Xm>#@Xu@YE#@Xv@Xl>>#@Xv@YE#@Xw@Xm#@Xx@YE#@Xy@Xl#@Xy@YE#@Xz@Xl#@Xz@YE#@YA@Xl>>#@YA@Y"
+    "E#@YB@Xm#@YB@YE#@YC@Xl>>#@YC@YD>#@YD@Xl>>#@YD@YE#@YD@YG#@YE@Xl>>#@YE@YE#@YF@Xl#@YF@Xm>#@YF@YE#@YF@YG#@YG@Xl#@Y"
+    "G@YE#@YG@Yp#@YJ@Xl>>#@YJ@YE#@YJ@YG#@Xf@YE#@Xf@YG#@Xh@YE#@Xh@YG#@Xj@YE#@Xj@YG#@Xk@YE#@Xk@YG#@Xs@YE#@Xs@YG#@Xt@Y"
+    "E#@Xt@YG#@YC@YD>#@YD@YE#@YF@YE#@YF@YG#@YJ@YE#@YJ@YG$@Y@@YN@YQ$@Y@@YO@YQ$@Y@@YP@YQ#@Xw@YI>#@Xy@YI>#@Xz@YI>#@Xs@"
+    "YI>#@Xt@YI>#@Xm@YI>#@Xl@YI>#@Xn@YI>#@Xu@YI>#@Xv@YI>#@Xt@Xl>>#@Xt@YE#@Xt@Xq#@Xs@Xq#@Xu@Xq#@Xv@Xq#@Xw@YI>#@Xy@YI"
+    ">#@Xz@YI>#@Xs@YI>#@Xt@YI>#@Xm@YI>#@Xl@YI>#@Xn@YI>#@Xu@YI>#@Xv@YI>#@Xt@Xl>>#@Xt@YE#@Xt@Xq#@Xs@Xq#@Xu@Xq#@Xv@Xq#"
+    "@Xt@Xl>>#@Xt@YE#@Xs@YG#@Xt@YG#@Xw@YE#@Xs@Xl>>#@Xt@Xl>>#@Xw@YE#@Xx@YE#@Xg@YK=$@Xj@Xl@YE$@Xj@Xm@Xl=$@Xj@Xm@YE$@X"
+    "j@Xn@YE$@Xj@YE@Xl>>$@Xl@YE@Xm=$@Xm@YE@YJ$@Xm@YE@YI$@Xs@Xm@Xl$@Xs@Xl@Xm$@Xs@Xl@YI$@Xs@YE@Xm=$@Xs@YE@Xl$@Xs@YE@Y"
+    "E=$@Xu@Xm@Xm=$@Xu@YE@YE$@Xt@Xm@YE=$@Xt@Xl@YJ$@Xt@YE@Xn=$@Xt@YE@YE=$@Xv@Xm@YI$@Xv@Xn@YE=$@Xw@YE@Xm=$@Xw@YE@YE$@"
+    "Xw@YE@YJ$@Xy@Xl@YE$@Xy@YE@YE=$@Xy@YE@YI$@Xz@YE@YE$@Xz@YE@YJ$@Xz@YE@YI$@YA@Xn@YE=$@YB@YE@Xm$@YB@YE@YE$@YD@Xm@YE"
+    "$@YD@Xm@YJ$@YD@Xm@YI$@YD@Xl@Xl=$@YD@Xn@YE=$@YD@YE@Xm=$@YE@Xm@Xl$@YE@Xm@YE$@YE@Xm@YJ$@YE@Xl@Xm$@YE@Xl@YE$@YE@Xn"
+    "@Xl$@YE@Xn@YE$@YE@Xl@Xn$@YG@YE@Xl$@YG@YE@YE$@YF@Xm@YE$@YF@Xm@YI$@YF@Xl@YE=$@YF@Xl@YI$@YF@YE@YJ$@YF@YE@YI$@YJ@Y"
+    "E@YE=$@Xh@Xn@YJ$@Xj@Xl@YJ$@Xj@Xl@YI$@Xj@Xn@YJ$@Xj@Xn@YI$@Xj@YE@YJ$@Xj@YE@YI$@Xl@YE@YJ$@Xl@Xm@YI$@Xl@YE@YI$@Xs@"
+    "Xn@YI$@Xu@Xm@YJ$@Xt@Xm@YJ$@Xv@Xm@YJ$@YD@Xl@YJ$@YD@YE@YJ$@YJ@Xm@YJ$@YJ@Xl@YJ$@YJ@YE@YJ$@YE@YE@YJ$@YB@YE@YJ$@YF@"
+    "Xm@YJ$@YB@YE@Xm$@YD@Xm@YE$@Xy@YE@YJ$@YC@YE@YJ$@YF@Xl@Xm$@YE@Xn@YJ$@YD@Xl@YE$@YC@YE@YE$@YD@Xl@YE$@YF@Xl@Xm$@Xl@"
+    "Xm@YJ$@Xm@Xl@YJ$@YE@Xl@YJ$@YA@YE@YJ$@Xh@Xm@YJ$@YC@YE@YE$@Xy@Xl@YE$@Xu@YE@YE$@Xs@Xn@YJ$@YF@Xl@YJ$@Xu@YD@[R$@YB@"
+    "YD@[R%@Xg@YD@YD@YG%@Xg@YC@Xh@Xq%@YE@Xm@YE@Xo%@Xu@YD@Xy@YE%@Xq@Xs@YH@YD%@Xy@YD@YJ@YG%@YH@Xs@YD@YE$@Xu@YD@YI3@Xu"
+    "@YD@YI@@`@Xg@YD@YD@YG@@`@Xy@YD@YJ@YG@@`@YH@Xs@YD@YE)@Xl@YD@@`@Xl@YD@Xg@YD@YG%@Xq@[L@Xg@YD@@lC@A>@@z>@@a@@\177C"
+    "@V>$@@n@@n@@n#@@n@@nB@TB@S@A_=@@h>@A{@A}C@T>C@P>C@J>C@H>C@L>>>..@A[@A]#@@`@LE===@A_==@@lC@A@@n.@@{@@z@@\177@@a"
+    "B@T@@h>@A{@A}C@T>@@c@@f@@j>@@m@@|@@~@@}.@A\\@@d>@A@#@@`@YK#@Y@@YK#@@`@YL.>.>#@Y@@YN#@@`@YO#@Y@@YO#@@`@YP#@Y@@Y"
+    "P#@@`@YQ#@Y@@YQ#@@`@YR#@Y@@YR@Xa>=>=>=>=>===>=>===>=>===>===>===>===>===>=>=>=>@Xr>===>===>===>===>===>===>==="
+    ">===@YA===>===>===>===>===>===>===>=>@YI>===#@YD@Xb=>=#@YD@Xe=#@YD@Xg=....@@a>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>"
+    ">>>>>>>>>>>>>@AP>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>>BfE>C@BC@L>C@ACC{CCrCBaCBcCBeCBgCBiCCcCCeCCgCCCC"
+    "C|CBbCBdCBfCBhCBj>CBmCBoCBqCBsCBuCBwCByCB{CB}CB\177CCACCDCCFCCHCCJ>>>>>CCRCCUCCXCC[CC^>>>>CCdCCfCCh>>>>>CCoCCs"
+    "CBY>AE`AD@>AFjADBAFl>ADC>>AFp>>>>>ADZADF>>ADaADI>>>>>>>>>...AEa>>>>>..>>>>>>..>>>>>>..>>>...@Bb>@Bl#@@`@LD@Bf@"
+    "BeBBi.BTBBFP>>>BV`BWK@KP>@Cf@JY@IS.@JcJmf@Je@Jd@IV>AvQ@IX@I^@Ji@Id@Ib@I`@J[@Dg@J\\@Ig@JD@Jj>@Il]|DJ^N@In]|E@JN"
+    "]|F@Cx@Iv>@Aq@Iz]|H@I}>@J@@Jh@JfJmg@Jg@JHBqq.@JO@Ja>@JX@G@>>]|J]|^@AA>>>>>>>>>>>>>>>>>>>>>>>>>@@p>>>>>>>>>@AA>"
+    ">>>>>>>>>>>>>>>>>>>>>>>>@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA>>>>>>>>>>>@AM>>>>>>>>>>>>>@Aa>>>>>>.@Ai>>>>>>>>>>>>>>>"
+    ">>@AA>>>>>>>>>>>>>>>>>>>>>>>@AY>@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA.@AC>..@AG..@AJ>..@AN>>>.@AS>>>>>>>@Aa>>>.@Af.@"
+    "Ah>>@Ak>>>.@Ap>>>>>>>>>>@AA>>>>>>>>>>>>>>>>>>>>>>>>>@Aa>>>>>>>>>>>>>>>>>>>>>@Aw>>>@AA>.@AD>>>..@AJ>>>>>>>.@AS>"
+    ">>>>>.@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA>.@AD>>>@AI>>>>.@AO...@AS>>>>>>.@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA>>>>>>>>>>"
+    ">>>>>>>>>@AU>>>>>@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA>>>>>>>>>>>>>>>>>>>>>>>>>@Aa>>>>>@Ag>>>>>>>>>>>>>>>>>>>@AA>>>>"
+    ">>>>>>>>>>>>>>>>>>>>>@Aa>>>>>>>>>>>>>>>>>@As>>>>>>>@AA>>>>>>>>>>>>>>>>>>>>>>>>>@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA"
+    ">>>@AE>>>>>>>>>>>>>>>>>>>>>@Aa>>>>>>>>>>>>>>>>>>>>>>>>>@AA>>>>>>>>>>>>>>>@AQ>>>>>>>>>@Aa>>>>>>>>>>>>>>>>>>>>>>"
+    ">>>@Dq@Hw..@NQ>>>>>>>>>>>>>>>>@NX@Nc>>>>>@NiBHG@Nq>>>>>>>>>>>>>>>>>>>>>>>>BHB@Nu@Nx@Nz@OF@OA@O@@NQ>>>>>>>>>>>>"
+    ">>>>@NX@Nc>>>>>>BHG@Nq>>>@Nu>>>>>>>>>>>>>>>>>>>>BHB@Nu@Nx@Nz@OF@OA@O@@NQ>>>>>>>>>>>>>>>>@NX@Nc>>>>>>BHG@Nq>>>>"
+    ">>>>>@N{>>>>>>>>>>>>>>BHB@Nu@Nx@Nz@OF@OA@O@@NQ>>>>>>>>>>>>>>>>@NX@Nc>>>>>>BHG@Nq>>>>>>>>>>>>>>>@OA>>>>>>>>BHB@"
+    "Nu@Nx@Nz@OF@OA@O@@NQ>>>>>>>>>>>>>>>>@NX@Nc>>>>>>BHG@Nq>>>>>>>>>>>>>>>>>>>>>@OG>>BHB@Nu@Nx@Nz@OF@OA@O@@O\\>..@@"
+    "p>>>>>>>>>@@p>>>>>>>>>@@p>>>>>>>>>@@p>>>>>>>>>@@p>>>>>>>>>@Pp>>>>>>>>@Pz>>@P~>>>>>>>>>>@QK@QM>JZI@SY@QV@QX@Si@"
+    "Ro@SO@Pp>>>>>>>>@Pz>@P~>@QA@QC>>>>>@QJ>@RQ@QV@QU@Q_@RkJYQ@Rq@Xg>@Xl@Xo.@YH@Xr@Xm@Xw@YJ@YC>>>@Xs@Xy@YA@Xu@YB@Xq"
+    "@Xt@Xj>@Xn@Xp@Xv@Xx@Xz@Yn@Zz@Za@Yo.@Xh@Xl.@YG..@Xm.@YJ@YC>>>@Xs@Xy@YA@Xu@YB.@Xt@Xj>@Xn.@Xv.@Xz@Xl....>.@YJ.@YD"
+    ".@YF@Xs@Xy.@Xu@YB.@Xt..@Xn.@Xv.@Xz.@Zz.@Yo.@Xh@Xl.@YG..@Xm@Xw@YJ@YC.@YE>@Xs@Xy@YA@Xu@YB.@Xt@Xj>@Xn.@Xv@Xx@Xz@Y"
+    "n.@Za.@Xg>@Xl@Xo@YG>@Xr@Xm@Xw@YJ.@YD>>@Xs@Xy@YA@Xu@YB@Xq@Xt@Xj>@Xn@Xp@Xv@Xx@Xz.....@Xh@Xl@Xo.@YH@Xr@Xm@Xw@YJ.@"
+    "YD>>@Xs@Xy@YA@Xu@YB@Xq@Xt@Xj>@Xn@Xp@Xv@Xx@Xz#@@p@@n#@@p@@l#@@q@@l#@@r@@l#@@s@@l#@@t@@l#@@u@@l#@@v@@l#@@w@@l#@@"
+    "x@@l#@@y@@l.....$@@h@AA@@i$@@h@AB@@i$@@h@AC@@i$@@h@AD@@i$@@h@AE@@i$@@h@AF@@i$@@h@AG@@i$@@h@AH@@i$@@h@AI@@i$@@h"
+    "@AJ@@i$@@h@AK@@i$@@h@AL@@i$@@h@AM@@i$@@h@AN@@i$@@h@AO@@i$@@h@AP@@i$@@h@AQ@@i$@@h@AR@@i$@@h@AS@@i$@@h@AT@@i$@@h"
+    "@AU@@i$@@h@AV@@i$@@h@AW@@i$@@h@AX@@i$@@h@AY@@i$@@h@AZ@@i$C@T@ASC@U@AC@AR#@AC@AD#@AW@AZ.@AA>>>>>>>>>>>>>>>@AQ>>"
+    ">>>>>>>#@AH@AV#@AM@AV#@AS@AD#@AS@AS$@AP@AP@AV#@AW@AC#@AM@AC>#@AM@AR#@AD@AJ#CA{CAK#CBsCBsCBuFIKEmWEOLCCGDzLEdZH"
+    "gcEdiDzdFX`GDaFVYEIME~LEFMFVpEH]GuBGT_HriEcpEPyF|TFJUFMUDx@DxIIAJEwfDxmEOsFLGHupFISGfAGizEPHFz@F\\IF\\HGTsEIrE"
+    "VvIEM....$C@TF\\lC@U$C@TDxIC@U$C@TDzLC@U$C@TEnIC@U$C@TGByC@U$C@TFISC@U$C@TG[WC@U$C@TEK]C@U$C@TFUWC@UE~WEOo@@p>"
+    ">>>>>>>>Dx}DxxDyA`DbD}`D~nD~{E@BEAzEBYECgECOCR^`XzEEMEETEEdEEw`T\\CRyEEgEFM`UKEFWEFdD{LEFlEFuiG_EGuEHCCS_EH{EI"
+    "FEIrEIwCTUEKGEKIEKdEKzELE>ELWEMIEMQEMZEMsEM}EM\177==`hlGApEOJEO_`mcEOkEOqEPFER^EPxEQHEQhERbESvETPEUSEUcEVD=EVY"
+    "EVkEVsEWBE\\VEXFE\\WEYQEYtEHGEcnE_NE_tE`ME^KE`rE`qEblaSdEcrEcwEdFEdZEdbEebaZha[jEglEh[EhgEgXEifC[nC[|ElHEl~=ag"
+    "HEoCEoXEogEosalXEo\177EpFE}SEpbC^AEq`EqnEs@ErMawdEuCawfEunEukEu|Ewa>C`oEw}ExhEx}EyiCabbFCCa|EzpEzsEzvE{JjNRE{~"
+    "bLq=HHAE|b=CcGcJxfGZE}bE}kCccE~ZE\177ME\177WE\177yFBACdzCd\\FBTb[TFCGFEHFELFENFELFEzFFNFFrFFdFFoFG^FGrFGvFHPFH"
+    "[FI]FJqFKTFMPblLFL}FK|FMhFNCFOdboqFPbFOEFNiChnFQiFQ~FR]FQwCilFUOFUlc@JFWcF[xFYIClYFZQClHCkdEFREFUF\\@FZ\\HBmDO"
+    "YF\\WF\\[F\\aF]^F]ScOCCmIF_zF^EFaRFbEcQmFbNF`_FdTCn]FeBFfcFgjFjhcZcFk[CpXFlacbgFmTCqNFmrFn_Fnz>cjMatKckzFqNcr|"
+    "Fr\177FsMFqgFtVFt~FuwFuAFuiFuxFvEct^FttFxoFynCtsF{KF{Gc{QFwyF}nc}^c~NF\177FG@yG@^G@[CvVGAJGA}GAwGBm`TeGEEdIcGF"
+    "\\dNkGHhGHuGIPdXHGJ@GJUd\\ud`TGMzGNKCzlGNeCzx=GQGGQ\\GQqGREGSJC|[GTddpvGT~drRGUpbF_GXPd~ad~xeADC\177|D@HG[teCs"
+    "eCreDYeDsG\\^>=G]JD@yG^KDAFDBVeP]GaNGbLGcLDCceXfGeVeZZe[EGfOGgkDDoGi@GiJGiOee|ejg=GknDHBenkGoFGoIDHger@GsRDJ`G"
+    "shGscGt@e~FGucDLAGwGGxBGyEDLtfHhfIGDMYfKYG}zfL~G~UG\177zH@EfSZfTcHA`fVhHApcM_DOUHBrHDCDPKHD~Ejuf^gf^ucNScN\\HH"
+    "AHHDH~^DQkHJQHJKHJ]EJsHJqHJsHJ}HKffl|HKeHL]HMcHNmHLcHN}HOgHQWHMSHOJHOLHO\\fpvfukfsUDTkHSqHSsHTVgOJHUdf|lDU]DUa"
+    "f~qgCRDUkHYPHY\\HYgHYiHZiHZHH\\NH[bH]yH\\hH]kH^FDWWH_aH`ADWyHa`HacgYgHcWHc^DXuHczCR{gbngefDZ~D[GHj`HkmHnJHqUgr"
+    "hHrkHsAHt[Huwg|o``DHwKHv|Hwp`c^H{TH|xhWRhWmIBTICqIDQh\\nID[IHxIKW>II|IOyIPUhozIVKDfUIVwhuwDgfI[CEvrI\\ciEEiHZD"
+    "inDivI_`iPJDjriRVI`K=I`iiVvIcbDlsIdiIfgIgBIg~DoNilpIlRIq@Is}DsNDsmIugjCNDsxjDEjHNjJQIz{DuVI{yI{~I|EI|OI|VI|{jX"
+    "@";
+/* Runs of it: first and last code point, place. */
+static const uint32_t fti_mapped_runs[143][3] = {
+    {160,160,0},{168,190,3},{306,307,87},{319,320,101},{329,329,115},{383,383,122},{452,460,125},
+    {497,499,182},{688,696,203},{728,740,230},{890,890,283},{900,900,290},{976,982,297},{1008,1017,314},
+    {1415,1415,334},{1653,1656,341},{3635,3635,369},{3763,3763,376},{3804,3805,383},{3852,3852,397},
+    {3959,3961,400},{4348,4348,421},{7468,7530,424},{7544,7544,565},{7579,7615,568},{7834,7834,659},
+    {8125,8128,666},{8190,8202,682},{8209,8215,703},{8228,8230,718},{8239,8254,738},{8263,8265,798},
+    {8279,8279,819},{8287,8287,832},{8304,8348,835},{8360,8360,924},{8448,8511,931},{8512,8521,1125},
+    {8528,8575,1143},{8585,8585,1497},{8748,8752,1507},{9312,9375,1542},{9376,9439,2022},{9440,9450,2288},
+    {10764,10764,2303},{10868,10870,2316},{11388,11389,2343},{11631,11631,2349},{11935,11935,2352},
+    {12019,12019,2355},{12032,12095,2358},{12096,12159,2550},{12160,12223,2742},{12224,12245,2934},
+    {12288,12288,3000},{12342,12346,3003},{12443,12447,3014},{12543,12543,3031},{12593,12656,3038},
+    {12657,12703,3146},{12800,12863,3259},{12864,12871,3896},{12880,12943,3948},{12944,13007,4119},
+    {13008,13071,4378},{13072,13135,4677},{13136,13199,5398},{13200,13263,5939},{13264,13311,6468},
+    {42652,42653,6891},{42864,42864,6897},{42994,43001,6900},{43868,43871,6918},{43881,43881,6930},
+    {63744,63807,6933},{63808,63871,7123},{63872,63935,7315},{63936,63999,7507},{64000,64063,7699},
+    {64064,64127,7867},{64128,64191,8051},{64192,64217,8243},{64256,64262,8321},{64275,64279,8370},
+    {64288,64297,8405},{64335,64398,8429},{64399,64433,8537},{64467,64530,8588},{64531,64594,8792},
+    {64595,64658,9102},{64659,64722,9418},{64723,64786,9734},{64787,64829,10089},{64848,64911,10282},
+    {64914,64967,10769},{65008,65020,11291},{65040,65049,11505},{65072,65131,11536},{65136,65199,11680},
+    {65200,65263,11818},{65264,65327,11886},{65328,65391,11972},{65392,65455,12068},{65456,65518,12210},
+    {67457,67514,12307},{117974,118009,12461},{119808,119871,12501},{119872,119935,12571},{119936,119999,12643},
+    {120000,120063,12729},{120064,120126,12801},{120128,120191,12880},{120192,120255,12954},
+    {120256,120319,13026},{120320,120383,13096},{120384,120447,13168},{120448,120511,13238},
+    {120512,120575,13316},{120576,120639,13410},{120640,120703,13500},{120704,120767,13590},
+    {120768,120831,13680},{122928,122989,13772},{126464,126523,13884},{126530,126593,14028},
+    {126594,126651,14164},{127232,127295,14308},{127296,127311,14699},{127338,127340,14756},
+    {127376,127376,14771},{127488,127490,14778},{127504,127560,14795},{127568,127569,15021},
+    {130032,130041,15027},{194560,194623,15039},{194624,194687,15225},{194688,194751,15413},
+    {194752,194815,15599},{194816,194879,15789},{194880,194943,15979},{194944,195007,16165},
+    {195008,195071,16357},{195072,195101,16545},
 };
-/* Rows of the table above that compose again, by (first, second). */
-static const uint16_t fti_compositions[961] = {
-    912,909,913,0,1,2,3,53,55,238,4,572,5,165,208,210,570,415,57,417,419,421,59,61,63,65,6,425,67,427,431,433,429,7,
-    8,9,598,69,71,73,10,596,77,212,214,594,240,75,439,441,445,198,79,447,81,83,187,85,87,449,453,236,451,455,457,11,
-    12,13,89,91,93,97,14,610,167,216,218,612,95,459,98,463,189,465,100,467,102,106,469,104,475,473,477,479,481,200,
-    108,15,483,112,485,110,489,487,16,17,18,19,114,116,246,20,616,118,169,220,222,161,614,191,499,501,120,503,124,
-    224,226,505,122,509,126,128,511,132,513,232,130,521,136,523,234,134,527,525,21,22,23,138,140,142,24,640,144,146,
-    171,228,230,163,638,529,148,533,531,539,541,543,545,150,549,547,551,553,555,652,25,152,658,250,557,154,656,654,
-    155,559,157,159,561,563,26,27,28,29,54,56,239,30,573,31,166,209,211,571,416,58,418,420,422,60,62,64,66,32,426,
-    68,428,432,434,430,33,34,35,599,70,72,74,36,597,78,213,215,595,241,76,440,442,446,199,80,448,82,84,188,86,88,
-    450,454,237,452,456,458,565,37,38,39,90,92,94,40,611,168,217,219,613,96,460,99,197,464,190,466,101,468,103,107,
-    470,105,476,474,478,480,482,201,109,41,484,113,486,111,490,488,42,43,44,45,115,117,247,46,617,119,170,221,223,
-    162,615,192,500,502,121,504,125,225,227,506,123,510,127,129,512,133,514,233,131,522,566,137,524,235,135,528,526,
-    47,48,49,139,141,143,50,641,145,147,172,229,231,164,639,530,149,534,532,540,542,544,546,151,550,548,567,552,554,
-    556,653,51,153,659,251,558,52,657,568,655,156,560,158,160,562,564,875,258,835,576,574,580,578,181,202,204,185,
-    423,602,600,606,604,461,620,618,624,622,491,244,493,242,206,179,175,173,177,577,575,581,579,182,203,205,186,424,
-    603,601,607,605,462,621,619,625,623,492,245,494,243,207,180,176,174,178,586,584,590,588,587,585,591,589,435,437,
-    436,438,495,497,496,498,515,516,517,518,535,536,537,538,569,630,628,634,632,636,631,629,635,633,637,644,642,648,
-    646,650,645,643,649,647,651,195,193,194,183,184,443,444,248,249,196,831,259,830,829,668,669,833,841,261,682,683,
-    843,262,696,697,845,857,263,856,855,268,712,713,883,264,726,727,874,872,265,871,870,269,740,885,266,752,753,887,
-    826,838,760,270,823,822,660,661,827,825,762,271,676,677,764,272,688,689,839,837,766,273,850,849,275,704,705,853,
-    768,277,720,721,866,867,770,278,863,862,276,732,733,868,772,279,744,745,881,879,851,267,854,864,274,869,880,280,
-    281,285,302,304,284,282,306,283,300,310,312,287,314,289,316,286,318,324,288,326,328,330,332,322,303,305,293,291,
-    307,292,301,311,313,296,315,290,317,295,319,325,297,327,329,331,333,323,294,298,299,308,309,320,321,334,335,337,
-    336,338,340,341,339,342,343,344,353,354,365,364,366,369,370,372,371,373,374,377,375,376,378,379,381,380,382,383,
-    385,384,403,404,405,406,407,408,409,410,411,412,413,414,471,472,507,508,519,520,582,592,583,593,608,609,626,627,
-    662,664,666,774,663,665,667,775,776,777,778,779,780,781,670,672,674,782,671,673,675,783,784,785,786,787,788,789,
-    678,680,679,681,684,686,685,687,690,692,694,790,691,693,695,791,792,793,794,795,796,797,698,700,702,798,699,701,
-    703,799,800,801,802,803,804,805,706,708,710,707,709,711,714,716,718,715,717,719,722,724,723,725,728,730,729,731,
-    734,736,738,735,737,739,741,742,743,746,748,750,806,747,749,751,807,808,809,810,811,812,813,754,756,758,814,755,
-    757,759,815,816,817,818,819,820,821,824,836,878,828,846,847,848,840,882,859,860,861,894,895,896,897,899,898,900,
-    901,902,903,904,905,906,907,908,911,910,914,915,916,917,918,919,920,921,930,931,922,923,924,925,932,933,926,927,
-    928,929,934,935,936,937,966,941,942,943,944,945,946,947,948,949,950,951,952,953,954,955,956,957,958,959,960,961,
-    962,963,964,965,967,993,968,969,970,971,972,973,974,975,976,977,978,979,980,981,982,983,984,985,986,987,988,989,
-    990,991,992,994,995,996,997,998,1033,1034,1035,1036,1037,1038,1039,1040,1041,1042,1043,1044,1045,1047,1046,1048,
-    1050,1049,1051,1052,1053,1054,1055,1057,1059,1056,1060,1062,1061,1058,1064,1063,1065,
-};
-/* CJK compatibility ideographs U+F900..U+FAD9: the unified one, 0: itself. */
-static const uint32_t fti_cjk_low[474] = {
-    35912,26356,36554,36040,28369,20018,21477,40860,40860,22865,37329,21895,22856,25078,30313,32645,34367,34746,
-    35064,37007,27138,27931,28889,29662,33853,37226,39409,20098,21365,27396,29211,34349,40478,23888,28651,34253,
-    35172,25289,33240,34847,24266,26391,28010,29436,37070,20358,20919,21214,25796,27347,29200,30439,32769,34310,
-    34396,36335,38706,39791,40442,30860,31103,32160,33737,37636,40575,35542,22751,24324,31840,32894,29282,30922,
-    36034,38647,22744,23650,27155,28122,28431,32047,32311,38475,21202,32907,20956,20940,31260,32190,33777,38517,
-    35712,25295,27138,35582,20025,23527,24594,29575,30064,21271,30971,20415,24489,19981,27852,25976,32034,21443,
-    22622,30465,33865,35498,27578,36784,27784,25342,33509,25504,30053,20142,20841,20937,26753,31975,33391,35538,
-    37327,21237,21570,22899,24300,26053,28670,31018,38317,39530,40599,40654,21147,26310,27511,36706,24180,24976,
-    25088,25754,28451,29001,29833,31178,32244,32879,36646,34030,36899,37706,21015,21155,21693,28872,35010,35498,
-    24265,24565,25467,27566,31806,29557,20196,22265,23527,23994,24604,29618,29801,32666,32838,37428,38646,38728,
-    38936,20363,31150,37300,38584,24801,20102,20698,23534,23615,26009,27138,29134,30274,34044,36988,40845,26248,
-    38446,21129,26491,26611,27969,28316,29705,30041,30827,32016,39006,20845,25134,38520,20523,23833,28138,36650,
-    24459,24900,26647,29575,38534,21033,21519,23653,26131,26446,26792,27877,29702,30178,32633,35023,35041,37324,
-    38626,21311,28346,21533,29136,29848,34298,38563,40023,40607,26519,28107,33256,31435,31520,31890,29376,28825,
-    35672,20160,33590,21050,20999,24230,25299,31958,23429,27934,26292,36667,34892,38477,35211,24275,20800,21952,0,0,
-    22618,0,26228,0,0,20958,29482,30410,31036,31070,31077,31119,38742,31934,32701,0,34322,0,35576,0,0,36920,37117,0,
-    0,0,39151,39164,39208,40372,37086,38583,20398,20711,20813,21193,21220,21329,21917,22022,22120,22592,22696,23652,
-    23662,24724,24936,24974,25074,25935,26082,26257,26757,28023,28186,28450,29038,29227,29730,30865,31038,31049,
-    31048,31056,31062,31069,31117,31118,31296,31361,31680,32244,32265,32321,32626,32773,33261,33401,33401,33879,
-    35088,35222,35585,35641,36051,36104,36790,36920,38627,38911,38971,24693,148206,33304,0,0,20006,20917,20840,
-    20352,20805,20864,21191,21242,21917,21845,21913,21986,22618,22707,22852,22868,23138,23336,24274,24281,24425,
-    24493,24792,24910,24840,24974,24928,25074,25140,25540,25628,25682,25942,26228,26391,26395,26454,27513,27578,
-    27969,28379,28363,28450,28702,29038,30631,29237,29359,29482,29809,29958,30011,30237,30239,30410,30427,30452,
-    30538,30528,30924,31409,31680,31867,32091,32244,32574,32773,33618,33775,34681,35137,35206,35222,35519,35576,
-    35531,35585,35582,35565,35641,35722,36104,36664,36978,37273,37494,38524,38627,38742,38875,38911,38923,38971,
-    39698,40860,141386,141380,144341,15261,16408,16441,152137,154832,163539,40771,40846,
-};
-/* CJK compatibility ideographs U+2F800..U+2FA1D: the unified one, 0: itself. */
-static const uint32_t fti_cjk_high[542] = {
-    20029,20024,20033,131362,20320,20398,20411,20482,20602,20633,20711,20687,13470,132666,20813,20820,20836,20855,
-    132380,13497,20839,20877,132427,20887,20900,20172,20908,20917,168415,20981,20995,13535,21051,21062,21106,21111,
-    13589,21191,21193,21220,21242,21253,21254,21271,21321,21329,21338,21363,21373,21375,21375,21375,133676,28784,
-    21450,21471,133987,21483,21489,21510,21662,21560,21576,21608,21666,21750,21776,21843,21859,21892,21892,21913,
-    21931,21939,21954,22294,22022,22295,22097,22132,20999,22766,22478,22516,22541,22411,22578,22577,22700,136420,
-    22770,22775,22790,22810,22818,22882,136872,136938,23020,23067,23079,23000,23142,14062,14076,23304,23358,23358,
-    137672,23491,23512,23527,23539,138008,23551,23558,24403,23586,14209,23648,23662,23744,23693,138724,23875,138726,
-    23918,23915,23932,24033,24034,14383,24061,24104,24125,24169,14434,139651,14460,24240,24243,24246,24266,172946,
-    24318,140081,140081,33281,24354,24354,14535,144056,156122,24418,24427,14563,24474,24525,24535,24569,24705,14650,
-    14620,24724,141012,24775,24904,24908,24910,24908,24954,24974,25010,24996,25007,25054,25074,25078,25104,25115,
-    25181,25265,25300,25424,142092,25405,25340,25448,25475,25572,142321,25634,25541,25513,14894,25705,25726,25757,
-    25719,14956,25935,25964,143370,26083,26360,26185,15129,26257,15112,15076,20882,20885,26368,26268,32941,17369,
-    26391,26395,26401,26462,26451,144323,15177,26618,26501,26706,26757,144493,26766,26655,26900,15261,26946,27043,
-    27114,27304,145059,27355,15384,27425,145575,27476,15438,27506,27551,27578,27579,146061,138507,146170,27726,
-    146620,27839,27853,27751,27926,27966,28023,27969,28009,28024,28037,146718,27956,28207,28270,15667,28363,28359,
-    147153,28153,28526,147294,147342,28614,28729,28702,28699,15766,28746,28797,28791,28845,132389,28997,148067,
-    29084,148395,29224,29237,29264,149000,29312,29333,149301,149524,29562,29579,16044,29605,16056,16056,29767,29788,
-    29809,29829,29898,16155,29988,150582,30014,150674,30064,139679,30224,151457,151480,151620,16380,16392,30452,
-    151795,151794,151833,151859,30494,30495,30495,30538,16441,30603,16454,16534,152605,30798,30860,30924,16611,
-    153126,31062,153242,153285,31119,31211,16687,31296,31306,31311,153980,154279,154279,31470,16898,154539,31686,
-    31689,16935,154752,31954,17056,31976,31971,32000,155526,32099,17153,32199,32258,32325,17204,156200,156231,17241,
-    156377,32634,156478,32661,32762,32773,156890,156963,32864,157096,32880,144223,17365,32946,33027,17419,33086,
-    23221,157607,157621,144275,144284,33281,33284,36766,17515,33425,33419,33437,21171,33457,33459,33469,33510,
-    158524,33509,33565,33635,33709,33571,33725,33767,33879,33619,33738,33740,33756,158774,159083,158933,17707,34033,
-    34035,34070,160714,34148,159532,17757,17761,159665,159954,17771,34384,34396,34407,34409,34473,34440,34574,34530,
-    34681,34600,34667,34694,17879,34785,34817,17913,34912,34915,161383,35031,35038,17973,35066,13499,161966,162150,
-    18110,18119,35488,35565,35722,35925,162984,36011,36033,36123,36215,163631,133124,36299,36284,36336,133342,36564,
-    36664,165330,165357,37012,37105,37137,165678,37147,37432,37591,37592,37500,37881,37909,166906,38283,18837,38327,
-    167287,18918,38595,23986,38691,168261,168474,19054,19062,38880,168970,19122,169110,38923,38923,38953,169398,
-    39138,19251,39209,39335,39362,39422,19406,170800,39698,40000,40189,19662,19693,40295,172238,19704,172293,172558,
-    172689,40635,19798,40697,40702,40709,40719,40726,40763,173568,
-};
-/* Lower case: first, last, stride, what to add. U+0130 is in the code. */
-static const int32_t fti_lower_ranges[186][4] = {
-    {65,90,1,32},{192,214,1,32},{216,222,1,32},{256,302,2,1},{306,310,2,1},{313,327,2,1},{330,374,2,1},
-    {376,376,1,-121},{377,381,2,1},{385,385,1,210},{386,388,2,1},{390,390,1,206},{391,391,1,1},
-    {393,394,1,205},{395,395,1,1},{398,398,1,79},{399,399,1,202},{400,400,1,203},{401,401,1,1},
-    {403,403,1,205},{404,404,1,207},{406,406,1,211},{407,407,1,209},{408,408,1,1},{412,412,1,211},
-    {413,413,1,213},{415,415,1,214},{416,420,2,1},{422,422,1,218},{423,423,1,1},{425,425,1,218},{428,428,1,1},
-    {430,430,1,218},{431,431,1,1},{433,434,1,217},{435,437,2,1},{439,439,1,219},{440,440,1,1},{444,444,1,1},
-    {452,452,1,2},{453,453,1,1},{455,455,1,2},{456,456,1,1},{458,458,1,2},{459,475,2,1},{478,494,2,1},
-    {497,497,1,2},{498,500,2,1},{502,502,1,-97},{503,503,1,-56},{504,542,2,1},{544,544,1,-130},{546,562,2,1},
-    {570,570,1,10795},{571,571,1,1},{573,573,1,-163},{574,574,1,10792},{577,577,1,1},{579,579,1,-195},
-    {580,580,1,69},{581,581,1,71},{582,590,2,1},{880,882,2,1},{886,886,1,1},{895,895,1,116},{902,902,1,38},
-    {904,906,1,37},{908,908,1,64},{910,911,1,63},{913,929,1,32},{931,939,1,32},{975,975,1,8},{984,1006,2,1},
-    {1012,1012,1,-60},{1015,1015,1,1},{1017,1017,1,-7},{1018,1018,1,1},{1021,1023,1,-130},{1024,1039,1,80},
-    {1040,1071,1,32},{1120,1152,2,1},{1162,1214,2,1},{1216,1216,1,15},{1217,1229,2,1},{1232,1326,2,1},
-    {1329,1366,1,48},{4256,4293,1,7264},{4295,4295,1,7264},{4301,4301,1,7264},{5024,5103,1,38864},
-    {5104,5109,1,8},{7305,7305,1,1},{7312,7354,1,-3008},{7357,7359,1,-3008},{7680,7828,2,1},
-    {7838,7838,1,-7615},{7840,7934,2,1},{7944,7951,1,-8},{7960,7965,1,-8},{7976,7983,1,-8},{7992,7999,1,-8},
-    {8008,8013,1,-8},{8025,8031,2,-8},{8040,8047,1,-8},{8072,8079,1,-8},{8088,8095,1,-8},{8104,8111,1,-8},
-    {8120,8121,1,-8},{8122,8123,1,-74},{8124,8124,1,-9},{8136,8139,1,-86},{8140,8140,1,-9},{8152,8153,1,-8},
-    {8154,8155,1,-100},{8168,8169,1,-8},{8170,8171,1,-112},{8172,8172,1,-7},{8184,8185,1,-128},
-    {8186,8187,1,-126},{8188,8188,1,-9},{8486,8486,1,-7517},{8490,8490,1,-8383},{8491,8491,1,-8262},
-    {8498,8498,1,28},{8544,8559,1,16},{8579,8579,1,1},{9398,9423,1,26},{11264,11311,1,48},{11360,11360,1,1},
-    {11362,11362,1,-10743},{11363,11363,1,-3814},{11364,11364,1,-10727},{11367,11371,2,1},
-    {11373,11373,1,-10780},{11374,11374,1,-10749},{11375,11375,1,-10783},{11376,11376,1,-10782},
-    {11378,11378,1,1},{11381,11381,1,1},{11390,11391,1,-10815},{11392,11490,2,1},{11499,11501,2,1},
-    {11506,11506,1,1},{42560,42604,2,1},{42624,42650,2,1},{42786,42798,2,1},{42802,42862,2,1},
-    {42873,42875,2,1},{42877,42877,1,-35332},{42878,42886,2,1},{42891,42891,1,1},{42893,42893,1,-42280},
-    {42896,42898,2,1},{42902,42920,2,1},{42922,42922,1,-42308},{42923,42923,1,-42319},{42924,42924,1,-42315},
-    {42925,42925,1,-42305},{42926,42926,1,-42308},{42928,42928,1,-42258},{42929,42929,1,-42282},
-    {42930,42930,1,-42261},{42931,42931,1,928},{42932,42946,2,1},{42948,42948,1,-48},{42949,42949,1,-42307},
-    {42950,42950,1,-35384},{42951,42953,2,1},{42955,42955,1,-42343},{42956,42956,1,1},{42960,42960,1,1},
-    {42966,42970,2,1},{42972,42972,1,-42561},{42997,42997,1,1},{65313,65338,1,32},{66560,66599,1,40},
-    {66736,66771,1,40},{66928,66938,1,39},{66940,66954,1,39},{66956,66962,1,39},{66964,66965,1,39},
-    {68736,68786,1,64},{68944,68965,1,32},{71840,71871,1,32},{93760,93791,1,32},{125184,125217,1,34},
-};
-/* WordPiece: where the original's older tables say the opposite of ours about mark: first, last. */
-static const uint32_t fti_bert_mark[103][2] = {
-    {2045,2045},{2199,2207},{2250,2273},{2558,2558},{2810,2815},{2901,2901},{3076,3076},{3132,3132},
-    {3328,3328},{3387,3388},{3457,3457},{3770,3770},{3790,3790},{5940,5940},{6159,6159},{6277,6278},
-    {6847,6862},{7670,7675},{43052,43052},{43205,43205},{43263,43263},{43453,43453},{68900,68903},
-    {68969,68973},{69291,69292},{69372,69375},{69446,69456},{69506,69509},{69744,69744},{69747,69748},
-    {69826,69826},{70089,70089},{70095,70095},{70206,70206},{70209,70209},{70459,70459},{70587,70592},
-    {70606,70606},{70608,70608},{70610,70610},{70625,70626},{70712,70719},{70722,70724},{70726,70726},
-    {70750,70750},{71454,71454},{71727,71735},{71737,71738},{71995,71996},{71998,71998},{72003,72003},
-    {72148,72151},{72154,72155},{72160,72160},{72193,72202},{72243,72248},{72251,72254},{72263,72263},
-    {72273,72278},{72281,72283},{72330,72342},{72344,72345},{72752,72758},{72760,72765},{72767,72767},
-    {72850,72871},{72874,72880},{72882,72883},{72885,72886},{73009,73014},{73018,73018},{73020,73021},
-    {73023,73029},{73031,73031},{73104,73105},{73109,73109},{73111,73111},{73459,73460},{73472,73473},
-    {73526,73530},{73536,73536},{73538,73538},{73562,73562},{78912,78912},{78919,78933},{90398,90409},
-    {90413,90415},{94031,94031},{94180,94180},{118528,118573},{118576,118598},{122880,122886},{122888,122904},
-    {122907,122913},{122915,122916},{122918,122922},{123023,123023},{123184,123190},{123566,123566},
-    {123628,123631},{124140,124143},{124398,124399},{125252,125258},
-};
-/* WordPiece: where the original's older tables say the opposite of ours about punct: first, last. */
-static const uint32_t fti_bert_punct[41][2] = {
-    {1565,1565},{2557,2557},{2678,2678},{3191,3191},{3204,3204},{5741,5741},{6990,6991},{7037,7039},
-    {11843,11855},{11858,11869},{68974,68974},{69293,69293},{69461,69465},{69510,69513},{70089,70089},
-    {70612,70613},{70615,70616},{70731,70735},{70746,70747},{70749,70749},{71264,71276},{71353,71353},
-    {71739,71739},{72004,72006},{72162,72162},{72255,72262},{72346,72348},{72350,72354},{72448,72457},
-    {72673,72673},{72769,72773},{72816,72817},{73463,73464},{73539,73551},{73727,73727},{77809,77810},
-    {93549,93551},{93847,93850},{94178,94178},{124415,124415},{125278,125279},
-};
-/* WordPiece: where the original's older tables say the opposite of ours about format: first, last. */
-static const uint32_t fti_bert_format[4][2] = {
-    {2192,2193},{2274,2274},{69837,69837},{78896,78911},
-};
+/* Lower case: where a range begins, 65536 and what to add from there on. U+0130 is in the code. */
+enum { FTI_N_LOWER = 143 };
+static const char fti_lower_ranges[] =
+    "@AAP@`@D@P@A@ExO~G@EyP@A@FAPCR@FBP@A@FFPCN@FGP@A@FIPCM@FKP@A@FNPAO@FOPCJ@FPPCK@FQP@A@FSPCM@FTPCO@FVPCS@FWPCQ@F"
+    "XP@A@F\\PCS@F]PCU@F_PCV@F`P@A@FfPCZ@FgP@A@FiPCZ@FlP@A@FnPCZ@FoP@A@FqPCY@FsP@A@FwPC[@FxP@A@GDP@B@GEP@A@GGP@B@GH"
+    "P@A@GJP@B@GKP@A@GqP@B@GrP@A@GvO~_@GwO\177H@GxP@A@H`O}~@HbP@A@HzRhk@H{P@A@H}O}]@H~Rhh@IAP@A@ICO|}@IDPAE@IEPAG@I"
+    "FP@A@M\177PAt@NFP@f@NHP@e@NLPA@@NNP@\177@NQP@`@OOP@H@OXP@A@OtO\177D@OwP@A@OyO\177y@OzP@A@O}O}~@P@PAP@PPP@`@Q`P"
+    "@A@S@P@O@SAP@A@TqP@pAB`Qq`AN`Y_PAOpP@HArIP@AArPOQ@Ax@P@AAz^NIAAz`P@AA|HO\177xA~zO~vA~|O\177wA\177HO~jA\177LO"
+    "\177wA\177XO\177xA\177ZO~\\A\177hO\177xA\177jO~PA\177lO\177yA\177xO~@A\177zO~BA\177|O\177wBDfNJcBDjM}ABDkM~zBD"
+    "rP@\\BE`P@PBFCP@ABRvP@ZBp@P@pBq`P@ABqbMXIBqcODZBqdMXYBqgP@ABqmMWdBqnMXCBqoMWaBqpMWbBqrP@ABq~MWABr@P@AJ]}GW|J]~"
+    "P@AJ^MEkXJ^PP@AJ^jEj|J^kEjqJ^lEjuJ^mEj\177J^nEj|J^pEknJ^qEkVJ^rEkkJ^sPN`J^tP@AJ_DO\177PJ_EEj}J_FGWHJ_GP@AJ_KEj"
+    "YJ_LP@AJ_\\Ef\177J_uP@AO|aP@`PP@P@hPUpP@gPr@PA@PuPP@`^d@P@b";
 /* ---- end of the Unicode tables ---- */
 
-enum { FTI_CP_CLASS_BITS = 0x1FFF, FTI_CP_NOT_NFC = 1 << 13, FTI_CP_DECOMPOSES = 1 << 14, FTI_CP_LOWERS = 1 << 15 };
+enum { FTI_CP_CLASS_BITS = 0x1FFF, FTI_CP_NOT_NFC = 1 << 13, FTI_CP_DECOMPOSES = 1 << 14, FTI_CP_LOWERS = 1 << 15,
+       FTI_CP_COMPAT = 1 << 24, FTI_CP_NEWER = 1 << 25, FTI_CP_ATTACHES = 1 << 26, FTI_CP_PREPENDS = 1 << 27,
+       FTI_CP_BREAKS = 1 << 28, FTI_CP_BERT_MARK = 1 << 29, FTI_CP_BERT_PUNCT = 1 << 30 };
+#define FTI_CP_BERT_FORMAT 0x80000000u
 enum { FTI_HANGUL = 0xAC00, FTI_HANGUL_L = 0x1100, FTI_HANGUL_V = 0x1161, FTI_HANGUL_T = 0x11A7 };
 
 FTI_INLINE uint32_t fti_cp_kind(uint32_t cp)
 {
     size_t i = 0, n = sizeof fti_cp_high / sizeof *fti_cp_high;
-    if (cp < 0x20000) return fti_cp_kinds[fti_cp_blocks[fti_cp_index[cp >> 6] * 64 + (cp & 63)] - '#'];
+    if (cp < 0x20000) return fti_cp_kinds[fti_cp_blocks[fti_cp_index[cp >> 6] + (cp & 63)] - '#'];
     while (i < n - 1 && cp > fti_cp_high[i].last) i++;
     return fti_cp_high[i].kind;
 }
 
 static unsigned fti_cp_class(uint32_t cp) { return fti_cp_kind(cp) & FTI_CP_CLASS_BITS; }
 
+/* The code point spelled by three characters of a table. */
+FTI_INLINE uint32_t fti_spelled_cp(const char *p)
+{
+    return (uint32_t)(p[0] & 63) << 12 | (uint32_t)(p[1] & 63) << 6 | (uint32_t)(p[2] & 63);
+}
+
 static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2])
 {
-    int low = 0, high = (int)(sizeof fti_lower_ranges / sizeof *fti_lower_ranges) - 1;
-    int32_t c = (int32_t)cp;
+    int low = 0, high = FTI_N_LOWER - 1;
     extra[0] = extra[1] = 0;
     if (cp < 0x80) return cp - 'A' < 26u ? cp + 32 : cp;
     if (!(fti_cp_kind(cp) & FTI_CP_LOWERS)) return cp;
     if (cp == 0x130) { extra[0] = 0x307; return 'i'; }     /* Turkish dotted capital I keeps its dot as a mark */
-    while (low < high) {
-        int mid = (low + high) / 2;
-        if (c > fti_lower_ranges[mid][1]) low = mid + 1; else high = mid;
+    while (low < high) {                                    /* the last row that does not begin behind cp */
+        int mid = (low + high + 1) / 2;
+        if (cp < fti_spelled_cp(fti_lower_ranges + 6 * mid)) high = mid - 1; else low = mid;
     }
-    return cp + (uint32_t)fti_lower_ranges[low][3];
+    return cp + fti_spelled_cp(fti_lower_ranges + 6 * low + 3) - 65536;
 }
 
-/* Row of fti_decompositions for a code point; -1: none. */
-static int fti_decomposition_row(uint32_t cp)
+/* Row of fti_decompositions for a code point: nine characters. NULL: none. */
+static const char *fti_decomposition_row(uint32_t cp)
 {
-    int low = 0, high = (int)(sizeof fti_decompositions / sizeof *fti_decompositions) - 1;
+    int low = 0, high = FTI_N_DECOMPOSITIONS - 1;
     while (low < high) {
         int mid = (low + high) / 2;
-        if (cp > fti_decompositions[mid][0]) low = mid + 1; else high = mid;
+        if (cp > fti_spelled_cp(fti_decompositions + 9 * mid)) low = mid + 1; else high = mid;
     }
-    return fti_decompositions[low][0] == cp ? low : -1;
+    return fti_spelled_cp(fti_decompositions + 9 * low) == cp ? fti_decompositions + 9 * low : NULL;
+}
+
+/* What fti_mapped replaces a code point by: how many code points, at most 18; 0: it does not. A run has up to 64. */
+static int fti_mapping(uint32_t cp, uint32_t *out)
+{
+    int low = 0, high = (int)(sizeof fti_mapped_runs / sizeof *fti_mapped_runs) - 1, n = 0;
+    const char *p, *last = NULL;
+    uint32_t at, more = 0;
+    while (low < high) {
+        int mid = (low + high) / 2;
+        if (cp > fti_mapped_runs[mid][1]) low = mid + 1; else high = mid;
+    }
+    if (cp < fti_mapped_runs[low][0] || cp > fti_mapped_runs[low][1]) return 0;
+    p = fti_mapped + fti_mapped_runs[low][2];
+    for (at = fti_mapped_runs[low][0]; ; at++) {
+        char c = *p;
+        if (c == '>') more++;
+        if (c == '>' || c == '=' || c == '.') p++;
+        else {
+            n = c < '@' ? *p++ - '!' : 1;
+            last = p;
+            more = 0;
+            p += 3 * n;
+        }
+        if (at == cp && c == '.') return 0;
+        if (at == cp) break;
+    }
+    for (int i = 0; i < n; i++) out[i] = fti_spelled_cp(last + 3 * i);
+    out[n - 1] += more;
+    return n;
 }
 
 /* Full canonical decomposition into out[]; how many code points (at most 4). Only the first part decomposes again. */
 static int fti_decompose(uint32_t cp, uint32_t out[4])
 {
     uint32_t tail[4];
-    int n = 0, n_tail = 0, row;
+    const char *row;
+    int n = 0, n_tail = 0;
     out[0] = cp;
     if (!(fti_cp_kind(cp) & FTI_CP_DECOMPOSES)) return 1;
     if (cp - FTI_HANGUL < 11172u) {
@@ -12855,45 +12728,74 @@ static int fti_decompose(uint32_t cp, uint32_t out[4])
         out[2] = FTI_HANGUL_T + s % 28;
         return s % 28 ? 3 : 2;
     }
-    if (cp - 0xF900 < sizeof fti_cjk_low / sizeof *fti_cjk_low) {
-        out[0] = fti_cjk_low[cp - 0xF900] ? fti_cjk_low[cp - 0xF900] : cp;
-        return 1;
-    }
-    if (cp - 0x2F800 < sizeof fti_cjk_high / sizeof *fti_cjk_high) {
-        out[0] = fti_cjk_high[cp - 0x2F800] ? fti_cjk_high[cp - 0x2F800] : cp;
-        return 1;
-    }
-    while (n_tail < 3 && (row = fti_decomposition_row(cp)) >= 0) {
-        cp = fti_decompositions[row][1];
-        if (fti_decompositions[row][2]) tail[n_tail++] = fti_decompositions[row][2];
+    if (cp - 0xF900 < 0x200u || cp - 0x2F800 < 0x220u) return fti_mapping(cp, out);    /* CJK compatibility */
+    while (n_tail < 3 && (row = fti_decomposition_row(cp)) != NULL) {
+        cp = fti_spelled_cp(row + 3);
+        if (fti_spelled_cp(row + 6)) tail[n_tail++] = fti_spelled_cp(row + 6);
     }
     out[n++] = cp;
     while (n_tail) out[n++] = tail[--n_tail];
     return n;
 }
 
+/* A character taken apart as the form asks. */
+enum { FTI_MOST_PARTS = 24 };
+static int fti_parts(int form, uint32_t cp, uint32_t out[FTI_MOST_PARTS])
+{
+    uint32_t part[4], to[18], kind = fti_cp_kind(cp);
+    int n = 0, parts;
+    if ((form & FTI_UNICODE_9) && (kind & FTI_CP_NEWER)) { out[0] = cp; return 1; }
+    if (!(form & FTI_NFKC) || !(kind & FTI_CP_COMPAT)) return fti_decompose(cp, out);
+    parts = fti_decompose(cp, part);
+    for (int i = 0; i < parts; i++) {
+        int mapped = fti_mapping(part[i], to);
+        if (!mapped) out[n++] = part[i];
+        for (int k = 0; k < mapped; k++) n += fti_decompose(to[k], out + n);
+    }
+    return n;
+}
+
+/* Row of fti_decompositions for the i-th pair that joins. */
+FTI_INLINE const char *fti_composition(int i)
+{
+    return fti_decompositions + 9 * ((fti_compositions[2 * i] & 63) << 6 | (fti_compositions[2 * i + 1] & 63));
+}
+
 /* The character that a and b join to; 0: none. */
 static uint32_t fti_compose(uint32_t a, uint32_t b)
 {
-    int low = 0, high = (int)(sizeof fti_compositions / sizeof *fti_compositions) - 1;
+    int low = 0, high = FTI_N_COMPOSITIONS - 1;
+    const char *row;
     if (a - FTI_HANGUL_L < 19u && b - FTI_HANGUL_V < 21u)
         return FTI_HANGUL + ((a - FTI_HANGUL_L) * 21 + (b - FTI_HANGUL_V)) * 28;
     if (a - FTI_HANGUL < 11172u && (a - FTI_HANGUL) % 28 == 0 && b - FTI_HANGUL_T - 1 < 27u)
         return a + (b - FTI_HANGUL_T);
     while (low < high) {
         int mid = (low + high) / 2;
-        const uint32_t *d = fti_decompositions[fti_compositions[mid]];
-        if (d[1] < a || (d[1] == a && d[2] < b)) low = mid + 1; else high = mid;
+        uint32_t first = fti_spelled_cp((row = fti_composition(mid)) + 3);
+        if (first < a || (first == a && fti_spelled_cp(row + 6) < b)) low = mid + 1; else high = mid;
     }
-    const uint32_t *d = fti_decompositions[fti_compositions[low]];
-    return d[1] == a && d[2] == b ? d[0] : 0;
+    row = fti_composition(low);
+    return fti_spelled_cp(row + 3) == a && fti_spelled_cp(row + 6) == b ? fti_spelled_cp(row) : 0;
 }
+
+/* fti_cp_kind as far as the form knows the character; which kinds it may change; the combining class of a kind. */
+FTI_INLINE uint32_t fti_form_kind(int form, uint32_t cp)
+{
+    uint32_t kind = fti_cp_kind(cp);
+    return (form & FTI_UNICODE_9) && (kind & FTI_CP_NEWER) ? kind & FTI_CP_CLASS_BITS : kind;
+}
+FTI_INLINE uint32_t fti_form_unstable(int form)
+{
+    return (form & FTI_NFD ? FTI_CP_DECOMPOSES : FTI_CP_NOT_NFC) | (form & FTI_NFKC ? FTI_CP_COMPAT : 0);
+}
+FTI_INLINE uint32_t fti_ccc(uint32_t kind) { return kind >> 16 & 255; }
 
 /* From i on, text that the form leaves as it is. Returns where the first stretch that needs work begins, which is the
  * last base before the offending character, or n. */
-static size_t fti_stable_run(fti_form form, const char *text, size_t i, size_t n)
+static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
 {
-    const uint32_t unstable = form == FTI_NFC ? FTI_CP_NOT_NFC : FTI_CP_DECOMPOSES;
+    const uint32_t unstable = fti_form_unstable(form);
     uint32_t last_ccc = 0, ccc, kind, cp;
     size_t base = i;
     int len;
@@ -12919,8 +12821,8 @@ static size_t fti_stable_run(fti_form form, const char *text, size_t i, size_t n
             cp = (text[i] & 31u) << 6 | (text[i + 1] & 63u);
         } else len = fti_utf8_decode(text + i, text + n, &cp);
         if (!len) { len = 1; base = i; last_ccc = 0; continue; }       /* not UTF-8: left alone */
-        kind = fti_cp_kind(cp);
-        ccc = kind >> 16;
+        kind = fti_form_kind(form, cp);
+        ccc = fti_ccc(kind);
         if ((kind & unstable) || (ccc && ccc < last_ccc)) return base;
         if (!ccc) base = i;
         last_ccc = ccc;
@@ -12960,14 +12862,17 @@ static int fti_order_marks(fti_glyph *g, size_t n)
 
 /* Join each mark with its base where a joined form exists and no mark of the same or a higher class stands between.
  * Returns the new count. */
-static size_t fti_join_marks(fti_glyph *g, size_t n)
+static size_t fti_join_marks(int form, fti_glyph *g, size_t n)
 {
     size_t out = 0, base = (size_t)-1;
     uint32_t last_ccc = 0;
     for (size_t i = 0; i < n; i++) {
         int touching = base != (size_t)-1 && (out == base + 1 || (last_ccc && last_ccc < g[i].ccc));
         uint32_t joined = touching ? fti_compose(g[base].cp, g[i].cp) : 0;
-        if (joined) { g[base].cp = joined; continue; }
+        if (joined && !((form & FTI_UNICODE_9) && (fti_cp_kind(joined) & FTI_CP_NEWER))) {
+            g[base].cp = joined;
+            continue;
+        }
         if (!g[i].ccc) base = out;
         last_ccc = g[i].ccc;
         g[out++] = g[i];
@@ -12997,31 +12902,31 @@ static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size
     return !out->failed;
 }
 
-static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
-    const uint32_t unstable = form == FTI_NFC ? FTI_CP_NOT_NFC : FTI_CP_DECOMPOSES;
+    const uint32_t unstable = fti_form_unstable(form);
     fti_glyph *g = NULL;
-    int ok = form == FTI_NFC || form == FTI_NFD;            /* no tables for the K forms: readers refuse them */
+    int ok = 1;
     for (size_t i = 0; i < n && ok; ) {
         size_t stop = fti_stable_run(form, text, i, n);
         ok = fti_emit_same(out, origin, text, i, stop);
         arrsetlen(g, 0);
         for (i = stop; i < n && ok; ) {                     /* one stretch, up to the next base that is safe */
-            uint32_t cp, parts[4];
+            uint32_t cp, parts[FTI_MOST_PARTS];
             int len = fti_utf8_decode(text + i, text + n, &cp);
-            uint32_t kind = len ? fti_cp_kind(cp) : 0;
-            if (i > stop && !(kind >> 16) && !(kind & unstable)) break;
+            uint32_t kind = len ? fti_form_kind(form, cp) : 0;
+            if (i > stop && !fti_ccc(kind) && !(kind & unstable)) break;
             if (!len) { ok = fti_emit_same(out, origin, text, i, i + 1); i++; break; }
-            int count = fti_decompose(cp, parts);
+            int count = fti_parts(form, cp, parts);
             for (int k = 0; k < count && ok; k++) {
-                fti_glyph x = { parts[k], (uint32_t)i, fti_cp_kind(parts[k]) >> 16 };
+                fti_glyph x = { parts[k], (uint32_t)i, fti_ccc(fti_form_kind(form, parts[k])) };
                 ok = fti_push(g, x);
             }
             i += (size_t)len;
         }
         size_t count = (size_t)arrlen(g);
         ok = ok && fti_order_marks(g, count);
-        if (ok && form == FTI_NFC) count = fti_join_marks(g, count);
+        if (ok && !(form & FTI_NFD)) count = fti_join_marks(form, g, count);
         for (size_t k = 0; k < count && ok; k++) {
             char bytes[4];
             ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(g[k].cp, bytes), g[k].from);
@@ -13031,40 +12936,50 @@ static int fti_normalize(fti_form form, const char *text, size_t n, fti_buf *out
     return ok;
 }
 
-static int fti_is_nfc(const char *text, size_t n) { return fti_stable_run(FTI_NFC, text, 0, n) == n; }
+static int fti_is_normal(int form, const char *text, size_t n) { return fti_stable_run(form, text, 0, n) == n; }
+static int fti_is_nfc(const char *text, size_t n) { return fti_is_normal(FTI_NFC, text, n); }
+
+/* The next character and its length; a stray byte counts as one, with a number above Unicode. */
+static size_t fti_next(const char *p, const char *end, uint32_t *cp)
+{
+    size_t n = (size_t)fti_utf8_decode(p, end, cp);
+    if (!n) *cp = 0x110000u + (unsigned char)*p;
+    return n ? n : 1;
+}
 
 /* ---- the three tests of BERT's normaliser that its tables answer differently; see WordPiece in chapter 1 ---- */
 
-static int fti_in_ranges(const uint32_t (*range)[2], size_t n, uint32_t cp)
-{
-    size_t lo = 0, hi = n;
-    while (lo < hi) {
-        size_t mid = (lo + hi) / 2;
-        if (cp > range[mid][1]) lo = mid + 1; else hi = mid;
-    }
-    return lo < n && cp >= range[lo][0];
-}
-#define FTI_IN_RANGES(table, cp) fti_in_ranges(table, sizeof table / sizeof *table, cp)
-
 static int fti_bert_is_mark(uint32_t cp)
 {
-    unsigned c = fti_cp_class(cp);
-    return (c & FTI_CP_MARK) && (c & FTI_CP_NONSPACING ? 1 : 0) != FTI_IN_RANGES(fti_bert_mark, cp);
+    uint32_t k = fti_cp_kind(cp);
+    return (k & FTI_CP_MARK) && !(k & FTI_CP_NONSPACING) == !!(k & FTI_CP_BERT_MARK);
+}
+
+/* Does a mark stay that Unicode sorts? Then text without accents has to be sorted, too. */
+static int fti_bert_keeps_mark(const char *text, size_t n)
+{
+    for (size_t i = 0, len; i < n; i += len) {
+        uint32_t cp;
+        len = 1;
+        if ((unsigned char)text[i] < 0xCC) continue;        /* below U+0300 there are none */
+        len = fti_next(text + i, text + n, &cp);
+        if (cp <= 0x10FFFF && fti_ccc(fti_form_kind(FTI_UNICODE_9, cp)) && !fti_bert_is_mark(cp)) return 1;
+    }
+    return 0;
 }
 
 static int fti_bert_is_punct(uint32_t cp)
 {
-    unsigned c = fti_cp_class(cp);
-    if (cp < 128) return (c & FTI_CP_PUNCT) || (cp && strchr("$+<=>^`|~", (int)cp));      /* ASCII symbols count, too */
-    if (!(c & (FTI_CP_PUNCT | FTI_CP_MARK)) && cp != 0x166D) return 0;      /* U+166D was one then */
-    return (c & FTI_CP_PUNCT ? 1 : 0) != FTI_IN_RANGES(fti_bert_punct, cp);
+    uint32_t k = fti_cp_kind(cp);
+    if (cp < 128) return (k & FTI_CP_PUNCT) || (cp && strchr("$+<=>^`|~", (int)cp));      /* ASCII symbols count, too */
+    return !(k & FTI_CP_PUNCT) == !!(k & FTI_CP_BERT_PUNCT);
 }
 
 static int fti_bert_is_control(uint32_t cp)
 {
-    unsigned c = fti_cp_class(cp);
-    if (c & FTI_CP_CONTROL) return cp != '\t' && cp != '\n' && cp != '\r';
-    if (c & FTI_CP_FORMAT) return !FTI_IN_RANGES(fti_bert_format, cp);
+    uint32_t k = fti_cp_kind(cp);
+    if (k & FTI_CP_CONTROL) return cp != '\t' && cp != '\n' && cp != '\r';
+    if (k & FTI_CP_FORMAT) return !(k & FTI_CP_BERT_FORMAT);
     return (cp >= 0xE000 && cp <= 0xF8FF) || (cp >= 0xF0000 && (cp & 0xFFFF) < 0xFFFE) || cp == 0xFFFD;
 }
 
@@ -13074,6 +12989,382 @@ static int fti_bert_is_cjk(uint32_t cp)
     return (cp >= 0x4E00 && cp <= 0x9FFF) || (cp >= 0x3400 && cp <= 0x4DBF) || (cp >= 0xF900 && cp <= 0xFAFF)
         || (cp >= 0x20000 && cp <= 0x2A6DF) || (cp >= 0x2A700 && cp <= 0x2B81F) || (cp >= 0x2B920 && cp <= 0x2CEAF)
         || (cp >= 0x2F800 && cp <= 0x2FA1F);
+}
+
+/* appendix: normalizers and pre-tokenizers ----------------------------------------------------------------------------
+ *
+ * tokenizer.json says in two lists how text is prepared: normalizers rewrite it, pre-tokenizers cut it, each taking
+ * what the one before left. Llama 2 puts U+2581 in front and writes it for spaces; ALBERT takes characters apart, drops
+ * marks and lowers; Gemma cuts behind a space that no longer occurs. Here is what published models use; another type is
+ * an error that names it. Byte-level BPE has scanners of its own (chapter 1), BERT's pair is done while cutting. */
+
+/* Rules of the form "these bytes become those", compiled by SentencePiece (precompiled_charsmap): a double array of
+ * units of 4 bytes, and texts that end with 0, at which it points. */
+typedef struct fti_charsmap {
+    const char *units, *pool; size_t n_units, n_pool;
+    uint8_t begins[256];                /* this byte may begin a rule (or something else): 1; 2: only one whose second
+                                         * byte is not ASCII, such as e + U+0301 */
+} fti_charsmap;
+enum { FTI_LONGEST_RULE = 255 };
+
+/* What Replace and Split look for: a text, or runs of a class, of least to most characters. classes 0: chars. */
+#define FTI_PATTERN_PUNCT 0x80000000u   /* what BERT's tables call punctuation */
+typedef struct fti_pattern { const char *regex; unsigned classes; const char *chars; size_t least, most; ft_text text; }
+    fti_pattern;
+
+enum { FTI_STEP_FORM, FTI_STEP_LOWER, FTI_STEP_ACCENTS, FTI_STEP_NMT, FTI_STEP_STRIP, FTI_STEP_PREPEND,
+       FTI_STEP_REPLACE, FTI_STEP_TABLE, FTI_STEP_BERT };
+typedef struct fti_step {
+    int what, form, left, right;        /* left, right: of Strip */
+    fti_pattern from; ft_text to;
+    fti_charsmap *map;
+    fti_bert bert;
+} fti_step;
+
+/* What becomes of a match. With the names of tokenizer.json. */
+enum { FTI_ISOLATED, FTI_REMOVED, FTI_CONTIGUOUS, FTI_WITH_PREVIOUS, FTI_WITH_NEXT, FTI_N_BEHAVIORS };
+static const char *const fti_behaviors[] = { "Isolated", "Removed", "Contiguous", "MergedWithPrevious",
+                                             "MergedWithNext" };
+/* metaspace: instead, U+2581 for spaces and in front: 1 always, 2 of the text, 3 never; split: cut there. */
+typedef struct fti_cutter { fti_pattern at; int behavior, invert, metaspace, split; } fti_cutter;
+
+/* ---- the table of rules ---- */
+
+FTI_INLINE uint32_t fti_map_unit(const fti_charsmap *m, size_t i)
+{
+    return i < m->n_units ? fti_le32(m->units + 4 * i) : 0;
+}
+FTI_INLINE size_t fti_map_offset(uint32_t unit) { return (size_t)(unit >> 10) << ((unit & 512) >> 6); }
+
+/* Bytes from a file: u32 size of the double array, the double array, texts. They outlive the map. */
+static ft_status fti_map_read(fti_charsmap *m, const char *p, size_t n, const char *name, ft_error *err)
+{
+    size_t size = n >= 4 ? fti_le32(p) : 0;
+    if (!n) return FTUNE_OK;
+    if (n < 4 || size > n - 4 || size % 4 || size < 1024)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, "
+                        "found %lu", name, (unsigned long)(n < 4 ? 0 : n - 4), (unsigned long)size);
+    m->units = p + 4;
+    m->n_units = size / 4;
+    m->pool = p + 4 + size;
+    m->n_pool = n - 4 - size;
+    if (m->n_pool && m->pool[m->n_pool - 1])
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts that end with a 0 byte", name);
+    for (size_t i = 0, len; i < m->n_pool; i += len + 1)
+        if ((len = strlen(m->pool + i)) > FTI_LONGEST_RULE)
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found "
+                            "%lu", name, (int)FTI_LONGEST_RULE, (unsigned long)len);
+    for (unsigned b = 0; b < 256; b++) {
+        size_t node = fti_map_offset(fti_map_unit(m, 0)) ^ b, child;
+        uint32_t unit = fti_map_unit(m, node);
+        if (node >= m->n_units || (unit & 0x800000FFu) != b) continue;
+        m->begins[b] = b >= 128 || (unit >> 8 & 1) ? 1 : 2;
+        for (unsigned c = 0; c < 128; c++) {
+            child = node ^ fti_map_offset(unit) ^ c;
+            if (child < m->n_units && (fti_map_unit(m, child) & 0x800000FFu) == c) m->begins[b] = 1;
+        }
+    }
+    return FTUNE_OK;
+}
+
+/* The rule for the longest (or shortest) beginning of p: bytes matched, 0: none. Every index is checked. */
+static size_t fti_map_rule(const fti_charsmap *m, const char *p, size_t n, int shortest, ft_text *to)
+{
+    size_t node = fti_map_offset(fti_map_unit(m, 0)), found = 0, at = 0;
+    int matches = 0;
+    for (size_t i = 0; i < n && matches < 32; i++) {
+        uint32_t unit;
+        node ^= (unsigned char)p[i];
+        unit = fti_map_unit(m, node);
+        if (node >= m->n_units || (unit & 0x800000FFu) != (unsigned char)p[i]) break;
+        node ^= fti_map_offset(unit);
+        if (unit >> 8 & 1) {
+            at = fti_map_unit(m, node) & 0x7FFFFFFFu;
+            found = i + 1;
+            matches++;
+            if (shortest) break;
+        }
+    }
+    if (!found || at >= m->n_pool) return 0;
+    to->p = m->pool + at;
+    to->n = strlen(to->p);
+    return found;
+}
+
+/* Nothing marked in begins begins here. */
+FTI_INLINE int fti_map_is_plain(const fti_charsmap *m, const char *p, const char *end)
+{
+    uint8_t b = m->begins[(unsigned char)*p];
+    return !b || (b == 2 && (p + 1 == end || !(p[1] & 0x80)));
+}
+
+/* Bytes of the grapheme cluster at p (Unicode Standard Annex 29). Those of 6 bytes or more are taken character by
+ * character, so where a Korean or emoji cluster is cut does not matter: attaching and prepending is all of the rule. */
+static size_t fti_cluster(const char *p, const char *end)
+{
+    uint32_t cp, next;
+    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
+    if (cp == '\r' && p + 1 < end && p[1] == '\n') return 2;
+    while (p + n < end && !(fti_cp_kind(cp) & FTI_CP_BREAKS)) {
+        size_t len = (size_t)fti_utf8_decode(p + n, end, &next);
+        uint32_t kind = len ? fti_cp_kind(next) : FTI_CP_BREAKS;
+        if ((kind & FTI_CP_BREAKS) || !((kind & FTI_CP_ATTACHES) || (fti_cp_kind(cp) & FTI_CP_PREPENDS))) break;
+        n += len;
+        cp = next;
+    }
+    return n ? n : 1;
+}
+
+/* The table as tokenizer.json applies it: to a short cluster as a whole, else to its characters. */
+static int fti_step_table(const fti_charsmap *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    ft_text to;
+    uint32_t cp;
+    for (size_t i = 0; i < n && ok; ) {
+        size_t start = i, len, stop;
+        while (i < n && m->begins[(unsigned char)text[i]] != 1 && !(text[i] & 0x80)
+               && (i + 1 == n || !(text[i + 1] & 0x80)))
+            i++;
+        if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
+        stop = i + (len = fti_cluster(text + i, text + n));
+        if (len < 6 && fti_map_rule(m, text + i, len, 1, &to)) { ok = fti_emit(out, origin, to.p, to.n, i); i = stop; }
+        for (; i < stop && ok; i += len) {
+            len = fti_next(text + i, text + n, &cp);
+            if (!fti_map_rule(m, text + i, len, 1, &to)) { to.p = text + i; to.n = len; }
+            ok = fti_emit(out, origin, to.p, to.n, i);
+        }
+    }
+    return ok;
+}
+
+/* ---- patterns ---- */
+
+/* The expressions of published files that are runs of a class. chars NULL and classes 0: not a run. */
+static const fti_pattern fti_patterns[] = {
+    { " {2,}", 0, " ", 2, SIZE_MAX, { NULL, 0 } }, { " +", 0, " ", 1, SIZE_MAX, { NULL, 0 } },
+    { "\\s+", FTI_CP_SPACE, NULL, 1, SIZE_MAX, { NULL, 0 } }, { "\\s", FTI_CP_SPACE, NULL, 1, 1, { NULL, 0 } },
+    { "[\n\r\t]", 0, "\n\r\t", 1, 1, { NULL, 0 } }, { "[\\n\\r\\t]", 0, "\n\r\t", 1, 1, { NULL, 0 } },
+    { "\n", 0, "\n", 1, 1, { NULL, 0 } }, { "\\n", 0, "\n", 1, 1, { NULL, 0 } },
+    { "[0-9]", 0, "0123456789", 1, 1, { NULL, 0 } }, { "[0-9]+", 0, "0123456789", 1, SIZE_MAX, { NULL, 0 } },
+    { "[0-9][0-9][0-9]", 0, "0123456789", 3, 3, { NULL, 0 } },
+    { "\\p{N}", FTI_CP_NUMBER, NULL, 1, 1, { NULL, 0 } }, { "\\p{N}{1,3}", FTI_CP_NUMBER, NULL, 1, 3, { NULL, 0 } },
+    { "\\p{N}+", FTI_CP_NUMBER, NULL, 1, SIZE_MAX, { NULL, 0 } },
+};
+
+/* Bytes of the match that begins at p; 0: none. */
+static size_t fti_pattern_at(const fti_pattern *f, const char *p, const char *end)
+{
+    const char *q = p;
+    size_t count = 0;
+    uint32_t cp;
+    if (f->text.p) return f->text.n <= (size_t)(end - p) && !memcmp(p, f->text.p, f->text.n) ? f->text.n : 0;
+    for (; q < end && count < f->most; count++) {
+        size_t len = fti_next(q, end, &cp);
+        if (f->chars ? !(*q && strchr(f->chars, *q)) : f->classes == FTI_PATTERN_PUNCT ? !fti_bert_is_punct(cp)
+            : cp > 0x10FFFF || !(fti_cp_class(cp) & f->classes)) break;
+        q += len;
+    }
+    return count >= f->least ? (size_t)(q - p) : 0;
+}
+
+/* The first match in p .. end, its length in *n; end: none. */
+static const char *fti_pattern_find(const fti_pattern *f, const char *p, const char *end, size_t *n)
+{
+    uint32_t cp;
+    for (*n = 0; p < end && !(*n = fti_pattern_at(f, p, end)); p += fti_next(p, end, &cp)) { }
+    return p;
+}
+
+/* ---- normalizers ---- */
+
+static int fti_step_replace(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    size_t i = 0, len = 1;
+    int ok = 1;
+    while (ok && len) {
+        size_t at = (size_t)(fti_pattern_find(&s->from, text + i, text + n, &len) - text);
+        ok = fti_emit_same(out, origin, text, i, at) && (!len || fti_emit(out, origin, s->to.p, s->to.n, at));
+        i = at + len;
+    }
+    return ok;
+}
+
+/* Nmt, the rules "nmt_" of SentencePiece as tokenizer.json has them: 0: the character goes. */
+static uint32_t fti_nmt(uint32_t c)
+{
+    if ((c >= 1 && c <= 8) || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) return 0;
+    return c == 9 || c == 10 || c == 12 || c == 13 || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028
+        || c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD ? ' ' : c;
+}
+
+/* The steps that look at one character at a time. */
+static int fti_step_chars(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    int ok = 1;
+    for (size_t i = 0, len; i < n && ok; i += len) {
+        uint32_t c[3] = { 0, 0, 0 };
+        char bytes[4];
+        int keep = 1;
+        len = fti_next(text + i, text + n, c);
+        if (c[0] > 0x10FFFF) { ok = fti_emit(out, origin, text + i, 1, i); continue; }
+        if (s->what == FTI_STEP_LOWER) c[0] = fti_cp_lower(c[0], c + 1);
+        else if (s->what == FTI_STEP_NMT) { keep = !c[0]; c[0] = fti_nmt(c[0]); keep |= c[0] != 0; }
+        else keep = !(fti_cp_class(c[0]) & FTI_CP_MARK) || (fti_cp_kind(c[0]) & FTI_CP_NEWER);
+        for (int k = 0; k < 3 && ok && keep && (!k || c[k]); k++)
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(c[k], bytes), i);
+    }
+    return ok;
+}
+
+static int fti_step_strip(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    size_t i = 0;
+    int len;
+    while (s->left && i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
+    while (s->right && n > i && (fti_class_at(fti_char_before(text + n), &len) & FTI_CP_SPACE)) n -= (size_t)len;
+    return fti_emit_same(out, origin, text, i, n);
+}
+
+/* BertNormalizer on its own: ideographs get spaces around them, and marks that stay are sorted. */
+static int fti_step_bert(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    fti_glyph *g = NULL;
+    fti_wp_char c;
+    int ok = 1;
+    for (size_t i = 0, len; i < n && ok; i += len) {
+        uint32_t cp;
+        len = fti_next(text + i, text + n, &cp);
+        fti_bert_normalize(&s->bert, cp, &c);
+        for (int k = -c.alone; k < c.n + c.alone && ok; k++) {
+            fti_glyph x = { k < 0 || k == c.n ? ' ' : c.cp[k], (uint32_t)i, 0 };
+            if (s->bert.strip) x.ccc = fti_ccc(fti_form_kind(FTI_UNICODE_9, x.cp));
+            ok = fti_push(g, x);
+        }
+    }
+    ok = ok && fti_order_marks(g, (size_t)arrlen(g));
+    for (ptrdiff_t k = 0; k < arrlen(g) && ok; k++) {
+        char bytes[4];
+        ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(g[k].cp, bytes), g[k].from);
+    }
+    arrfree(g);
+    return ok;
+}
+
+static int fti_step_run(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    switch (s->what) {
+    case FTI_STEP_FORM:    return fti_normalize(s->form, text, n, out, origin);
+    case FTI_STEP_TABLE:   return fti_step_table(s->map, text, n, out, origin);
+    case FTI_STEP_STRIP:   return fti_step_strip(s, text, n, out, origin);
+    case FTI_STEP_BERT:    return fti_step_bert(s, text, n, out, origin);
+    case FTI_STEP_REPLACE: return fti_step_replace(s, text, n, out, origin);
+    case FTI_STEP_PREPEND:
+        return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
+    default:               return fti_step_chars(s, text, n, out, origin);
+    }
+}
+
+/* All steps, one after the other: 1; no memory: -1. */
+static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+{
+    uint32_t *before = NULL, *after = NULL;
+    int ok = 1;
+    for (ptrdiff_t i = 0; i < arrlen(tok->steps) && ok; i++) {
+        fti_buf next = { 0 };
+        ok = fti_step_run(&tok->steps[i], i ? out->p : text, i ? out->n : n, &next, origin ? &after : NULL);
+        for (ptrdiff_t k = 0; i && k < arrlen(after); k++) after[k] = before[after[k]];
+        arrfree(before);
+        before = after;
+        after = NULL;
+        fti_buf_free(out);
+        *out = next;
+    }
+    if (origin) *origin = before; else arrfree(before);
+    return ok && !out->failed ? 1 : -1;
+}
+
+/* ---- pre-tokenizers ---- */
+
+/* One piece cut by one pre-tokenizer. Matches and what lies between them alternate; the behavior says which of them go
+ * and which stay with the one before. */
+static int fti_cut_piece(const fti_cutter *c, const char *text, ft_span piece, ft_span **out)
+{
+    const char *p = text + piece.begin, *end = text + piece.end, *q;
+    ptrdiff_t from = arrlen(*out);
+    int last = -1;
+    for (size_t n; p < end; p = q) {
+        ft_span x;
+        int match = (q = fti_pattern_find(&c->at, p, end, &n)) == p, join;
+        if (match) q = p + n;
+        match ^= c->invert;
+        x.begin = (size_t)(p - text);
+        x.end = (size_t)(q - text);
+        join = arrlen(*out) > from && ((c->behavior == FTI_CONTIGUOUS && match == last)
+                                       || (c->behavior == FTI_WITH_PREVIOUS && match && last == 0)
+                                       || (c->behavior == FTI_WITH_NEXT && !match && last == 1));
+        last = match;
+        if (join) arrlast(*out).end = x.end;
+        else if (!(c->behavior == FTI_REMOVED && match) && !fti_push(*out, x)) return 0;
+    }
+    return 1;
+}
+
+/* Rewrites all pieces: x->text becomes x->buf. first: the text begins the caller's text. */
+static int fti_cut_metaspace(const fti_cutter *c, fti_pieces *x, int first, int want_at)
+{
+    static const char mark[] = "\xE2\x96\x81";
+    uint32_t **at = want_at ? &x->at : NULL;
+    ft_span *piece = x->piece;
+    int ok = 1;
+    x->piece = NULL;
+    for (ptrdiff_t k = 0; k < arrlen(piece) && ok; k++) {
+        size_t i = piece[k].begin, end = piece[k].end, start = x->buf.n;
+        int front = c->metaspace == 1 || (c->metaspace == 2 && first && i == 0);
+        if (front && x->text[i] != ' ' && (end - i < 3 || memcmp(x->text + i, mark, 3)))
+            ok = fti_emit(&x->buf, at, mark, 3, i);
+        while (i < end && ok) {
+            const char *space = (const char *)memchr(x->text + i, ' ', end - i);
+            size_t stop = space ? (size_t)(space - x->text) : end;
+            ok = fti_emit_same(&x->buf, at, x->text, i, stop) && (!space || fti_emit(&x->buf, at, mark, 3, stop));
+            i = stop + 1;
+        }
+        while (start < x->buf.n && ok) {                    /* cut in front of each mark */
+            ft_span part = { start, x->buf.n };
+            for (size_t q = start + 1; c->split && q + 3 <= part.end; q++)
+                if (x->buf.p[q] == mark[0] && !memcmp(x->buf.p + q, mark, 3)) part.end = q;
+            ok = fti_push(x->piece, part);
+            start = part.end;
+        }
+    }
+    arrfree(piece);
+    x->text = x->buf.p;
+    return ok && !x->buf.failed;
+}
+
+static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x)
+{
+    ft_span all = { 0, n };
+    int ok;
+    memset(x, 0, sizeof *x);
+    x->text = text;
+    ok = fti_push(x->piece, all);
+    for (ptrdiff_t i = 0; i < arrlen(tok->cuts) && ok; i++) {
+        ft_span *before = x->piece;
+        if (tok->cuts[i].metaspace) { ok = fti_cut_metaspace(&tok->cuts[i], x, first, want_at); continue; }
+        x->piece = NULL;
+        for (ptrdiff_t k = 0; k < arrlen(before) && ok; k++)
+            ok = fti_cut_piece(&tok->cuts[i], x->text, before[k], &x->piece);
+        arrfree(before);
+    }
+    return ok;
+}
+
+static void fti_pieces_free(fti_pieces *x)
+{
+    fti_buf_free(&x->buf);
+    arrfree(x->at);
+    arrfree(x->piece);
 }
 
 /* appendix: SentencePiece ---------------------------------------------------------------------------------------------
@@ -13098,42 +13389,42 @@ static int fti_bert_is_cjk(uint32_t cp)
  * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is
  * applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate
  * difference: a control token is never a piece, so that a text that only normalises to "</s>" (in full-width letters)
- * stays text. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
+ * stays text. A model may hold a second table that rewrites decoded text; ft_stream, which sees one id at a time, does
+ * without. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
  * through "...." it may take the other, and it never uses a piece that is U+0000. */
 
 /* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
  * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
  * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
- *   unit   [n]  base << 9 | 0x100 (taken) | the byte that leads here; base 0: no children
- *   value  [n]  of the string that ends here, or -1 */
-typedef struct fti_trie { uint32_t *unit; int32_t *value; size_t n, room; uint32_t root; } fti_trie;
-typedef struct fti_key { const char *p; uint32_t n; int32_t value; } fti_key;
+ *   unit [n]  base << 9 | 0x100 if a string ends here | the byte that leads here, or FTI_TRIE_EMPTY
+ * The value of the string that ends at a node is that of a further child, FTI_TRIE_VALUE. Neither of the two is a byte
+ * of UTF-8. */
+typedef struct fti_trie { uint32_t *unit; size_t n, room; uint32_t root; } fti_trie;
+enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_VALUE = 0xFF, FTI_TRIE_MOST = 1 << 23 };
 
-/* From the node with this base over byte c: true and the new base, and the value of the string so far. */
+/* From the node with this base over byte c: true and the new base, and the value of the string so far or -1. */
 FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
 {
-    uint32_t slot = *base ^ c, unit = t->unit[slot];
-    if ((unit & 0x1FF) != (0x100u | c)) return 0;
+    uint32_t unit = t->unit[*base ^ c];
+    if ((unit & 0xFF) != c) return 0;
     *base = unit >> 9;
-    *value = t->value[slot];
+    *value = unit & 0x100 ? (int32_t)(t->unit[*base ^ FTI_TRIE_VALUE] >> 9) : -1;
     return 1;
 }
 
 static void fti_trie_free(fti_trie *t)
 {
     FTUNE_FREE(t->unit);
-    FTUNE_FREE(t->value);
     t->unit = NULL;
-    t->value = NULL;
 }
 
 static int fti_key_order(const void *a, const void *b)
 {
-    const fti_key *x = (const fti_key *)a, *y = (const fti_key *)b;
-    int c = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
+    const fti_token *x = *(const fti_token *const *)a, *y = *(const fti_token *const *)b;
+    int c = memcmp(x->p, y->p, x->len < y->len ? x->len : y->len);
     if (c) return c;
-    if (x->n != y->n) return x->n < y->n ? -1 : 1;
-    return (x->value > y->value) - (x->value < y->value);
+    if (x->len != y->len) return x->len < y->len ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
 }
 
 /* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
@@ -13145,23 +13436,16 @@ static int fti_trie_room(fti_trie *t, size_t room)
 {
     uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
     if (unit) t->unit = unit;
-    int32_t *value = (int32_t *)FTUNE_REALLOC(t->value, room * sizeof *value);
-    if (value) t->value = value;
-    return unit && value;
+    t->room = unit ? room : t->room;
+    return unit != NULL;
 }
 
 static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
 {
     fti_trie_block empty = {{0}, {0}, 0};
     size_t n = t->n + 256;
-    if (n > 1u << 23) return 0;
-    if (n > t->room) {
-        size_t room = n + n / 4;
-        if (!fti_trie_room(t, room)) return 0;
-        t->room = room;
-    }
-    for (size_t i = t->n; i < n; i++) { t->unit[i] = 0; t->value[i] = -1; }
-    t->n = n;
+    if (n > FTI_TRIE_MOST || (n > t->room && !fti_trie_room(t, n + n / 16))) return 0;
+    while (t->n < n) t->unit[t->n++] = FTI_TRIE_EMPTY;
     return fti_push(*blocks, empty);
 }
 
@@ -13197,13 +13481,13 @@ static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsig
         unsigned slot = (base ^ label[k]) & 255;
         b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
         b->taken++;
-        t->unit[base ^ label[k]] = 0x100u | label[k];
+        t->unit[base ^ label[k]] = label[k];
     }
     return base;
 }
 
-/* Build from keys, which are sorted here; of equal keys the last value counts. Block 0 stays empty: base 0 is none. */
-static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
+/* Build from tokens, which are sorted here; of equal texts the last id counts. Block 0 stays empty: base 0 is none. */
+static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys)
 {
     typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
     fti_trie_block *blocks = NULL;
@@ -13211,22 +13495,32 @@ static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
     int ok;
     memset(t, 0, sizeof *t);
     qsort(keys, n_keys, sizeof *keys, fti_key_order);
+    for (size_t i = 0, nodes = 512; i <= n_keys; i++) {     /* so many nodes, and some gaps: room at once */
+        size_t same = 0;
+        if (i == n_keys) { if (!fti_trie_room(t, nodes + nodes / 32)) return 0; break; }
+        while (i && same < keys[i - 1]->len && same < keys[i]->len && keys[i]->p[same] == keys[i - 1]->p[same]) same++;
+        nodes += keys[i]->len - same + 1;
+    }
     ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
     while (ok && arrlen(stack)) {
-        unsigned char label[256];
+        unsigned char label[257];
         size_t begin[257];
         int n = 0;
+        const fti_token *ends = NULL;
         r = arrpop(stack);
-        while (r.lo < r.hi && keys[r.lo].n == r.depth) t->value[r.slot] = keys[r.lo++].value;
+        while (r.lo < r.hi && keys[r.lo]->len == r.depth) ends = keys[r.lo++];
         for (size_t i = r.lo; i < r.hi; i++) {
-            unsigned char c = (unsigned char)keys[i].p[r.depth];
-            if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
+            unsigned char c = (unsigned char)keys[i]->p[r.depth];
+            if (c >= FTI_TRIE_EMPTY) r.hi = i;              /* no text has it: these strings are never found */
+            else if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
         }
         begin[n] = r.hi;
-        if (!n) continue;
-        uint32_t base = fti_trie_place(t, &blocks, label, n);
+        if (ends) label[n] = FTI_TRIE_VALUE;
+        if (!n && !ends) continue;
+        uint32_t base = fti_trie_place(t, &blocks, label, n + (ends != NULL));
         ok = base != 0;
-        if (r.depth) t->unit[r.slot] |= base << 9; else t->root = base;
+        if (r.depth) t->unit[r.slot] |= base << 9 | (ends ? 0x100u : 0); else t->root = base;
+        if (ok && ends) t->unit[base ^ FTI_TRIE_VALUE] |= (uint32_t)ends->id << 9;
         for (int k = n; ok && k-- > 0; ) {
             range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
             ok = fti_push(stack, child);
@@ -13234,30 +13528,41 @@ static int fti_trie_build(fti_trie *t, fti_key *keys, size_t n_keys)
     }
     arrfree(blocks);
     arrfree(stack);
-    ok = ok && fti_trie_room(t, t->n);
     if (!ok) fti_trie_free(t);
     return ok;
 }
 
-enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
-enum { FTI_SP_PREPEND = 1, FTI_SP_REPLACE, FTI_SP_SQUEEZE, FTI_SP_TABLE, FTI_SP_NFC, FTI_SP_NFD, FTI_SP_LOWER,
-      FTI_SP_STRIP };
-enum { FTI_SP_MAX_STEPS = 8, FTI_SP_LONGEST_RULE = 255, FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
+/* The tree over the tokens that this is true of; with none its root is 0. */
+static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id))
+{
+    const fti_vocab *v = &tok->vocab;
+    const fti_token **keys;
+    size_t n = 0, i;
+    int ok = 1;
+    for (i = 0; i < v->n; i++) n += v->token[i].len && v->token[i].id < FTI_TRIE_MOST && wanted(tok, v->token[i].id);
+    if (!(keys = (const fti_token **)fti_alloc(n + 1, sizeof *keys))) return 0;
+    for (i = n = 0; i < v->n; i++)
+        if (v->token[i].len && v->token[i].id < FTI_TRIE_MOST && wanted(tok, v->token[i].id)) keys[n++] = &v->token[i];
+    ok = fti_trie_build(t, keys, n);
+    FTUNE_FREE((void *)keys);
+    return ok;
+}
 
-typedef struct fti_sp_step { int what, left, right; ft_text from, to; } fti_sp_step;    /* of "normalizer" */
+enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
+enum { FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
+
 typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_sp_pair;
+
+/* Normalizer of a .model. */
+typedef struct fti_sp_rules {
+    fti_charsmap map;
+    int dummy_prefix, tidy, suffix;     /* tidy: no space twice, in front or at the end (remove_extra_whitespaces) */
+    const char *space;                  /* U+2581, or " " */
+} fti_sp_rules;
 
 typedef struct fti_sp {
     int unigram, json;
-    /* normalisation */
-    const char *table, *pool;           /* double array of units of 4 bytes; what they point at, 0-terminated texts */
-    size_t n_units, n_pool;
-    int dummy_prefix, tidy, suffix;     /* tidy: no space twice, in front or at the end (remove_extra_whitespaces) */
-    const char *space;                  /* U+2581, or " " */
-    uint8_t begins[256];                /* this byte may begin a rule, a user-defined piece or white space: 1; 2: only
-                                         * a rule whose second byte is not ASCII, such as e + U+0301 */
-    fti_sp_step step[FTI_SP_MAX_STEPS]; int n_steps;
-    int words, metaspace, split;        /* cut at white space; U+2581 in front: 1 always, 2 of the text; cut there */
+    fti_sp_rules in, out;               /* of .model: of text, and of decoded text if out.map has rules */
     /* the model */
     fti_trie pieces;                    /* Unigram */
     fti_trie user;                      /* pieces that are cut out before anything else */
@@ -13272,56 +13577,28 @@ typedef struct fti_sp {
     size_t   longest;                   /* BPE: bytes of the longest piece */
     uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
     int      unused;                    /* some pieces are only for joining and come apart again */
-    int      strip;                     /* decoding: 1 one leading space, 2 every one of the first piece */
+    int      strip;                     /* decoding: 1 one leading space, 2 all of the first piece, 3 all leading */
+    ft_text  unk_surface;               /* how .model decodes the unknown token */
 } fti_sp;
 
 /* ---- normalising ---- */
 
-FTI_INLINE uint32_t fti_sp_unit(const fti_sp *m, size_t i) { return i < m->n_units ? fti_le32(m->table + 4 * i) : 0; }
-FTI_INLINE size_t fti_sp_offset(uint32_t unit) { return (size_t)(unit >> 10) << ((unit & 512) >> 6); }
-
-/* The rule for the longest (or shortest) beginning of p: bytes matched, 0: none. The table comes from a file: every
- * index is checked, and fti_sp_table_ok has checked that texts are short. */
-static size_t fti_sp_rule(const fti_sp *m, const char *p, size_t n, int shortest, ft_text *to)
-{
-    size_t node = fti_sp_offset(fti_sp_unit(m, 0)), found = 0, at = 0;
-    int matches = 0;
-    for (size_t i = 0; i < n && matches < 32; i++) {
-        uint32_t unit;
-        node ^= (unsigned char)p[i];
-        unit = fti_sp_unit(m, node);
-        if (node >= m->n_units || (unit & 0x800000FFu) != (unsigned char)p[i]) break;
-        node ^= fti_sp_offset(unit);
-        if (unit >> 8 & 1) {
-            at = fti_sp_unit(m, node) & 0x7FFFFFFFu;
-            found = i + 1;
-            matches++;
-            if (shortest) break;
-        }
-    }
-    if (!found || at >= m->n_pool) return 0;
-    to->p = m->pool + at;
-    to->n = strlen(to->p);
-    return found;
-}
-
 /* Longest user-defined piece at p; its length, 0: none. */
-static size_t fti_sp_user(const fti_sp *m, const char *p, size_t n, int32_t *id)
+static size_t fti_sp_user(const fti_sp *m, const fti_sp_rules *s, const char *p, size_t n, int32_t *id)
 {
     uint32_t base = m->user.root;
     size_t found = 0;
     int32_t value;
-    if (!m->user.n) return 0;
+    if (!m->user.root || s == &m->out) return 0;
     for (size_t i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
         if (value >= 0) { found = i + 1; *id = value; }
     return found;
 }
 
-static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size_t begin, size_t end);
-
 /* One character or match of the text, rewritten: text[i, i + length) -> to. Spaces become U+2581; a space after a space
  * goes if the model is tidy. */
-static int fti_sp_emit(const fti_sp *m, fti_buf *out, uint32_t **origin, ft_text to, size_t from, int *after_space)
+static int fti_sp_emit(const fti_sp_rules *m, fti_buf *out, uint32_t **origin, ft_text to, size_t from,
+                       int *after_space)
 {
     size_t i = 0;
     int ok = 1, space = *after_space;
@@ -13335,205 +13612,53 @@ static int fti_sp_emit(const fti_sp *m, fti_buf *out, uint32_t **origin, ft_text
     return ok;
 }
 
-/* No rule, no user-defined piece and no space begins here. */
-FTI_INLINE int fti_sp_is_plain(const fti_sp *m, const char *p, const char *end)
+static int fti_sp_normalize_model(const fti_sp *m, const fti_sp_rules *s, const char *text, size_t n, fti_buf *out,
+                                  uint32_t **origin)
 {
-    uint8_t b = m->begins[(unsigned char)*p];
-    return !b || (b == 2 && (p + 1 == end || !(p[1] & 0x80)));
-}
-
-/* Normalizer of a .model. */
-static int fti_sp_normalize_model(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    size_t width = strlen(m->space), i = 0, start;
-    int after_space = m->tidy, ok = 1;
+    size_t width = strlen(s->space), i = 0, start;
+    int after_space = s->tidy, ok = 1;
     ft_text to;
     int32_t id;
-    while (m->tidy && i < n && ok) {                        /* leading white space */
-        size_t len = fti_sp_user(m, text + i, n - i, &id) ? 0 : fti_sp_rule(m, text + i, n - i, 0, &to);
+    while (s->tidy && i < n && ok) {                        /* leading white space */
+        size_t len = fti_sp_user(m, s, text + i, n - i, &id) ? 0 : fti_map_rule(&s->map, text + i, n - i, 0, &to);
         if (len ? to.n == 1 && *to.p == ' ' : text[i] == ' ') i += len ? len : 1; else break;
     }
     if (i == n) return ok;
-    if (m->dummy_prefix && !m->suffix) ok = fti_emit(out, origin, m->space, width, i);
+    if (s->dummy_prefix && !s->suffix) ok = fti_emit(out, origin, s->space, width, i);
     while (i < n && ok) {
-        for (start = i; i < n && fti_sp_is_plain(m, text + i, text + n); i++) { }
+        for (start = i; i < n && fti_map_is_plain(&s->map, text + i, text + n); i++) { }
         if (i > start) {
             ok = fti_emit_same(out, origin, text, start, i);
             after_space = 0;
             continue;
         }
-        size_t len = fti_sp_user(m, text + i, n - i, &id);
+        size_t len = fti_sp_user(m, s, text + i, n - i, &id);
         if (len) {
             to.p = text + i; to.n = len;
-        } else if (!(len = fti_sp_rule(m, text + i, n - i, 0, &to))) {
+        } else if (!(len = fti_map_rule(&s->map, text + i, n - i, 0, &to))) {
             uint32_t cp;
-            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
-            to.p = len ? text + i : "\xEF\xBF\xBD";
-            to.n = len ? len : 3;
-            if (!len) len = 1;
+            len = fti_next(text + i, text + n, &cp);
+            to.p = cp <= 0x10FFFF ? text + i : "\xEF\xBF\xBD";
+            to.n = cp <= 0x10FFFF ? len : 3;
         }
-        ok = fti_sp_emit(m, out, origin, to, i, &after_space);
+        ok = fti_sp_emit(s, out, origin, to, i, &after_space);
         i += len;
     }
-    while (m->tidy && out->n >= width && !memcmp(out->p + out->n - width, m->space, width)) {
+    while (s->tidy && out->n >= width && !memcmp(out->p + out->n - width, s->space, width)) {
         out->n -= width;
         if (origin) arrsetlen(*origin, out->n);
     }
-    if (m->dummy_prefix && m->suffix) ok = ok && fti_emit(out, origin, m->space, width, n);
+    if (s->dummy_prefix && s->suffix) ok = ok && fti_emit(out, origin, s->space, width, n);
     return ok && !out->failed;
-}
-
-/* Does this character stay with the one before it (Unicode Standard Annex 29)? Clusters of up to five bytes matter
- * here, and for those marks, joiners and a few letters are all of the rule. */
-static int fti_sp_attaches(uint32_t cp)
-{
-    if (cp >= 0x1F3FB && cp <= 0x1F3FF) return 1;
-    if (cp == 0x200C || cp == 0x200D || cp == 0xFF9E || cp == 0xFF9F || cp == 0xE33 || cp == 0xEB3) return 1;
-    if (cp >= 0xE0020 && cp <= 0xE007F) return 1;
-    if (cp == 0x102B || cp == 0x102C || cp == 0x1038 || (cp >= 0x1062 && cp <= 0x1064) || (cp >= 0x1067 && cp <= 0x106D)
-        || cp == 0x1083 || (cp >= 0x1087 && cp <= 0x108C) || cp == 0x108F || (cp >= 0x109A && cp <= 0x109C)
-        || cp == 0x1A61 || cp == 0x1A63 || cp == 0x1A64 || cp == 0xAA7B || cp == 0xAA7D || cp == 0x11720
-        || cp == 0x11721) return 0;
-    return (fti_cp_class(cp) & FTI_CP_MARK) != 0;
-}
-
-static int fti_sp_prepends(uint32_t cp)
-{
-    return (cp >= 0x600 && cp <= 0x605) || cp == 0x6DD || cp == 0x70F || cp == 0x890 || cp == 0x891 || cp == 0x8E2
-        || cp == 0xD4E;
-}
-
-static int fti_sp_breaks(uint32_t cp)                       /* Grapheme_Cluster_Break = Control, CR, LF */
-{
-    unsigned c = fti_cp_class(cp);
-    return (c & FTI_CP_CONTROL) || cp == 0x2028 || cp == 0x2029
-        || ((c & FTI_CP_FORMAT) && cp != 0x200C && cp != 0x200D && !fti_sp_prepends(cp) && !fti_sp_attaches(cp));
-}
-
-/* Bytes of the grapheme cluster at p, as far as needed to know whether it is shorter than 6. */
-static size_t fti_sp_cluster(const char *p, const char *end)
-{
-    uint32_t cp, next;
-    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
-    if (cp == '\r' && p + 1 < end && p[1] == '\n') return 2;
-    while (n < 6 && p + n < end && !fti_sp_breaks(cp)) {
-        size_t len = (size_t)fti_utf8_decode(p + n, end, &next);
-        if (!len || fti_sp_breaks(next) || !(fti_sp_attaches(next) || fti_sp_prepends(cp))) break;
-        n += len;
-        cp = next;
-    }
-    return n;
-}
-
-/* The table of a .model as tokenizer.json applies it: a short cluster as a whole, else its characters. */
-static int fti_sp_step_table(const fti_sp *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    int ok = 1;
-    ft_text to;
-    for (size_t i = 0; i < n && ok; ) {
-        size_t start = i;
-        while (i < n && m->begins[(unsigned char)text[i]] != 1 && !(text[i] & 0x80)
-               && (i + 1 == n || !(text[i + 1] & 0x80)))
-            i++;
-        if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
-        size_t len = fti_sp_cluster(text + i, text + n), stop = i + len;
-        if (len < 6 && fti_sp_rule(m, text + i, len, 1, &to)) {
-            ok = fti_emit(out, origin, to.p, to.n, i);
-            i = stop;
-            continue;
-        }
-        while (i < stop && ok) {
-            uint32_t cp;
-            len = (size_t)fti_utf8_decode(text + i, text + n, &cp);
-            if (!len) len = 1;
-            if (fti_sp_rule(m, text + i, len, 1, &to)) ok = fti_emit(out, origin, to.p, to.n, i);
-            else ok = fti_emit(out, origin, text + i, len, i);
-            i += len;
-        }
-    }
-    return ok;
-}
-
-static int fti_sp_step_replace(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    int ok = 1;
-    for (size_t i = 0, start = 0; i <= n && ok; ) {
-        size_t len = 0;
-        if (s->what == FTI_SP_SQUEEZE) {
-            while (i + len < n && text[i + len] == ' ') len++;
-            if (len < 2) { i += len; len = 0; }
-        } else if (i + s->from.n <= n && s->from.n && !memcmp(text + i, s->from.p, s->from.n)) len = s->from.n;
-        if (i < n && !len) { i++; continue; }
-        if (i > n) i = n;
-        ok = fti_emit_same(out, origin, text, start, i) && (!len || fti_emit(out, origin, s->to.p, s->to.n, i));
-        if (i == n) break;
-        i += len;
-        start = i;
-    }
-    return ok;
-}
-
-static int fti_sp_step_lower(const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    int ok = 1;
-    for (size_t i = 0; i < n && ok; ) {
-        uint32_t low[3];
-        char bytes[4];
-        int len = fti_utf8_decode(text + i, text + n, low);
-        if (!len) { ok = fti_emit(out, origin, text + i, 1, i); i++; continue; }
-        low[0] = fti_cp_lower(low[0], low + 1);
-        for (int k = 0; k < 3 && ok && (!k || low[k]); k++)
-            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(low[k], bytes), i);
-        i += (size_t)len;
-    }
-    return ok;
-}
-
-static int fti_sp_step_strip(const fti_sp_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
-{
-    size_t i = 0;
-    int len;
-    while (s->left && i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
-    while (s->right && n > i && (fti_class_at(fti_char_before(text + n), &len) & FTI_CP_SPACE)) n -= (size_t)len;
-    return fti_emit_same(out, origin, text, i, n);
-}
-
-static int fti_sp_run_step(const fti_sp *m, const fti_sp_step *s, const char *text, size_t n, fti_buf *out,
-                           uint32_t **origin)
-{
-    switch (s->what) {
-    case FTI_SP_PREPEND:
-        return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
-    case FTI_SP_TABLE:   return fti_sp_step_table(m, text, n, out, origin);
-    case FTI_SP_NFC:     return fti_normalize(FTI_NFC, text, n, out, origin);
-    case FTI_SP_NFD:     return fti_normalize(FTI_NFD, text, n, out, origin);
-    case FTI_SP_LOWER:   return fti_sp_step_lower(text, n, out, origin);
-    case FTI_SP_STRIP:   return fti_sp_step_strip(s, text, n, out, origin);
-    default:             return fti_sp_step_replace(s, text, n, out, origin);
-    }
 }
 
 static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
                             uint32_t **origin)
 {
     const fti_sp *m = (const fti_sp *)tok->model;
-    uint32_t *before = NULL, *after = NULL;
-    int ok = 1;
     (void)first;
-    if (!m->json) return fti_sp_normalize_model(m, text, n, out, origin) ? 1 : -1;
-    if (!m->n_steps) return 0;
-    for (int i = 0; i < m->n_steps && ok; i++) {
-        fti_buf next = {0};
-        ok = fti_sp_run_step(m, &m->step[i], i ? out->p : text, i ? out->n : n, &next, origin ? &after : NULL);
-        for (ptrdiff_t k = 0; i && k < arrlen(after); k++) after[k] = before[after[k]];
-        arrfree(before);
-        before = after;
-        after = NULL;
-        fti_buf_free(out);
-        *out = next;
-    }
-    if (origin) *origin = before; else arrfree(before);
-    return ok && !out->failed ? 1 : -1;
+    if (m->json) return arrlen(tok->steps) ? fti_steps_run(tok, text, n, out, origin) : 0;
+    return fti_sp_normalize_model(m, &m->in, text, n, out, origin) ? 1 : -1;
 }
 
 /* ---- ids of a stretch of text ---- */
@@ -13547,6 +13672,7 @@ typedef struct fti_sp_run {
     const uint32_t *at;                 /* of each byte: its place in the text given to encode; NULL: shift */
     size_t shift;
     size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
+    struct fti_sp_symbol *spare;        /* stb array: room that one stretch leaves to the next */
 } fti_sp_run;
 
 static void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
@@ -13577,13 +13703,6 @@ static void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t end
     if (id < 0 || id == r->m->unk) { fti_sp_put_unknown(r, begin, end); return; }
     fti_sp_flush(r);
     fti_sp_put(r, id, begin, end);
-}
-
-static size_t fti_sp_char(const char *p, const char *end)
-{
-    uint32_t cp;
-    size_t n = (size_t)fti_utf8_decode(p, end, &cp);
-    return n ? n : 1;
 }
 
 /* ---- Unigram ---- */
@@ -13619,7 +13738,7 @@ static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size
 }
 
 /* Room for place k of the window. The first nodes live on the stack. */
-typedef struct fti_sp_window { fti_sp_node *node; size_t cap; fti_sp_node local[256]; } fti_sp_window;
+typedef struct fti_sp_window { fti_sp_node *node; size_t cap; fti_sp_node local[64]; } fti_sp_window;
 
 static int fti_sp_window_fit(fti_sp_window *w, size_t k)
 {
@@ -13671,7 +13790,8 @@ static int fti_sp_unigram(fti_sp_run *r)
     w.cap = sizeof w.local / sizeof *w.local;
     memset(w.local, 0, sizeof w.local);
     for (; i < r->n; i += len) {
-        len = fti_sp_char(r->p + i, r->p + r->n);
+        uint32_t cp;
+        len = fti_next(r->p + i, r->p + r->n, &cp);
         if (i == reach && i > base) {
             double till = w.node[i - base].score;
             fti_sp_backtrack(r, w.node, base, i - base);
@@ -13715,14 +13835,6 @@ static void fti_sp_pair_add(fti_sp *m, uint32_t left, uint32_t right, uint32_t r
         p = &m->pair[i];
     }
     *p = fresh;                                             /* of a pair given twice the last counts */
-}
-
-/* The next character and its length; a stray byte counts as one, with a number above Unicode. */
-static size_t fti_sp_next(const char *p, const char *end, uint32_t *cp)
-{
-    size_t n = (size_t)fti_utf8_decode(p, end, cp);
-    if (!n) *cp = 0x110000u + (unsigned char)*p;
-    return n ? n : 1;
 }
 
 FTI_INLINE uint32_t fti_sp_neighbour_bit(uint32_t a, uint32_t b)
@@ -13879,19 +13991,20 @@ static int fti_sp_bpe_stretch(fti_sp_stretch *t, size_t to)
 static int fti_sp_bpe(fti_sp_run *r)
 {
     const fti_sp *m = r->m;
-    fti_sp_stretch t = { r, NULL, 0, NULL };
+    fti_sp_stretch t = { r, r->spare, 0, NULL };
     uint32_t last = 0, cp;
     int ok = fti_fit(t.s, 64);
     if (m->unused && !(t.left = (uint32_t *)fti_calloc(m->n, sizeof *t.left))) ok = 0;
     for (size_t i = 0, len; i < r->n && ok; i += len) {
         int32_t id = -1;
-        len = m->user.n && m->begins[(unsigned char)r->p[i]] ? fti_sp_user(m, r->p + i, r->n - i, &id) : 0;
+        len = m->user.root && m->in.map.begins[(unsigned char)r->p[i]]
+            ? fti_sp_user(m, &m->in, r->p + i, r->n - i, &id) : 0;
         if (len) {                                          /* user-defined: whole, and nothing joins it */
             ok = fti_sp_bpe_stretch(&t, i);
             fti_sp_put_piece(r, id, i, i + len);
             continue;
         }
-        len = fti_sp_next(r->p + i, r->p + r->n, &cp);
+        len = fti_next(r->p + i, r->p + r->n, &cp);
         if (arrlen(t.s)) {
             uint32_t bit = fti_sp_neighbour_bit(last, cp);
             if (!(m->neighbours[bit >> 3] >> (bit & 7) & 1)) ok = fti_sp_bpe_stretch(&t, i);
@@ -13901,68 +14014,31 @@ static int fti_sp_bpe(fti_sp_run *r)
         last = cp;
     }
     ok = ok && fti_sp_bpe_stretch(&t, r->n);
-    arrfree(t.s);
+    r->spare = t.s;
     FTUNE_FREE(t.left);
     return ok;
 }
 
-/* ---- words of tokenizer.json, and the whole ---- */
-
-static int fti_sp_encode_run(fti_sp_run *r)
-{
-    int ok = r->m->unigram ? fti_sp_unigram(r) : fti_sp_bpe(r);
-    fti_sp_flush(r);
-    return ok;
-}
-
-/* One word (or all of the text): U+2581 for spaces and in front, cut there, each part encoded by itself. */
-static int fti_sp_metaspace(const ft_tokenizer *tok, const char *text, size_t begin, size_t end, int first,
-                            fti_sink *out,
-                            fti_buf *buf, uint32_t **at)
-{
-    const fti_sp *m = (const fti_sp *)tok->model;
-    fti_sp_run r = { tok, m, out, NULL, 0, NULL, 0, 0, 0 };
-    size_t n = end - begin, i, start;
-    int ok = 1, marked = n >= 3 && !memcmp(text + begin, m->space, 3);
-    buf->n = 0;
-    arrsetlen(*at, 0);
-    if (!marked && n && (m->metaspace == 1 || (m->metaspace == 2 && first)) && *(text + begin) != ' ')
-        ok = fti_emit(buf, at, m->space, 3, begin);
-    for (i = begin; i < end && ok; i++) {
-        if (text[i] == ' ') ok = fti_emit(buf, at, m->space, 3, i);
-        else ok = fti_emit(buf, at, text + i, 1, i);
-    }
-    for (start = 0; start < buf->n && ok; start = i) {
-        for (i = start + 1; i < buf->n; i++) if (m->split && i + 3 <= buf->n && !memcmp(buf->p + i, m->space, 3)) break;
-        r.p = buf->p + start;
-        r.n = i - start;
-        r.at = *at + start;
-        ok = fti_sp_encode_run(&r);
-    }
-    return ok;
-}
-
+/* The whole text, or what pre-tokenizers make of it piece by piece. */
 static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
-    const fti_sp *m = (const fti_sp *)tok->model;
-    fti_buf buf = {0};
-    uint32_t *at = NULL;
-    int ok = 1, len;
-    if (!m->words && !m->metaspace) {
-        fti_sp_run r = { tok, m, out, text, n, NULL, 0, 0, 0 };
-        ok = fti_sp_encode_run(&r);
-    } else if (!m->words) {
-        ok = fti_sp_metaspace(tok, text, 0, n, out->begin + out->at == 0, out, &buf, &at);
-    } else {
-        for (size_t i = 0, start; i < n && ok; ) {
-            while (i < n && (fti_class_at(text + i, &len) & FTI_CP_SPACE)) i += (size_t)len;
-            for (start = i; i < n && !(fti_class_at(text + i, &len) & FTI_CP_SPACE); ) i += (size_t)len;
-            if (i > start)
-                ok = fti_sp_metaspace(tok, text, start, i, out->begin + out->at + start == 0, out, &buf, &at);
-        }
+    fti_sp_run r = { tok, (const fti_sp *)tok->model, out, text, n, NULL, 0, 0, 0, NULL };
+    ft_span all = { 0, n };
+    fti_pieces x = { text, { NULL, 0, 0, 0 }, NULL, NULL };
+    int cut = arrlen(tok->cuts) > 0;
+    int ok = !cut || fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x);
+    ptrdiff_t pieces = cut ? arrlen(x.piece) : 1;
+    for (ptrdiff_t k = 0; k < pieces && ok; k++) {
+        ft_span piece = cut ? x.piece[k] : all;
+        r.p = x.text + piece.begin;
+        r.n = piece.end - piece.begin;
+        r.at = x.at ? x.at + piece.begin : NULL;
+        r.shift = piece.begin;
+        ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
+        fti_sp_flush(&r);
     }
-    fti_buf_free(&buf);
-    arrfree(at);
+    fti_pieces_free(&x);
+    arrfree(r.spare);
     return ok ? FTUNE_OK : fti_no_memory(err, n);
 }
 
@@ -13980,28 +14056,71 @@ static int fti_sp_byte_of(const fti_token *t)               /* "<0xE4>" -> 0xE4;
 
 static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
 {
+    static const char mark[] = "\xE2\x96\x81";
     const fti_sp *m = (const fti_sp *)tok->model;
     const fti_token *t = fti_vocab_at(&tok->vocab, id);
     int byte = m->byte[0] >= 0 ? fti_sp_byte_of(t) : -1;
     size_t i = 0;
-    char b;
-    if (byte >= 0) {
-        b = (char)byte;
-        if (!(first && m->json && m->strip == 1 && b == ' ')) fti_buf_add(out, &b, 1);
-        return;
-    }
+    char b = (char)byte;
+    int space = first && m->json && m->strip == 1;          /* Strip: also a space that is written as one */
+    if (byte >= 0) { if (!(space && b == ' ')) fti_buf_add(out, &b, 1); return; }
     if (!m->json && (size_t)id < m->n) {
         if (m->type[id] == FTI_SP_CONTROL) return;
-        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, " \xE2\x81\x87 ", 5); return; }
+        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, m->unk_surface.p, m->unk_surface.n); return; }
     }
-    while (first && m->strip && i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) {
-        i += 3;
-        if (m->strip == 1) break;
-    }
-    if (first && m->strip == 1 && m->json && !i && t->len && *t->p == ' ') i = 1;
+    if (first && m->strip != 2 && m->strip && t->len >= 3 && !memcmp(t->p, mark, 3)) i = 3;
+    if (space && t->len && *t->p == ' ') i = 1;
     while (i < t->len) {
-        if (i + 3 <= t->len && !memcmp(t->p + i, "\xE2\x96\x81", 3)) { fti_buf_add(out, " ", 1); i += 3; }
-        else fti_buf_add(out, t->p + i++, 1);
+        if (i + 3 > t->len || memcmp(t->p + i, mark, 3)) { fti_buf_add(out, t->p + i++, 1); continue; }
+        if (!(first && m->strip == 2)) fti_buf_add(out, " ", 1);
+        i += 3;
+    }
+}
+
+/* A run of byte tokens that is not UTF-8: one U+FFFD for each byte that belongs to no character (.model), or for each
+ * byte of all the run (ByteFallback of tokenizer.json). */
+static void fti_sp_end_run(const fti_sp *m, fti_buf *out, size_t run)
+{
+    fti_buf whole = { NULL, 0, 0, 0 };
+    size_t n = out->n - run, valid = 0;
+    if (out->failed || (valid = fti_utf8_valid(out->p + run, n)) == n) return;
+    if (m->json) valid = 0;
+    for (size_t i = 0; i < n; valid = m->json ? 0 : fti_utf8_valid(out->p + run + i, n - i)) {
+        fti_buf_add(&whole, out->p + run + i, valid);
+        i += valid;
+        if (i++ < n) fti_buf_str(&whole, "\xEF\xBF\xBD");
+    }
+    out->n = run;
+    fti_buf_add(out, whole.p, whole.n);
+    out->failed |= whole.failed;
+    fti_buf_free(&whole);
+}
+
+static void fti_sp_decode_all(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    size_t run = SIZE_MAX, i;
+    int first = 1;
+    for (i = 0; i < n; i++) {
+        if (skip_special && ft_token_is_special(tok, ids[i])) continue;
+        if (m->byte[0] >= 0 && fti_sp_byte_of(fti_vocab_at(&tok->vocab, ids[i])) >= 0) {
+            if (run == SIZE_MAX) run = out->n;
+            fti_sp_decode(tok, ids[i], 0, out);
+            continue;
+        }
+        if (run != SIZE_MAX) fti_sp_end_run(m, out, run);
+        run = SIZE_MAX;
+        first = first && !out->n;
+        fti_sp_decode(tok, ids[i], first && !(m->json && m->strip == 1), out);
+        first = first && !m->json && (m->strip == 3 || ft_token_bytes(tok, ids[i]).p[0] != '\xE2');
+    }
+    if (run != SIZE_MAX) fti_sp_end_run(m, out, run);
+    if (m->json && m->strip == 1 && out->n && *out->p == ' ') memmove(out->p, out->p + 1, --out->n);
+    if (!m->json && m->out.map.n_units) {
+        fti_buf text = { NULL, 0, 0, 0 };
+        if (!fti_sp_normalize_model(m, &m->out, out->p, out->n, &text, NULL)) text.failed = 1;
+        fti_buf_free(out);
+        *out = text;
     }
 }
 
@@ -14020,7 +14139,7 @@ static void fti_sp_free(void *model)
 }
 
 static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
-                                         fti_sp_free };
+                                          fti_sp_decode_all, fti_sp_free };
 
 /* ---- building ---- */
 
@@ -14031,63 +14150,24 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
     tok->family = &fti_family_sp;
     tok->model = m;
     m->unk = -1;
-    m->space = "\xE2\x96\x81";
+    m->in.space = m->out.space = "\xE2\x96\x81";
+    m->unk_surface = ft_text_of(" \xE2\x81\x87 ");
     m->fuse_unk = 1;
     memset(m->byte, 0xFF, sizeof m->byte);
     return m;
 }
 
-/* The table of rules: u32 size of the double array, the double array, texts. */
-static ft_status fti_sp_table(fti_sp *m, const char *p, size_t n, const char *name, ft_error *err)
+/* Which tokens Unigram takes text apart into, and which are cut out before a model sees the text. */
+static int fti_sp_in_text(const ft_tokenizer *tok, int32_t id)
 {
-    size_t size;
-    if (!n) return FTUNE_OK;
-    size = n >= 4 ? fti_le32(p) : 0;
-    if (n < 4 || size > n - 4 || size % 4 || size < 1024)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected a table of 1024 to %lu bytes, "
-                        "found %lu", name,
-                        (unsigned long)(n < 4 ? 0 : n - 4), (unsigned long)size);
-    m->table = p + 4;
-    m->n_units = size / 4;
-    m->pool = p + 4 + size;
-    m->n_pool = n - 4 - size;
-    if (m->n_pool && m->pool[m->n_pool - 1])
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts that end with a 0 byte", name);
-    for (size_t i = 0, len; i < m->n_pool; i += len + 1)
-        if ((len = strlen(m->pool + i)) > FTI_SP_LONGEST_RULE)
-            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected texts of up to %d bytes, found "
-                            "%lu", name,
-                            (int)FTI_SP_LONGEST_RULE, (unsigned long)len);
-    for (unsigned b = 0; b < 256; b++) {
-        size_t node = fti_sp_offset(fti_sp_unit(m, 0)) ^ b, child;
-        uint32_t unit = fti_sp_unit(m, node);
-        if (node >= m->n_units || (unit & 0x800000FFu) != b) continue;
-        m->begins[b] = b >= 128 || (unit >> 8 & 1) ? 1 : 2;
-        for (unsigned c = 0; c < 128; c++) {
-            child = node ^ fti_sp_offset(unit) ^ c;
-            if (child < m->n_units && (fti_sp_unit(m, child) & 0x800000FFu) == c) m->begins[b] = 1;
-        }
-    }
-    return FTUNE_OK;
+    const fti_sp *m = (const fti_sp *)tok->model;
+    return (size_t)id < m->n && !ft_token_is_special(tok, id) && (m->json || fti_sp_is_piece(m, id));
 }
 
-/* Unigram: the tree over the pieces that text may become. */
-static ft_status fti_sp_finish_unigram(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
+static int fti_sp_is_user(const ft_tokenizer *tok, int32_t id)
 {
-    const fti_vocab *v = &tok->vocab;
-    fti_key *keys = (fti_key *)fti_alloc(v->n, sizeof *keys);
-    size_t n = 0;
-    int ok = keys != NULL;
-    for (size_t i = 0; i < v->n && ok; i++) {
-        fti_key k = { v->token[i].p, v->token[i].len, v->token[i].id };
-        if (!k.n || (size_t)k.value >= m->n || ft_token_is_special(tok, k.value)) continue;
-        if (m->type && m->type[k.value] != FTI_SP_NORMAL && m->type[k.value] != FTI_SP_USER
-            && m->type[k.value] != FTI_SP_UNUSED) continue;
-        keys[n++] = k;
-    }
-    ok = ok && fti_trie_build(&m->pieces, keys, n);
-    FTUNE_FREE(keys);
-    return ok ? FTUNE_OK : fti_no_memory(err, v->n * sizeof *keys);
+    const fti_sp *m = (const fti_sp *)tok->model;
+    return (size_t)id < m->n && m->type[id] == FTI_SP_USER;
 }
 
 static void fti_sp_note_neighbours(fti_sp *m, const char *p, size_t n)
@@ -14095,7 +14175,7 @@ static void fti_sp_note_neighbours(fti_sp *m, const char *p, size_t n)
     uint32_t last = 0, cp;
     for (size_t i = 0, len; i < n; i += len, last = cp) {
         uint32_t bit;
-        len = fti_sp_next(p + i, p + n, &cp);
+        len = fti_next(p + i, p + n, &cp);
         if (!i) continue;
         bit = fti_sp_neighbour_bit(last, cp);
         m->neighbours[bit >> 3] |= (uint8_t)(1u << (bit & 7));
@@ -14552,33 +14632,39 @@ static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *
     return k;
 }
 
-/* Members of an object { "token": id, ... } into the vocabulary. */
-static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, ft_error *err)
+/* Room for up to n bytes of one of many small texts; the caller moves p and left on by what it used. */
+typedef struct fti_room { char *p; size_t left; } fti_room;
+static int fti_room_for(fti_room *r, fti_arena *a, size_t n)
 {
-    fti_alphabet alphabet;
+    if (r->left >= n) return 1;
+    r->left = n > 16384 ? n : 16384;
+    return (r->p = (char *)fti_arena_alloc(a, r->left)) != NULL;
+}
+
+/* Members of an object { "token": id, ... } into the vocabulary. a: their texts are spelled in its characters. */
+static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, const fti_alphabet *a, ft_error *err)
+{
     fti_arena keys = { 0 };                                   /* those written with escapes */
-    size_t total = 0, n;
+    fti_room room = { NULL, 0 };
     int node;
-    char *out;
     ft_status status = FTUNE_OK;
     if (!fti_json_is(j, object, FTI_OBJECT))
         return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, "vocab", "an object of tokens and ids", err);
-    fti_alphabet_init(&alphabet);
-    for (node = fti_json_child(j, object); node >= 0; node = fti_json_next(j, node)) total += j->node[node].key_len;
-    out = (char *)fti_arena_alloc(&tok->arena, total + 1);
-    if (!out || !fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, total);
+    if (!fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, j->node[object].count);
     for (node = fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
         ft_text key;
         int64_t id = fti_json_int(j, node, -1);
         if (arrlen(tok->vocab.token) % 1024 == 0) fti_arena_free(&keys);
         key = fti_json_key(j, node, &keys);
-        if (!key.p) status = fti_no_memory(err, j->node[node].key_len);
+        if (!key.p || !fti_room_for(&room, &tok->arena, key.n)) status = fti_no_memory(err, j->node[node].key_len);
         else if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
             status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "an id from 0 to 2147483646", err);
         else {
-            n = fti_spelled(&alphabet, key.p, key.n, out);
-            if (!fti_vocab_add(&tok->vocab, (int32_t)id, out, n)) status = fti_no_memory(err, n);
-            out += n;
+            size_t n = a ? fti_spelled(a, key.p, key.n, room.p) : key.n;
+            if (!a && n) memcpy(room.p, key.p, n);
+            if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)) status = fti_no_memory(err, n);
+            room.p += n;
+            room.left -= n;
         }
     }
     fti_arena_free(&keys);
@@ -14587,8 +14673,7 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
 
 /* line: of name, or the node of j. */
 static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, ft_text right, const char *name,
-                                const fti_json *j, int line,
-                                ft_error *err)
+                                const fti_json *j, int line, ft_error *err)
 {
     size_t n, k;
     m->bytes.n = 0;
@@ -14616,40 +14701,184 @@ static int fti_is_type(const fti_json *j, int node, const char *type)
     return fti_json_equals(j, fti_json_get(j, node, "type"), type);
 }
 
-/* A part that may be a Sequence: its steps in order. Call with *at = -2 first; the next step, or -1. */
-static int fti_json_step(const fti_json *j, int part, const char *list, int *at)
+/* The steps of a part in order: what stands in a Sequence, and in Sequences inside it. */
+typedef struct fti_json_walk { int at[16], n, root; const char *list; } fti_json_walk;
+
+static fti_json_walk fti_json_steps(const fti_json *j, const char *part, const char *list)
 {
-    if (part < 0 || fti_json_is(j, part, FTI_NULL)) return -1;
-    if (!fti_is_type(j, part, "Sequence")) { int first = *at == -2; *at = -1; return first ? part : -1; }
-    return *at = *at == -2 ? fti_json_child(j, fti_json_get(j, part, list)) : *at < 0 ? -1 : fti_json_next(j, *at);
+    fti_json_walk w = { { 0 }, 0, -1, NULL };
+    w.list = list;
+    w.root = w.at[0] = fti_json_get(j, 0, part);
+    w.n = w.root >= 0 && !fti_json_is(j, w.root, FTI_NULL);
+    return w;
 }
 
-static ft_status fti_bpe_normalizer(fti_bpe *b, const fti_json *j, ft_error *err)
+static int fti_json_step(const fti_json *j, fti_json_walk *w)                 /* the next one, or -1 */
 {
-    static const char *const form[] = { "NFC", "NFD" };
-    int part = fti_json_get(j, 0, "normalizer"), at = -2, node, k;
-    while ((node = fti_json_step(j, part, "normalizers", &at)) >= 0) {
-        for (k = 0; k < 2 && !fti_is_type(j, node, form[k]); k++) ;
-        if (k == 2 || b->form >= 0)
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "NFC or NFD", err);
-        b->form = k;
+    while (w->n) {
+        int node = w->at[--w->n], next = node == w->root ? -1 : fti_json_next(j, node);
+        if (next >= 0) w->at[w->n++] = next;
+        if (!fti_is_type(j, node, "Sequence") || w->n == 16) return node;
+        next = fti_json_child(j, fti_json_get(j, node, w->list));
+        if (next >= 0) w->at[w->n++] = next;
     }
-    return FTUNE_OK;
+    return -1;
+}
+
+/* A string that outlives the JSON. */
+static ft_status fti_json_keep(ft_tokenizer *tok, const fti_json *j, int node, ft_text *out, ft_error *err)
+{
+    ft_text t = fti_json_text(j, node, &tok->arena);
+    if (!fti_json_is(j, node, FTI_STRING))
+        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer or pre_tokenizer", "a string", err);
+    out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
+    out->n = t.n;
+    return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
+}
+
+/* {"String": "a"}, or {"Regex": "a+"} of those that are known; an older file has the text alone. */
+static ft_status fti_json_pattern(ft_tokenizer *tok, const fti_json *j, int node, fti_pattern *f, ft_error *err)
+{
+    int regex = fti_json_get(j, node, "Regex"), text = fti_json_get(j, node, "String");
+    if (regex < 0) return fti_json_keep(tok, j, text < 0 ? node : text, &f->text, err);
+    for (size_t i = 0; i < sizeof fti_patterns / sizeof *fti_patterns; i++)
+        if (fti_json_equals(j, regex, fti_patterns[i].regex)) { *f = fti_patterns[i]; return FTUNE_OK; }
+    return fti_json_refuse(j, regex, FTUNE_ERR_UNSUPPORTED, "pattern", "a text, or a run such as \" {2,}\"", err);
+}
+
+static ft_status fti_json_charsmap(ft_tokenizer *tok, const fti_json *j, int node, fti_charsmap **map, ft_error *err)
+{
+    ft_text base64 = { NULL, 0 };
+    char *bytes;
+    int64_t n;
+    ft_status status = fti_json_keep(tok, j, node, &base64, err);
+    if (status) return status;
+    bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8);
+    *map = (fti_charsmap *)fti_arena_alloc(&tok->arena, sizeof **map);
+    if (!bytes || !*map) return fti_no_memory(err, base64.n);
+    n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
+    if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
+    return fti_map_read(*map, bytes, (size_t)n, j->name, err);
+}
+
+/* "normalizer" into tok->steps. */
+static ft_status fti_json_normalizer(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    static const struct { const char *type; int what, form; } kind[] = {
+        { "NFC", FTI_STEP_FORM, FTI_NFC }, { "NFD", FTI_STEP_FORM, FTI_NFD }, { "NFKC", FTI_STEP_FORM, FTI_NFKC },
+        { "NFKD", FTI_STEP_FORM, FTI_NFKD }, { "Lowercase", FTI_STEP_LOWER, 0 }, { "Nmt", FTI_STEP_NMT, 0 },
+        { "StripAccents", FTI_STEP_ACCENTS, 0 }, { "Strip", FTI_STEP_STRIP, 0 }, { "Prepend", FTI_STEP_PREPEND, 0 },
+        { "Replace", FTI_STEP_REPLACE, 0 }, { "Precompiled", FTI_STEP_TABLE, 0 },
+        { "BertNormalizer", FTI_STEP_BERT, 0 } };
+    enum { KINDS = sizeof kind / sizeof *kind };
+    fti_json_walk w = fti_json_steps(j, "normalizer", "normalizers");
+    ft_status status = FTUNE_OK;
+    for (int node, k; !status && (node = fti_json_step(j, &w)) >= 0; ) {
+        fti_step s;
+        memset(&s, 0, sizeof s);
+        for (k = 0; k < KINDS && !fti_is_type(j, node, kind[k].type); k++) { }
+        if (k == KINDS)
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "NFC, NFD, NFKC, NFKD, Lowercase, "
+                                   "StripAccents, Nmt, Strip, Prepend, Replace, Precompiled or BertNormalizer", err);
+        s.what = kind[k].what;
+        s.form = kind[k].form | FTI_UNICODE_9;
+        s.left = fti_flag(j, node, "strip_left", 1);
+        s.right = fti_flag(j, node, "strip_right", 1);
+        s.bert.clean = fti_flag(j, node, "clean_text", 1);
+        s.bert.cjk = fti_flag(j, node, "handle_chinese_chars", 1);
+        s.bert.lower = fti_flag(j, node, "lowercase", 1);
+        s.bert.strip = fti_flag(j, node, "strip_accents", s.bert.lower);
+        if (s.what == FTI_STEP_PREPEND) status = fti_json_keep(tok, j, fti_json_get(j, node, "prepend"), &s.to, err);
+        if (s.what == FTI_STEP_REPLACE) {
+            status = fti_json_pattern(tok, j, fti_json_get(j, node, "pattern"), &s.from, err);
+            if (!status) status = fti_json_keep(tok, j, fti_json_get(j, node, "content"), &s.to, err);
+        }
+        if (s.what == FTI_STEP_TABLE)
+            status = fti_json_charsmap(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &s.map, err);
+        if (!status && !fti_push(tok->steps, s)) status = fti_no_memory(err, sizeof s);
+    }
+    return status;
+}
+
+static ft_status fti_json_metaspace(fti_cutter *c, const fti_json *j, int node, ft_error *err)
+{
+    int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
+    if (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81"))
+        return fti_json_refuse(j, mark, FTUNE_ERR_UNSUPPORTED, "Metaspace", "U+2581", err);
+    c->split = fti_flag(j, node, "split", 1);
+    c->metaspace = fti_flag(j, node, "add_prefix_space", 1) ? 1 : 3;
+    if (!fti_json_is(j, scheme, FTI_STRING)) return FTUNE_OK;
+    c->metaspace = fti_json_equals(j, scheme, "always") ? 1 : fti_json_equals(j, scheme, "first") ? 2
+                 : fti_json_equals(j, scheme, "never") ? 3 : 0;
+    return c->metaspace ? FTUNE_OK : fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme",
+                                                     "always, first or never", err);
+}
+
+/* One pre-tokenizer that is no Sequence, into tok->cuts. */
+static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft_error *err)
+{
+    int behavior = fti_json_get(j, node, "behavior"), bert = fti_is_type(j, node, "BertPreTokenizer");
+    fti_cutter c;
+    ft_status status = FTUNE_OK;
+    memset(&c, 0, sizeof c);
+    c.at.least = c.at.most = 1;
+    if (bert || fti_is_type(j, node, "WhitespaceSplit")) {
+        c.at.classes = FTI_CP_SPACE;
+        c.behavior = FTI_REMOVED;
+        if (bert && !fti_push(tok->cuts, c)) return fti_no_memory(err, sizeof c);
+    }
+    if (bert || fti_is_type(j, node, "Punctuation")) {
+        c.at.classes = FTI_PATTERN_PUNCT;
+        c.behavior = FTI_ISOLATED;
+    } else if (fti_is_type(j, node, "Digits")) {
+        c.at.classes = FTI_CP_NUMBER;
+        c.behavior = fti_flag(j, node, "individual_digits", 0) ? FTI_ISOLATED : FTI_CONTIGUOUS;
+    } else if (fti_is_type(j, node, "CharDelimiterSplit")) {
+        c.behavior = FTI_REMOVED;
+        status = fti_json_keep(tok, j, fti_json_get(j, node, "delimiter"), &c.at.text, err);
+    } else if (fti_is_type(j, node, "Split")) {
+        status = fti_json_pattern(tok, j, fti_json_get(j, node, "pattern"), &c.at, err);
+        c.invert = fti_flag(j, node, "invert", 0);
+    } else if (fti_is_type(j, node, "Metaspace")) status = fti_json_metaspace(&c, j, node, err);
+    else if (!c.behavior)
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "Metaspace, WhitespaceSplit, Split, "
+                               "Digits, Punctuation, CharDelimiterSplit or BertPreTokenizer", err);
+    if (behavior >= 0 && !status) {
+        for (c.behavior = 0; c.behavior < FTI_N_BEHAVIORS; c.behavior++)
+            if (fti_json_equals(j, behavior, fti_behaviors[c.behavior])) break;
+        if (c.behavior == FTI_N_BEHAVIORS)
+            return fti_json_refuse(j, behavior, FTUNE_ERR_UNSUPPORTED, "behavior", "Isolated, Removed, Contiguous, "
+                                   "MergedWithPrevious or MergedWithNext", err);
+    }
+    return status ? status : fti_push(tok->cuts, c) ? FTUNE_OK : fti_no_memory(err, sizeof c);
+}
+
+static ft_status fti_json_cuts(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
+    ft_status status = FTUNE_OK;
+    for (int node; !status && (node = fti_json_step(j, &w)) >= 0; ) {
+        if (fti_is_type(j, node, "Metaspace") && arrlen(tok->cuts) && arrlast(tok->cuts).metaspace)
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "one Metaspace", err);
+        status = fti_json_cut(tok, j, node, err);
+    }
+    return status;
 }
 
 static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena *arena, ft_error *err)
 {
     const fti_splitter *none = fti_splitter_find("none", NULL);
-    int part = fti_json_get(j, 0, "pre_tokenizer"), at = -2, node, k;
+    fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
+    int node, k;
     b->splitter = none;
-    while ((node = fti_json_step(j, part, "pretokenizers", &at)) >= 0) {
+    while ((node = fti_json_step(j, &w)) >= 0) {
         int known = 0, pattern = -1;
         if (fti_is_type(j, node, "ByteLevel")) {
             int regex = fti_flag(j, node, "use_regex", 1);
             b->prefix_space = fti_flag(j, node, "add_prefix_space", 1);
             known = !regex || b->splitter == none;
             if (regex) b->splitter = fti_splitter_find("gpt2", NULL);
-            if (b->prefix_space && (b->digits || !regex) && at >= 0) known = 0;     /* each piece would get a space */
+            if (b->prefix_space && (b->digits || !regex) && node != w.root) known = 0;   /* each piece would get one */
         } else if (fti_is_type(j, node, "Digits") && b->splitter == none && !b->digits) {
             b->digits = fti_flag(j, node, "individual_digits", 0) ? 1 : 2;
             known = 1;
@@ -14672,6 +14901,29 @@ static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena 
     return FTUNE_OK;
 }
 
+/* One entry of "merges": ["a", "b"], or "a b", which only U+0020 separates. False: neither. */
+static int fti_json_merge(const fti_json *j, int node, fti_arena *a, ft_text *left, ft_text *right)
+{
+    int pair = fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2;
+    *left = fti_json_text(j, pair ? node + 1 : node, a);
+    if (pair) *right = fti_json_text(j, fti_json_next(j, node + 1), a);
+    else if ((right->p = left->p && left->n ? (const char *)memchr(left->p, ' ', left->n) : NULL) != NULL) {
+        right->n = left->n - (size_t)(++right->p - left->p);
+        left->n -= right->n + 1;
+    }
+    return left->p && right->p;
+}
+
+static ft_status fti_not_two_pieces(const fti_json *j, int node, uint32_t i, ft_error *err)
+{
+    const fti_json_node *x = &j->node[node];
+    if (x->type == FTI_STRING && x->len && memchr(j->text + x->start, ' ', x->len)) return fti_no_memory(err, x->len);
+    if (x->type == FTI_ARRAY && x->count == 2 && fti_json_is(j, node + 1, FTI_STRING)
+        && fti_json_is(j, fti_json_next(j, node + 1), FTI_STRING)) return fti_no_memory(err, x->len);
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two pieces, found %.*s", j->name,
+                    fti_json_line(j, node), (unsigned)i, fti_most(j->node[node].len), j->text + j->node[node].start);
+}
+
 static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model, ft_error *err)
 {
     int list = fti_json_get(j, model, "merges"), whole = fti_flag(j, model, "ignore_merges", 0), node;
@@ -14683,21 +14935,10 @@ static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model
     if (!fti_json_is(j, list, FTI_ARRAY)) return fti_json_refuse(j, list, FTUNE_ERR_FORMAT, "merges", "a list", err);
     status = fti_merges_begin(tok, &m, j->node[list].count, j->name, err);
     for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node)) {
-        ft_text left, right = { NULL, 0 };
+        ft_text left, right;
         if (m.n % 1024 == 0) fti_arena_free(&texts);
-        if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
-            left = fti_json_text(j, node + 1, &texts);
-            right = fti_json_text(j, fti_json_next(j, node + 1), &texts);
-        } else {
-            left = fti_json_text(j, node, &texts);            /* "a b"; only U+0020 separates */
-            right.p = left.p && left.n ? (const char *)memchr(left.p, ' ', left.n) : NULL;
-            if (right.p) { right.n = left.n - (size_t)(++right.p - left.p); left.n -= right.n + 1; }
-        }
-        if (left.p && right.p) status = fti_merges_add(tok, &m, left, right, j->name, j, node, err);
-        else
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected two pieces, found %.*s",
-                              j->name, fti_json_line(j, node), m.n, fti_most(j->node[node].len),
-                              j->text + j->node[node].start);
+        status = fti_json_merge(j, node, &texts, &left, &right)
+            ? fti_merges_add(tok, &m, left, right, j->name, j, node, err) : fti_not_two_pieces(j, node, m.n, err);
     }
     if (!status && !fti_merges_end(tok, &m, whole, unk_id)) status = fti_no_memory(err, 65536);
     fti_arena_free(&texts);
@@ -14707,20 +14948,22 @@ static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model
 
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
-    static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
-    int model = fti_json_get(j, 0, "model"), i, node;
+    int model = fti_json_get(j, 0, "model");
+    fti_alphabet alphabet;
+    fti_bpe *b;
     ft_status status;
-    for (i = 0; i < 2; i++) {
-        node = fti_json_get(j, model, affix[i]);
-        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
-    }
-    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), err);
+    fti_alphabet_init(&alphabet);
+    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), &alphabet, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
-    if (!status) status = fti_bpe_normalizer((fti_bpe *)tok->model, j, err);
-    if (!status) status = fti_bpe_pre_tokenizer((fti_bpe *)tok->model, j, &tok->arena, err);
-    return status;
+    if (!status) status = fti_json_normalizer(tok, j, err);
+    if (status) return status;
+    b = (fti_bpe *)tok->model;
+    if (arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_FORM) {
+        b->form = tok->steps->form;
+        arrfree(tok->steps);
+    }
+    return fti_bpe_pre_tokenizer(b, j, &tok->arena, err);
 }
 
 /* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
@@ -14773,6 +15016,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     const fti_known *known;
     const fti_splitter *splitter;
     fti_config_file config;
+    fti_alphabet alphabet;
     fti_file merges = { 0 };
     int n_added = 0;
     ft_status status;
@@ -14780,7 +15024,8 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     if (!fti_file_exists(path)) return fti_fail(err, FTUNE_ERR_NOT_FOUND,
                                                 "%s: expected merges.txt beside it, found none", j->name);
     status = fti_config_open(tok, &config, dir, err);
-    if (!status) status = fti_vocab_json(tok, j, 0, err);
+    fti_alphabet_init(&alphabet);
+    if (!status) status = fti_vocab_json(tok, j, 0, &alphabet, err);
     known = status ? NULL : fti_known_find(&tok->vocab, 1);
     if (!name) name = known ? known->splitter : fti_class_splitter(&config);
     if (!status && !name)
@@ -14796,7 +15041,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     if (!status) {
         fti_bpe *b = (fti_bpe *)tok->model;
         b->splitter = splitter;
-        b->form = splitter->nfc ? FTI_NFC : -1;
+        b->form = splitter->nfc ? FTI_NFC | FTI_UNICODE_9 : -1;       /* these files are Hugging Face's */
         b->prefix_space = config.found && fti_flag(&config.json, 0, "add_prefix_space", 0);
         status = fti_added_finish(tok, err);
     }
@@ -14843,9 +15088,10 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
 
 static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
-    int part = fti_json_get(j, 0, "post_processor"), at = -2, node, k;
+    fti_json_walk w = fti_json_steps(j, "post_processor", "processors");
+    int node, k;
     ft_status status = FTUNE_OK;
-    while ((node = fti_json_step(j, part, "processors", &at)) >= 0 && !status) {
+    while (!status && (node = fti_json_step(j, &w)) >= 0) {
         if (fti_is_type(j, node, "TemplateProcessing")) status = fti_template_processing(tok, j, node, err);
         else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
             for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
@@ -14860,8 +15106,8 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
 
 static int fti_has_step(const fti_json *j, const char *part, const char *list, const char *type)
 {
-    int at = -2, node, root = fti_json_get(j, 0, part);
-    while ((node = fti_json_step(j, root, list, &at)) >= 0) if (fti_is_type(j, node, type)) return 1;
+    fti_json_walk w = fti_json_steps(j, part, list);
+    for (int node; (node = fti_json_step(j, &w)) >= 0; ) if (fti_is_type(j, node, type)) return 1;
     return 0;
 }
 
@@ -14912,6 +15158,7 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
 
 static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
+    static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
     int model = fti_json_get(j, 0, "model"), byte_level;
     ft_text type = fti_json_type_of(j, model, &tok->arena);
     byte_level = fti_has_step(j, "pre_tokenizer", "pretokenizers", "ByteLevel")
@@ -14923,6 +15170,11 @@ static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *
     if (!fti_is_type(j, model, "BPE") && (type.n || fti_json_get(j, model, "merges") < 0))
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece or Unigram, found \"%.*s\"",
                         j->name, fti_most(type.n), type.p);
+    for (int i = 0; i < 2; i++) {
+        int node = fti_json_get(j, model, affix[i]);
+        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
+    }
     return byte_level ? fti_json_bpe(tok, j, err) : fti_json_sentencepiece(tok, j, err);
 }
 
@@ -14934,6 +15186,7 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
     ft_status status = fti_config_open(tok, &config, dir, err);
     for (; node >= 0 && !status; node = fti_json_next(j, node))
         status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
+    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     if (!status) status = fti_added_check(tok, j, err);
     if (!status) status = fti_json_model(tok, j, err);
     if (!status) status = fti_added_finish(tok, err);
@@ -14948,30 +15201,25 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
 
 /* ---- WordPiece: vocab.txt, tokenizer.json ------------------------------------------------------------------------ */
 
-/* The model's own tokens on top of added ones that stand in the vocabulary already: those have to agree. */
-typedef struct fti_model_tokens { fti_map added; size_t n_added; } fti_model_tokens;
-
-static int fti_model_tokens_begin(const ft_tokenizer *tok, fti_model_tokens *m)
+/* The tokens that tokenizer_config.json added, by their text. */
+static int fti_added_map(const ft_tokenizer *tok, fti_map *m)
 {
-    memset(m, 0, sizeof *m);
-    m->n_added = (size_t)arrlen(tok->vocab.token);
-    for (size_t i = 0; i < m->n_added; i++)
-        if (!fti_map_put(&m->added, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
+    for (ptrdiff_t i = 0; i < arrlen(tok->vocab.token); i++)
+        if (!fti_map_put(m, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
     return 1;
 }
 
-static ft_status fti_model_token(ft_tokenizer *tok, const fti_model_tokens *m, int64_t id, const char *p, size_t n,
+/* A token of vocab.txt or a .model. One that was added stands in the vocabulary already, and has to agree. */
+static ft_status fti_model_token(ft_tokenizer *tok, const fti_map *added, int32_t id, ft_text t, int control,
                                  const char *name, ft_error *err)
 {
-    int32_t added = fti_map_get(&m->added, p, n);
-    if (id < 0 || id >= INT32_MAX || n >= FTI_HIDDEN)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected an id from 0 to 2147483646, found %ld", name,
-                        fti_most(n), p, (long)id);
-    if (added >= 0 && added != id)
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %ld in the "
-                        "vocabulary", name, fti_most(n), p, (int)added, (long)id);
-    if (added >= 0) return FTUNE_OK;
-    return fti_vocab_add(&tok->vocab, (int32_t)id, p, n) ? FTUNE_OK : fti_no_memory(err, n);
+    int32_t known = fti_map_get(added, t.p, t.n);
+    if (t.n >= FTI_HIDDEN || (known >= 0 && known != id))
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %d", name,
+                        fti_most(t.n), t.p, (int)known, (int)id);
+    if (known >= 0) return FTUNE_OK;
+    if (control) return fti_added_add(tok, t, id, 1, 0, 0, 0, 0, err);
+    return fti_vocab_add(&tok->vocab, id, t.p, t.n) ? FTUNE_OK : fti_no_memory(err, t.n);
 }
 
 /* Limits, and what one byte of ASCII does. The switches are set by now. */
@@ -14985,10 +15233,9 @@ static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const
     if (w->unk < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the token for unknown words, [UNK], in the vocabulary, "
                         "found none", name);
-    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     for (unsigned b = 0; b < 128; b++) {
         fti_wp_char c;
-        fti_bert_normalize(w, b, &c);
+        fti_bert_normalize(&w->how, b, &c);
         if (!c.n) w->ascii[b] = FTI_WP_DROP;
         else if (fti_cp_class(c.cp[0]) & FTI_CP_SPACE) w->ascii[b] = FTI_WP_SPACE;
         else if (fti_bert_is_punct(c.cp[0])) w->ascii[b] = FTI_WP_PUNCT;
@@ -15009,30 +15256,31 @@ static int fti_wordpiece_is_uncased(const fti_vocab *v)
 }
 
 /* do_lower_case and its neighbours in tokenizer_config.json, then the caller's wish. */
-static void fti_wordpiece_switches(const ft_tokenizer *tok, fti_wordpiece *w, const fti_config_file *c, int wish)
+static int fti_wordpiece_switches(ft_tokenizer *tok, fti_wordpiece *w, const fti_config_file *c, int wish)
 {
-    int strip = -1;
-    w->lower = fti_wordpiece_is_uncased(&tok->vocab);
-    if (c->found) {
-        w->lower = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "do_lower_case"), w->lower);
-        w->cjk = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "tokenize_chinese_chars"), 1);
-        strip = fti_json_bool(&c->json, fti_json_get(&c->json, 0, "strip_accents"), -1);
-    }
-    if (wish >= 0) w->lower = wish;
-    w->strip = strip < 0 ? w->lower : strip;
+    fti_step s;
+    memset(&s, 0, sizeof s);
+    w->how.lower = fti_wordpiece_is_uncased(&tok->vocab);
+    if (c->found) w->how.lower = fti_flag(&c->json, 0, "do_lower_case", w->how.lower);
+    if (c->found) w->how.cjk = fti_flag(&c->json, 0, "tokenize_chinese_chars", 1);
+    if (wish >= 0) w->how.lower = wish;
+    w->how.strip = c->found ? fti_flag(&c->json, 0, "strip_accents", w->how.lower) : w->how.lower;
+    w->fused = 1;
+    s.what = FTI_STEP_BERT;
+    s.bert = w->how;
+    return fti_push(tok->steps, s);
 }
 
 /* The five control tokens by their names; those the vocabulary lacks are not there. */
+static const char *const fti_bert_special[5][2] = {
+    { "[PAD]", "pad_token_id" }, { "[UNK]", "unk_token_id" }, { "[CLS]", "cls_token_id" }, { "[SEP]", "sep_token_id" },
+    { "[MASK]", "mask_token_id" } };
+
 static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
 {
-    static const char *const special[5][2] = { { "[PAD]", "pad_token_id" }, { "[UNK]", "unk_token_id" },
-                                               { "[CLS]", "cls_token_id" }, { "[SEP]", "sep_token_id" },
-                                               { "[MASK]", "mask_token_id" } };
     ft_status status = FTUNE_OK;
-    for (int i = 0; i < 5 && !status; i++) {
-        int32_t id = fti_vocab_find(&tok->vocab, special[i][0], strlen(special[i][0]));
-        if (id >= 0) status = ft_tokenizer_set_attribute(tok, special[i][1], id, err);
-    }
+    for (int i = 0; i < 5 && !status; i++)
+        status = fti_attribute_token(tok, fti_bert_special[i][1], ft_text_of(fti_bert_special[i][0]), err);
     return status;
 }
 
@@ -15040,29 +15288,27 @@ static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
 static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t size, int n_config, const char *path,
                                      ft_error *err)
 {
-    static const char *const special[5] = { "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]" };
     char *copy = fti_arena_copy(&tok->arena, data, size);
-    fti_model_tokens m = { { 0 }, 0 };
+    fti_map added = { 0 };
     const char *p = copy, *end = copy ? copy + size : NULL;
     ft_status status = FTUNE_OK;
     size_t lines = 8;
     for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
-    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_model_tokens_begin(tok, &m))
-        status = fti_no_memory(err, size);
-    for (int64_t id = 0; p < end && !status; id++) {
+    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_added_map(tok, &added)) status = fti_no_memory(err, size);
+    for (int32_t id = 0; p < end && !status; id++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
+        ft_text piece = { p, 0 };
+        int control = 0;
         if (!stop) stop = end;
         next = stop < end ? stop + 1 : end;
         if (stop > p && stop[-1] == '\r') stop--;
-        ft_text piece = { p, (size_t)(stop - p) };
-        int control = 0;
+        piece.n = (size_t)(stop - p);
         for (int i = 0; i < 5 && !n_config; i++)
-            control |= piece.n == strlen(special[i]) && !memcmp(p, special[i], piece.n);
-        if (control) status = fti_added_add(tok, piece, (int32_t)id, 1, 0, 0, 0, 0, err);
-        else if (piece.n) status = fti_model_token(tok, &m, id, piece.p, piece.n, path, err);
+            control |= piece.n == strlen(fti_bert_special[i][0]) && !memcmp(p, fti_bert_special[i][0], piece.n);
+        if (piece.n) status = fti_model_token(tok, &added, id, piece, control, path, err);
         p = next;
     }
-    fti_map_free(&m.added);
+    fti_map_free(&added);
     return status;
 }
 
@@ -15080,7 +15326,7 @@ FTI_LOADER(fti_load_wordpiece)
     if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
     if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
     if (!status && !(w = fti_wordpiece_new(tok))) status = fti_no_memory(err, sizeof *w);
-    if (!status) fti_wordpiece_switches(tok, w, &config, opt->lowercase);
+    if (!status && !fti_wordpiece_switches(tok, w, &config, opt->lowercase)) status = fti_no_memory(err, sizeof *w);
     if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
     if (!status && (w->unk = fti_vocab_find(&tok->vocab, "[UNK]", 5)) < 0)
         status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
@@ -15097,52 +15343,27 @@ FTI_LOADER(fti_load_wordpiece)
     return status;
 }
 
-static int fti_json_has_type(const fti_json *j, int node, const char *type)
-{
-    return fti_json_is(j, node, FTI_OBJECT) && fti_json_equals(j, fti_json_get(j, node, "type"), type);
-}
-
-/* "vocab": {piece: id}. */
-static ft_status fti_json_vocab(ft_tokenizer *tok, const fti_json *j, int vocab, ft_error *err)
-{
-    fti_model_tokens m = { { 0 }, 0 };
-    ft_status status = FTUNE_OK;
-    if (!fti_json_is(j, vocab, FTI_OBJECT))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab object, found none", j->name);
-    if (!fti_model_tokens_begin(tok, &m)) status = fti_no_memory(err, 64);
-    for (int node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node)) {
-        ft_text piece = fti_json_key(j, node, &tok->arena);
-        char *copy = piece.p ? fti_arena_copy(&tok->arena, piece.p, piece.n) : NULL;
-        if (!copy) status = fti_no_memory(err, piece.n);
-        else status = fti_model_token(tok, &m, fti_json_int(j, node, -1), copy, piece.n, j->name, err);
-    }
-    fti_map_free(&m.added);
-    return status ? status : fti_vocab_finish(&tok->vocab, 0, j->name, err);
-}
-
 FTI_JSON_LOADER(fti_json_wordpiece)
 {
-    int model = fti_json_get(j, 0, "model"), node = fti_json_get(j, 0, "normalizer"), strip;
+    int model = fti_json_get(j, 0, "model"), decoder = fti_json_get(j, 0, "decoder");
+    int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
     fti_wordpiece *w = fti_wordpiece_new(tok);
+    fti_json_walk cuts = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
     ft_text text;
     ft_status status;
     if (!w) return fti_no_memory(err, sizeof *w);
-    if (fti_json_has_type(j, node, "BertNormalizer")) {
-        w->clean = fti_json_bool(j, fti_json_get(j, node, "clean_text"), 1);
-        w->cjk = fti_json_bool(j, fti_json_get(j, node, "handle_chinese_chars"), 1);
-        w->lower = fti_json_bool(j, fti_json_get(j, node, "lowercase"), 1);
-        strip = fti_json_get(j, node, "strip_accents");
-        w->strip = fti_json_bool(j, strip, w->lower);
-    } else if (node < 0 || fti_json_is(j, node, FTI_NULL)) {
-        w->clean = w->cjk = w->lower = w->strip = 0;
-    } else return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "BertNormalizer or null", err);
-    node = fti_json_get(j, 0, "pre_tokenizer");
-    if (!fti_json_has_type(j, node, "BertPreTokenizer"))
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "BertPreTokenizer", err);
-    node = fti_json_get(j, 0, "decoder");
-    if (fti_json_has_type(j, node, "WordPiece")) w->tidy = fti_json_bool(j, fti_json_get(j, node, "cleanup"), 1);
-    else if (node >= 0 && !fti_json_is(j, node, FTI_NULL))
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece or null", err);
+    if ((status = fti_json_normalizer(tok, j, err)) || (status = fti_json_cuts(tok, j, err))) return status;
+    w->fused = fti_is_type(j, fti_json_step(j, &cuts), "BertPreTokenizer") && arrlen(tok->cuts) == 2;
+    if (w->fused) arrfree(tok->cuts);
+    memset(&w->how, 0, sizeof w->how);
+    if (w->fused && arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_BERT) w->how = tok->steps->bert;
+    else if (arrlen(tok->steps)) w->fused *= 2;             /* cut as BERT does it, but normalise before */
+    if (fti_has_step(j, "pre_tokenizer", "pretokenizers", "Metaspace"))
+        return fti_json_refuse(j, fti_json_get(j, 0, "pre_tokenizer"), FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
+                               "none that rewrites the text", err);
+    if (fti_is_type(j, decoder, "WordPiece")) w->tidy = fti_flag(j, decoder, "cleanup", 1);
+    else if (decoder >= 0 && !fti_json_is(j, decoder, FTI_NULL))
+        return fti_json_refuse(j, decoder, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece or null", err);
     text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
     if (text.p) {
         if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
@@ -15151,17 +15372,17 @@ FTI_JSON_LOADER(fti_json_wordpiece)
         memcpy(w->prefix, text.p, text.n);
         w->prefix[text.n] = 0;
     }
-    int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
     if (longest < 1 || longest > 10000)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, "
-                        "found "
-                        "%ld", j->name, (long)longest);
+                        "found %ld", j->name, (long)longest);
     w->max_chars = (int)longest;
-    if ((status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err))) return status;
+    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), NULL, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (status) return status;
     text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     w->unk = fti_vocab_find(&tok->vocab, text.p ? text.p : "[UNK]", text.p ? text.n : 5);
-    if ((status = fti_wordpiece_finish(tok, w, j->name, err))) return status;
-    return fti_wordpiece_special(tok, err);
+    status = fti_wordpiece_finish(tok, w, j->name, err);
+    return status ? status : fti_wordpiece_special(tok, err);
 }
 
 /* ---- SentencePiece: the .model file, protocol buffers ----
@@ -15217,7 +15438,7 @@ typedef struct fti_sp_file {
     size_t n;                           /* pieces */
     int model_type, byte_fallback, vocab_size;
     int64_t unk, bos, eos, pad;
-    ft_text table;
+    ft_text table[2];                   /* rules of the normalizer and of the denormalizer */
 } fti_sp_file;
 
 static ft_status fti_sp_broken(const fti_sp_file *f, const char *where, ft_error *err)
@@ -15226,31 +15447,33 @@ static ft_status fti_sp_broken(const fti_sp_file *f, const char *where, ft_error
                     "message; is the file cut off?", f->name, where);
 }
 
-static ft_status fti_sp_read_spec(fti_sp *m, fti_sp_file *f, ft_text message, int normalizer, ft_error *err)
+/* trainer_spec; or the spec of a normalizer: of text (side 0), of decoded text (1). */
+static ft_status fti_sp_read_spec(fti_sp *m, fti_sp_file *f, ft_text message, int side, ft_error *err)
 {
     fti_proto c = fti_proto_of(message.p, message.n);
+    fti_sp_rules *s = side ? &m->out : &m->in;
     int more;
     while ((more = fti_proto_next(&c)) > 0) {
         int on = c.value != 0;
         int64_t id = (int64_t)(int32_t)(uint32_t)c.value;
-        if (normalizer) {
-            if (c.kind == 2 && c.field == 2) f->table = c.bytes;
+        if (side < 0) {
+            if (c.kind == 2 && c.field == 44) m->unk_surface = c.bytes;
             if (c.kind) continue;
-            if (c.field == 3) m->dummy_prefix = on;
-            else if (c.field == 4) m->tidy = on;
-            else if (c.field == 5) m->space = on ? "\xE2\x96\x81" : " ";
-        } else if (!c.kind) {
             if (c.field == 3) f->model_type = (int)id;
             else if (c.field == 4) f->vocab_size = (int)id;
-            else if (c.field == 24) m->suffix = on;
+            else if (c.field == 24) m->in.suffix = on;
             else if (c.field == 35) f->byte_fallback = on;
             else if (c.field == 40) f->unk = id;
             else if (c.field == 41) f->bos = id;
             else if (c.field == 42) f->eos = id;
             else if (c.field == 43) f->pad = id;
-        }
+        } else if (c.kind == 2 && c.field == 2) f->table[side] = c.bytes;
+        else if (c.kind) continue;
+        else if (c.field == 3) s->dummy_prefix = on;
+        else if (c.field == 4) s->tidy = on;
+        else if (c.field == 5) s->space = on ? "\xE2\x96\x81" : " ";
     }
-    return more < 0 ? fti_sp_broken(f, normalizer ? "normalizer_spec" : "trainer_spec", err) : FTUNE_OK;
+    return more < 0 ? fti_sp_broken(f, side < 0 ? "trainer_spec" : "normalizer_spec", err) : FTUNE_OK;
 }
 
 /* The outer message: counts the pieces and reads the specs. */
@@ -15259,7 +15482,7 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
     fti_proto c = fti_proto_of(data, size);
     ft_status status = FTUNE_OK;
     int more;
-    m->dummy_prefix = m->tidy = 1;
+    m->in.dummy_prefix = m->in.tidy = m->out.dummy_prefix = m->out.tidy = 1;
     f->model_type = f->bos = 1;
     f->eos = 2;
     f->pad = -1;
@@ -15267,27 +15490,28 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
         if (more < 0) return fti_sp_broken(f, "pieces", err);
         if (c.kind != 2) continue;
         if (c.field == 1) f->n++;
-        else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, 0, err);
-        else if (c.field == 3) status = fti_sp_read_spec(m, f, c.bytes, 1, err);
+        else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, -1, err);
+        else if (c.field == 3 || c.field == 5) status = fti_sp_read_spec(m, f, c.bytes, c.field == 5, err);
     }
     if (!status && (f->model_type < 1 || f->model_type > 2))
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: trainer_spec: expected model_type 1 (Unigram) or 2 (BPE), "
-                        "found %d", f->name,
-                        f->model_type);
+                        "found %d", f->name, f->model_type);
     if (!status && !f->n)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a SentencePiece model with pieces, found none", f->name);
+    if (f->n > FTI_TRIE_MOST)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected at most %d pieces, found %lu", f->name,
+                        (int)FTI_TRIE_MOST, (unsigned long)f->n);
     m->unigram = f->model_type == 1;
     m->n = f->n;
     return status;
 }
 
-static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_model_tokens *known,
-                                   int32_t id,
+static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_map *added, int32_t id,
                                    ft_text message, ft_error *err)
 {
     fti_proto c = fti_proto_of(message.p, message.n);
     ft_text piece = { "", 0 };
-    int more, type = FTI_SP_NORMAL, control;
+    int more, type = FTI_SP_NORMAL;
     float score = 0;
     while ((more = fti_proto_next(&c)) > 0) {
         uint32_t bits = (uint32_t)c.value;
@@ -15301,49 +15525,28 @@ static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_fi
                         "found another thing", f->name, (int)id);
     m->type[id] = (uint8_t)type;
     m->score[id] = score;
-    control = type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
     if (type == FTI_SP_UNKNOWN) m->unk = id;
     if (type == FTI_SP_UNUSED) m->unused = 1;
-    if (control && fti_map_get(&known->added, piece.p, piece.n) < 0)
-        return fti_added_add(tok, piece, id, 1, 0, 0, 0, 0, err);
-    return fti_model_token(tok, known, id, piece.p, piece.n, f->name, err);
+    return fti_model_token(tok, added, id, piece, type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN, f->name, err);
 }
 
 static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data,
                                     size_t size, ft_error *err)
 {
     fti_proto c = fti_proto_of(data, size);
-    fti_model_tokens known;
+    fti_map added = { 0 };
     ft_status status = FTUNE_OK;
     int32_t id = 0;
     m->type = (uint8_t *)fti_calloc(m->n, 1);
     m->score = (float *)fti_calloc(m->n, sizeof *m->score);
-    if (!fti_model_tokens_begin(tok, &known) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n + 16))
+    if (!fti_added_map(tok, &added) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n + 16))
         status = fti_no_memory(err, m->n);
     while (!status && fti_proto_next(&c) > 0)
-        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &known, id++, c.bytes, err);
-    fti_map_free(&known.added);
+        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &added, id++, c.bytes, err);
+    fti_map_free(&added);
     if (!status && m->unk < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
     return status;
-}
-
-/* User-defined pieces are found before the model sees the text. */
-static ft_status fti_sp_finish_user(const ft_tokenizer *tok, fti_sp *m, ft_error *err)
-{
-    fti_key *keys = NULL;
-    int ok = 1;
-    for (size_t i = 0; i < m->n && ok; i++) {
-        const fti_token *t = m->type[i] == FTI_SP_USER ? fti_vocab_at(&tok->vocab, (int32_t)i) : NULL;
-        fti_key k = { t ? t->p : NULL, t ? t->len : 0, (int32_t)i };
-        if (!t) continue;
-        m->begins[(unsigned char)*t->p] = 1;
-        ok = fti_push(keys, k);
-    }
-    m->begins[' '] = 1;
-    ok = ok && (!arrlen(keys) || fti_trie_build(&m->user, keys, (size_t)arrlen(keys)));
-    arrfree(keys);
-    return ok ? FTUNE_OK : fti_no_memory(err, m->n);
 }
 
 /* The control tokens of ChatGLM3, which its .model does not hold. It is known by its size and its last piece. */
@@ -15390,26 +15593,31 @@ static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_
 
 static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
 {
-    ft_status status = fti_sp_finish_user(tok, m, err);
+    ft_status status = FTUNE_OK;
     m->unknown_score = FLT_MAX;
     m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
     for (size_t i = 0; i < m->n; i++) {
+        const fti_token *t = fti_vocab_at(&tok->vocab, (int32_t)i);
+        if (m->type[i] == FTI_SP_USER && t) m->in.map.begins[(unsigned char)*t->p] = 1;
         if (m->type[i] != FTI_SP_NORMAL) continue;
         if (m->score[i] < m->unknown_score) m->unknown_score = m->score[i];
         if (m->score[i] > m->best_score) m->best_score = m->score[i];
     }
+    m->in.map.begins[' '] = m->out.map.begins[' '] = 1;
     m->unknown_score = (float)m->unknown_score - 10.0f;
-    m->strip = m->dummy_prefix || m->tidy;
-    if (!status && f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
-    if (!status) status = fti_sp_table(m, f->table.p, f->table.n, f->name, err);
-    if (!status) status = m->unigram ? fti_sp_finish_unigram(tok, m, err) : fti_sp_finish_bpe(tok, m, err);
-    return status;
+    m->strip = m->in.tidy ? 3 : m->in.dummy_prefix;
+    if (f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
+    if (!status) status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
+    if (!status) status = fti_map_read(&m->out.map, f->table[1].p, f->table[1].n, f->name, err);
+    if (!status && !fti_trie_of(&m->user, tok, fti_sp_is_user)) status = fti_no_memory(err, m->n * sizeof(char *));
+    if (status || !m->unigram) return status ? status : fti_sp_finish_bpe(tok, m, err);
+    return fti_trie_of(&m->pieces, tok, fti_sp_in_text) ? FTUNE_OK : fti_no_memory(err, m->n * sizeof(char *));
 }
 
 FTI_LOADER(fti_load_sentencepiece)
 {
     fti_config_file config;
-    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { NULL, 0 } };
+    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { { NULL, 0 }, { NULL, 0 } } };
     fti_sp *m = fti_sp_new(tok);
     char *copy = fti_arena_copy(&tok->arena, data, size);
     int n_config = 0, chatglm3 = 0;
@@ -15432,121 +15640,33 @@ FTI_LOADER(fti_load_sentencepiece)
 
 /* ---- SentencePiece as tokenizer.json ----------------------------------------------------------------------------- */
 
-static ft_status fti_sp_json_string(ft_tokenizer *tok, const fti_json *j, int node, ft_text *out, ft_error *err)
-{
-    ft_text t = fti_json_text(j, node, &tok->arena);
-    out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
-    out->n = t.n;
-    if (!t.p)
-        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer or vocab", "a string", err);
-    return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
-}
-
-/* One normalizer that is no Sequence. */
-static ft_status fti_sp_json_step(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, ft_error *err)
-{
-    fti_sp_step *s = &m->step[m->n_steps];
-    int pattern = fti_json_get(j, node, "pattern");
-    ft_status status = FTUNE_OK;
-    if (m->n_steps == FTI_SP_MAX_STEPS)
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "at most 8 steps", err);
-    memset(s, 0, sizeof *s);
-    if (fti_json_has_type(j, node, "NFC")) s->what = FTI_SP_NFC;
-    else if (fti_json_has_type(j, node, "NFD")) s->what = FTI_SP_NFD;
-    else if (fti_json_has_type(j, node, "Lowercase")) s->what = FTI_SP_LOWER;
-    else if (fti_json_has_type(j, node, "Strip")) {
-        s->what = FTI_SP_STRIP;
-        s->left = fti_json_bool(j, fti_json_get(j, node, "strip_left"), 1);
-        s->right = fti_json_bool(j, fti_json_get(j, node, "strip_right"), 1);
-    } else if (fti_json_has_type(j, node, "Prepend")) {
-        s->what = FTI_SP_PREPEND;
-        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "prepend"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Replace") && fti_json_get(j, pattern, "String") >= 0) {
-        s->what = FTI_SP_REPLACE;
-        status = fti_sp_json_string(tok, j, fti_json_get(j, pattern, "String"), &s->from, err);
-        if (!status) status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Replace")
-               && fti_json_equals(j, fti_json_get(j, pattern, "Regex"), " {2,}")) {
-        s->what = FTI_SP_SQUEEZE;
-        status = fti_sp_json_string(tok, j, fti_json_get(j, node, "content"), &s->to, err);
-    } else if (fti_json_has_type(j, node, "Precompiled") && !m->table) {
-        ft_text base64;
-        char *bytes;
-        int64_t n;
-        s->what = FTI_SP_TABLE;
-        if ((status = fti_sp_json_string(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &base64, err)))
-            return status;
-        if (!(bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8))) return fti_no_memory(err, base64.n);
-        n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
-        if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
-        status = fti_sp_table(m, bytes, (size_t)n, j->name, err);
-    } else
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer",
-                               "NFC, NFD, Lowercase, Strip, Prepend, Replace of a text or Precompiled", err);
-    m->n_steps++;
-    return status;
-}
-
-static ft_status fti_sp_json_pre(fti_sp *m, const fti_json *j, int node, ft_error *err)
-{
-    int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
-    if (fti_json_has_type(j, node, "WhitespaceSplit") && !m->metaspace) { m->words = 1; return FTUNE_OK; }
-    if (!fti_json_has_type(j, node, "Metaspace") || m->metaspace
-        || (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81")))
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
-                               "WhitespaceSplit, then Metaspace with U+2581", err);
-    m->split = fti_json_bool(j, fti_json_get(j, node, "split"), 1);
-    m->metaspace = fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 1 : 3;
-    if (fti_json_is(j, scheme, FTI_STRING)) {
-        if (fti_json_equals(j, scheme, "always")) m->metaspace = 1;
-        else if (fti_json_equals(j, scheme, "first")) m->metaspace = 2;
-        else if (fti_json_equals(j, scheme, "never")) m->metaspace = 3;
-        else return fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme", "always, first or never", err);
-    }
-    return FTUNE_OK;
-}
-
 /* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
-static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, int node, ft_error *err)
+static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, ft_error *err)
 {
-    if (fti_json_has_type(j, node, "Replace") || fti_json_has_type(j, node, "ByteFallback")
-        || fti_json_has_type(j, node, "Fuse")) return FTUNE_OK;
-    if (fti_json_has_type(j, node, "Strip")) {
-        m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1
-            && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
-        return FTUNE_OK;
+    fti_json_walk w = fti_json_steps(j, "decoder", "decoders");
+    for (int node; (node = fti_json_step(j, &w)) >= 0; ) {
+        if (fti_is_type(j, node, "Strip"))
+            m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1
+                && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
+        else if (fti_is_type(j, node, "Metaspace"))
+            m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
+                || !fti_flag(j, node, "add_prefix_space", 1) ? 0 : 2;
+        else if (!fti_is_type(j, node, "Replace") && !fti_is_type(j, node, "ByteFallback")
+                 && !fti_is_type(j, node, "Fuse"))
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
+                                   "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
     }
-    if (!fti_json_has_type(j, node, "Metaspace")) 
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
-                               "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
-    m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
-            || !fti_json_bool(j, fti_json_get(j, node, "add_prefix_space"), 1) ? 0 : 2;
     return FTUNE_OK;
-}
-
-/* Each part is one thing, a Sequence of them (not nested), or null. */
-static ft_status fti_sp_json_parts(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int which, ft_error *err)
-{
-    static const char *const name[3][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
-                                           { "decoder", "decoders" } };
-    int node = fti_json_get(j, 0, name[which][0]), sequence = fti_json_has_type(j, node, "Sequence");
-    ft_status status = FTUNE_OK;
-    if (node < 0 || fti_json_is(j, node, FTI_NULL)) return FTUNE_OK;
-    if (sequence) node = fti_json_child(j, fti_json_get(j, node, name[which][1]));
-    for (; node >= 0 && !status; node = sequence ? fti_json_next(j, node) : -1)
-        status = which == 0 ? fti_sp_json_step(tok, m, j, node, err) : which == 1 ? fti_sp_json_pre(m, j, node, err)
-               : fti_sp_json_decoder(m, j, node, err);
-    return status;
 }
 
 static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json *j, ft_error *err)
 {
-    ft_status status = FTUNE_OK;
+    ft_status status;
     if (!(*m = fti_sp_new(tok))) return fti_no_memory(err, sizeof **m);
     (*m)->json = 1;
-    for (int which = 0; which < 3 && !status; which++) status = fti_sp_json_parts(tok, *m, j, which, err);
-    if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
-    return status;
+    status = fti_json_normalizer(tok, j, err);
+    if (!status) status = fti_json_cuts(tok, j, err);
+    return status ? status : fti_sp_json_decoder(*m, j, err);
 }
 
 /* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That
@@ -15581,125 +15701,95 @@ static double fti_sp_json_score(const fti_json *j, int node)
 FTI_JSON_LOADER(fti_json_unigram)
 {
     int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
-    fti_model_tokens known = { { 0 }, 0 };
+    fti_room room = { NULL, 0 };
     fti_sp *m;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     int32_t id = 0;
     if (status) return status;
-    if (!fti_json_is(j, vocab, FTI_ARRAY))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a vocab array, found none", j->name);
+    if (!fti_json_is(j, vocab, FTI_ARRAY) || j->node[vocab].count > FTI_TRIE_MOST)
+        return fti_json_refuse(j, vocab, FTUNE_ERR_FORMAT, "vocab", "a list of up to 8388608 pieces", err);
     m->unigram = 1;
     m->n = j->node[vocab].count;
     m->unknown_score = 0;
     m->json_score = (double *)fti_calloc(m->n, sizeof *m->json_score);
-    if (!m->json_score || !fti_model_tokens_begin(tok, &known)) status = fti_no_memory(err, m->n * sizeof(double));
-    for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
-        int text = fti_json_child(j, node), score = text < 0 ? -1 : fti_json_next(j, text);
-        ft_text piece = { NULL, 0 };
+    if (!m->json_score || !fti_fit(tok->vocab.token, m->n)) return fti_no_memory(err, m->n * sizeof(double));
+    for (node = fti_json_child(j, vocab); node >= 0; node = fti_json_next(j, node), id++) {
+        int text = fti_json_child(j, node), score = fti_json_next(j, text);
+        size_t n;
         if (!fti_json_is(j, node, FTI_ARRAY) || !fti_json_is(j, text, FTI_STRING) || !fti_json_is(j, score, FTI_NUMBER))
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: vocab[%d]: expected [piece, score]", j->name, (int)id);
-        if (!status) status = fti_sp_json_string(tok, j, text, &piece, err);
-        if (!status) status = fti_model_token(tok, &known, id, piece.p, piece.n, j->name, err);
-        if (!status) m->json_score[id] = fti_sp_json_score(j, score);
-        if (!status && (!id || m->json_score[id] < m->unknown_score)) m->unknown_score = m->json_score[id];
+            return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
+        if (!fti_room_for(&room, &tok->arena, j->node[text].len)) return fti_no_memory(err, j->node[text].len);
+        n = fti_json_undo_to(room.p, j->text + j->node[text].start, j->node[text].len);
+        if (!fti_vocab_add(&tok->vocab, id, room.p, n)) return fti_no_memory(err, n);
+        room.p += n;
+        room.left -= n;
+        m->json_score[id] = fti_sp_json_score(j, score);
+        if (!id || m->json_score[id] < m->unknown_score) m->unknown_score = m->json_score[id];
     }
-    fti_map_free(&known.added);
     m->unknown_score -= 10;
-    if (!status) status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
+    status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
     node = fti_json_get(j, model, "unk_id");
     if (!status && fti_json_is(j, node, FTI_NUMBER)) {
         int64_t unk = fti_json_int(j, node, -1);
         if (unk < 0 || unk >= (int64_t)m->n)
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
-                                                               (unsigned long)m->n, (long)unk);
-        else m->unk = (int32_t)unk;
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected unk_id below %lu, found %ld", j->name,
+                            (unsigned long)m->n, (long)unk);
+        m->unk = (int32_t)unk;
     }
-    if (!status && fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0))
-        status = fti_sp_bytes(tok, m, j->name, err);
-    if (!status) status = fti_sp_finish_unigram(tok, m, err);
-    return status;
-}
-
-/* One entry of "merges": ["a", "b"], or "a b" cut at its first space. */
-static ft_status fti_sp_json_merge(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int node, uint32_t rank,
-                                   fti_buf *both, ft_error *err)
-{
-    fti_arena a = { NULL };
-    ft_text left = { NULL, 0 }, right = { NULL, 0 };
-    int32_t l, r, joined;
-    ft_status status = FTUNE_OK;
-    if (fti_json_is(j, node, FTI_ARRAY) && j->node[node].count == 2) {
-        int child = fti_json_child(j, node);
-        left = fti_json_text(j, child, &a);
-        right = fti_json_text(j, fti_json_next(j, child), &a);
-    } else if (fti_json_is(j, node, FTI_STRING)) {
-        ft_text t = fti_json_text(j, node, &a);
-        const char *space = t.p ? (const char *)memchr(t.p, ' ', t.n) : NULL;
-        if (space) {
-            left.p = t.p; left.n = (size_t)(space - t.p);
-            right.p = space + 1; right.n = t.n - left.n - 1;
-        }
-    }
-    if (!left.p || !right.p) {
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected two pieces, found another "
-                          "thing", j->name,
-                          fti_json_line(j, node), (unsigned long)rank);
-        goto done;
-    }
-    both->n = 0;
-    fti_buf_add(both, left.p, left.n);
-    fti_buf_add(both, right.p, right.n);
-    l = fti_vocab_find(&tok->vocab, left.p, left.n);
-    r = fti_vocab_find(&tok->vocab, right.p, right.n);
-    joined = both->failed ? -1 : fti_vocab_find(&tok->vocab, both->p, both->n);
-    if (both->failed) status = fti_no_memory(err, left.n + right.n);
-    else if (l < 0 || r < 0 || joined < 0)
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%lu]: expected both pieces and what they join "
-                          "to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node),
-                          (unsigned long)rank, fti_most(l < 0 ? left.n : r < 0 ? right.n : both->n),
-                          l < 0 ? left.p : r < 0 ? right.p : both->p);
-    else {
-        fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
-        fti_sp_note_neighbours(m, both->p, both->n);
-    }
-done:
-    fti_arena_free(&a);
+    if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    if (!status && !fti_trie_of(&m->pieces, tok, fti_sp_in_text)) status = fti_no_memory(err, m->n * sizeof(char *));
     return status;
 }
 
 FTI_JSON_LOADER(fti_json_sentencepiece)
 {
-    static const char *const none[] = { "continuing_subword_prefix", "end_of_word_suffix" };
     int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges"), node;
-    fti_buf both = {0};
+    fti_buf both = { 0 };
+    fti_arena texts = { 0 };
     uint32_t rank = 0;
     fti_sp *m;
-    ft_text unk;
+    ft_text unk, left, right;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
-    for (int i = 0; i < 2 && !status; i++) {
-        node = fti_json_get(j, model, none[i]);
-        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
-            status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected no %s, found one", j->name, none[i]);
-    }
-    if (!status && fti_json_bool(j, fti_json_get(j, model, "ignore_merges"), 0))
+    if (!status && fti_flag(j, model, "ignore_merges", 0))
         status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, "
                           "found true", j->name);
     if (!status && !fti_json_is(j, merges, FTI_ARRAY))
-        status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: model: expected a merges array, found none", j->name);
-    if (!status) status = fti_json_vocab(tok, j, fti_json_get(j, model, "vocab"), err);
+        status = fti_json_refuse(j, merges, FTUNE_ERR_FORMAT, "merges", "a list", err);
+    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), NULL, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     m->n = (size_t)ft_tokenizer_size(tok);
-    m->fuse_unk = fti_json_bool(j, fti_json_get(j, model, "fuse_unk"), 0);
+    m->fuse_unk = fti_flag(j, model, "fuse_unk", 0);
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
-    if (fti_json_bool(j, fti_json_get(j, model, "byte_fallback"), 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    if (fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
     m->pair_cap = j->node[merges].count + j->node[merges].count / 2 + 8;
     m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
     m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
-    if (!m->pair || !m->neighbours) status = fti_no_memory(err, m->pair_cap * sizeof *m->pair);
-    else memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
-    for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node))
-        status = fti_sp_json_merge(tok, m, j, node, rank++, &both, err);
+    if (!m->pair || !m->neighbours) return fti_no_memory(err, m->pair_cap * sizeof *m->pair);
+    memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
+    for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node), rank++) {
+        int32_t l, r, joined;
+        if (rank % 1024 == 0) fti_arena_free(&texts);
+        if (!fti_json_merge(j, node, &texts, &left, &right)) { status = fti_not_two_pieces(j, node, rank, err); break; }
+        both.n = 0;
+        fti_buf_add(&both, left.p, left.n);
+        fti_buf_add(&both, right.p, right.n);
+        l = fti_vocab_find(&tok->vocab, left.p, left.n);
+        r = fti_vocab_find(&tok->vocab, right.p, right.n);
+        joined = both.failed ? -1 : fti_vocab_find(&tok->vocab, both.p, both.n);
+        if (both.failed) status = fti_no_memory(err, left.n + right.n);
+        else if (l < 0 || r < 0 || joined < 0)
+            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected both pieces and what they join "
+                              "to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node), rank,
+                              fti_most(l < 0 ? left.n : r < 0 ? right.n : both.n),
+                              l < 0 ? left.p : r < 0 ? right.p : both.p);
+        else {
+            fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
+            fti_sp_note_neighbours(m, both.p, both.n);
+        }
+    }
+    fti_arena_free(&texts);
     fti_buf_free(&both);
     return status;
 }
@@ -15743,8 +15833,7 @@ static int fti_looks_like_ranks(const char *p, size_t n)
 }
 
 static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t size, const char *path,
-                                   const char *dir, const ft_tokenizer_options *opt,
-                                   ft_error *err)
+                                   const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 {
     fti_json j = { 0 };
     ft_status status = fti_json_parse(&j, data, size, path, err);
@@ -15992,7 +16081,7 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
 
 static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
 {
-    static const char *const form[] = { "NFC", "NFD" };
+    static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
     const fti_bpe *b = (const fti_bpe *)tok->model;
     const char *regex = NULL;
     int k, loose = 0;
@@ -16002,7 +16091,7 @@ static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint
                      "  \"added_tokens\": [");
     fti_save_added(tok, out, 0, &loose);
     fti_buf_str(out, "\n  ],\n  \"normalizer\": ");
-    if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form]); else fti_buf_str(out, "null");
+    if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form & 3]); else fti_buf_str(out, "null");
     fti_buf_str(out, ",\n  \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
     if (b->digits) fti_buf_fmt(out, "{\"type\": \"Digits\", \"individual_digits\": %s},\n    ", b->digits == 1
                                ? "true" : "false");
@@ -16059,6 +16148,8 @@ FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, 
     if (tok->family != &fti_family_bpe)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", dir,
                         tok->family->name);
+    if (arrlen(tok->steps))
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected at most a normal form as normalizer to save", dir);
     if ((status = fti_make_directory(dir, err))) return status;
     if (!(merges = fti_merge_list((const fti_bpe *)tok->model))) return fti_no_memory(err, 65536);
     fti_save_tokenizer(tok, &json, merges);

@@ -13,6 +13,9 @@ static int32_t *golden_encode(const ft_tokenizer *tok, ft_text text, ft_special 
     return ids;
 }
 
+/* Byte tokens of marks that a normal form sorts have spans in the order of the sorted text: set, spans need not rise. */
+static int golden_sorts_marks;
+
 /* One row of JSON; where: for messages. */
 static void golden_row(const ft_tokenizer *tok, const fti_json *row, ft_special special, const char *where, int line)
 {
@@ -41,7 +44,7 @@ static void golden_row(const ft_tokenizer *tok, const fti_json *row, ft_special 
     }
     if (ids && span && !ft_tokenizer_encode_spans(tok, text.p, text.n, special, NULL, 0, ids, span, n, &m, &err)) {
         int ok = 1;
-        for (k = 0; k < n; k++) ok &= span[k].begin <= span[k].end && span[k].end <= text.n && (!k || span[k - 1].begin <= span[k].begin);
+        for (k = 0; k < n; k++) ok &= span[k].begin <= span[k].end && span[k].end <= text.n && (!k || golden_sorts_marks || span[k - 1].begin <= span[k].begin);
         CHECK_MSG(ok, "%s: row %d: expected spans that rise inside the text", where, line);
     }
     free(ids);

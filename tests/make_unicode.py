@@ -9,14 +9,16 @@ Sources, all PyPI:
     regex                 Script=Han and White_Space. Its tables are Unicode 17, so only code points that Unicode 16
                           assigns are taken; no older code point changed either property in 17.
     tokenizers            lower case, which is Rust's char::to_lowercase (the fast tokenizers' own), again cut to
-                          the code points of Unicode 16; and where its BERT normaliser, whose tables are about
-                          Unicode 8, disagrees with Unicode 16 about marks, punctuation and format characters
+                          the code points of Unicode 16; where its BERT normaliser, whose tables are about
+                          Unicode 8, disagrees with Unicode 16 about marks, punctuation and format characters; and
+                          which characters its normal forms, of Unicode 9, do not know yet
 The checksums are computed from these packages, not from the tables, so they check the tables.
 """
 import sys
 import regex
 import unicodedata2 as ud
-from tokenizers.normalizers import BertNormalizer, Lowercase
+from tokenizers import normalizers
+from tokenizers.normalizers import BertNormalizer, Lowercase, StripAccents
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 assert ud.unidata_version == "16.0.0", ud.unidata_version
@@ -25,7 +27,9 @@ BEGIN = "/* ---- Unicode tables, made by tests/make_unicode.py: do not edit by h
 END = "/* ---- end of the Unicode tables ---- */"
 UPPER, LOWER, MODIFIER, CASELESS, MARK, NUMBER, SPACE, HAN, PUNCT, CONTROL, FORMAT, UNASSIGNED, NONSPACING, \
     NOT_NFC, DECOMPOSES, LOWERS = (1 << i for i in range(16))
+COMPAT, NEWER, ATTACHES, PREPENDS, BREAKS, BERT_MARK, BERT_PUNCT, BERT_FORMAT = (1 << i for i in range(24, 32))
 CLASS_BITS = 0x1FFF
+FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 chars = [chr(c) for c in range(N)]
 cat = [ud.category(ch) for ch in chars]
@@ -78,43 +82,133 @@ classes, lower = class_of(), lower_cases()
 single, pairs = decompositions()
 
 
-def bert_differences():
-    """code points for which the original's answer is not the one of Unicode 16, as ranges"""
+def bert_differs():
+    """code point -> bits, where the original's answer is not the one of Unicode 16"""
     def normalizer(clean, strip):
         return BertNormalizer(clean_text=clean, handle_chinese_chars=False, strip_accents=strip, lowercase=False)
-    clean, strip, cut = normalizer(True, False), normalizer(False, True), BertPreTokenizer()
-    tests = {
-        "mark": lambda c, s: bool(classes[c] & NONSPACING) != (strip.normalize_str("a%sb" % s) == "ab"),
-        "punct": lambda c, s: bool(classes[c] & PUNCT) != (len(cut.pre_tokenize_str("a%sb" % s)) == 3),
-        "format": lambda c, s: bool(classes[c] & FORMAT) and clean.normalize_str("a%sb" % s) != "ab",
-    }
-    for name, test in tests.items():
-        ranges = []
-        for c in range(0x80, N):
-            if assigned(c) and test(c, chars[c]):
-                if ranges and ranges[-1][1] == c - 1:
-                    ranges[-1][1] = c
-                else:
-                    ranges.append([c, c])
-        yield name, ranges
+    clean, strip, cut, out = normalizer(True, False), normalizer(False, True), BertPreTokenizer(), {}
+    for c in range(0x80, N):
+        if assigned(c):
+            s = "a%sb" % chars[c]
+            out[c] = ((bool(classes[c] & NONSPACING) != (strip.normalize_str(s) == "ab")) * BERT_MARK
+                      | (bool(classes[c] & PUNCT) != (len(cut.pre_tokenize_str(s)) == 3)) * BERT_PUNCT
+                      | (bool(classes[c] & FORMAT) and clean.normalize_str(s) != "ab") * BERT_FORMAT)
+    return out
+
+
+def clusters():
+    """bits of Grapheme_Cluster_Break"""
+    kinds = (ATTACHES, "Extend|ZWJ|SpacingMark"), (PREPENDS, "Prepend"), (BREAKS, "Control|CR|LF")
+    tests = [(bit, regex.compile("|".join(r"\p{Grapheme_Cluster_Break=%s}" % v for v in values.split("|"))))
+             for bit, values in kinds]
+    return lambda c: sum(bit for bit, test in tests if (assigned(c) or bit == BREAKS) and test.match(chars[c]))
+
+
+def newer():
+    """code points that the fast tokenizers' normal forms and StripAccents leave alone, being newer than their tables"""
+    rust = {form: getattr(normalizers, form)().normalize_str for form in FORMS}
+    strip, out = StripAccents().normalize_str, set()
+    for c in range(0x80, N):
+        if not assigned(c):
+            continue
+        ch, mark = chars[c], classes[c] & MARK
+        probe = "a\u0345" + ch                           # of the highest class but one: a mark goes in front of it
+        if (any(rust[f](ch) != ud.normalize(f, ch) for f in FORMS) or (mark and strip(ch))
+                or rust["NFD"](probe) != ud.normalize("NFD", probe)):
+            assert all(rust[f](ch) == ch for f in FORMS) and strip(ch) == ch and rust["NFD"](probe) == probe, hex(c)
+            out.add(c)
+    return out
 
 
 def kinds():
-    """class bits, the three bits of normalisation and case, combining class in bits 16..23"""
+    """class bits, the three bits of normalisation and case, combining class in bits 16..23, eight more bits"""
     seconds = {b for _, b in pairs} | set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
-    out = []
+    new, bert, cluster, out = newer(), bert_differs(), clusters(), []
     for c in range(N):
-        k = classes[c] | ud.combining(chars[c]) << 16
+        k = classes[c] | ud.combining(chars[c]) << 16 | bert.get(c, 0) | cluster(c)
         if c not in surrogate:       # the parts of U+16123 begin with a letter that joins the one before: not certain
             parts = ud.normalize("NFD", chars[c])
             if ord(parts[0]) in seconds or ud.normalize("NFC", chars[c]) != chars[c]:
                 k |= NOT_NFC
+            if ud.normalize("NFKD", chars[c]) != parts:
+                k |= COMPAT
         if c in single or c in hangul:
             k |= DECOMPOSES
         if c in lower:
             k |= LOWERS
+        if c in new:
+            k |= NEWER
         out.append(k)
     return out
+
+
+def digits(c):
+    """a code point as three characters, six bits each, from '@' on"""
+    return [chr(64 + (c >> k & 63)).replace("\\", "\\\\").replace("\x7f", "\\177") for k in (12, 6, 0)]
+
+
+def mappings():
+    """what a code point is replaced by, as text: three characters each, the number of them in front when it is not
+    one; '=' the same as the code point before, '>' its last one more, '.' nothing. And the runs: first, last, place."""
+    to = {}
+    for c in range(N):
+        d = ud.decomposition(chars[c])
+        if c not in surrogate and d.startswith("<"):
+            to[c] = [ord(x) for x in ud.normalize("NFKC", chars[c])]
+            assert len(ud.normalize("NFKD", chars[c])) <= 18
+        elif is_cjk(c) and c in single:
+            to[c] = [single[c][0]]
+    out, runs, size = [], [], 0
+    for c in sorted(to):
+        if not runs or c > runs[-1][1] + 6 or c >= runs[-1][0] + 64:
+            runs.append([c, c, size])
+            last = None
+        while runs[-1][1] + 1 < c:
+            runs[-1][1] += 1
+            out.append(".")
+            size += 1
+        runs[-1][1] = c
+        t = to[c]
+        if t == last:
+            item = ["="]
+        elif last and t == last[:-1] + [last[-1] + 1]:
+            item = [">"]
+        else:
+            item = [chr(33 + len(t))] * (len(t) > 1) + [x for y in t for x in digits(y)]
+        out += item
+        size += len(item)
+        last = t
+    return out, runs
+
+
+def is_cjk(c):
+    return 0xF900 <= c <= 0xFAFF or 0x2F800 <= c <= 0x2FA1F
+
+
+def strings(items, width=116):
+    """pieces of text as lines of string literals"""
+    line, out = "", []
+    for item in items:
+        if len(line) + len(item) > width - 6:
+            out.append('    "%s"' % line)
+            line = ""
+        line += item
+    return "\n".join(out + ['    "%s"' % line])
+
+
+def overlap(blocks):
+    """one list that holds every block somewhere, neighbours sharing what the end of one has with the next's beginning"""
+    text, rest = "", ["".join(map(chr, b)) for b in blocks]
+    while rest:
+        best, shared = rest[0], 0
+        for b in rest:
+            for k in range(BLOCK - 1, shared, -1):
+                if text.endswith(b[:k]):
+                    best, shared = b, k
+                    break
+        text += best[shared:]
+        rest = [b for b in rest if b not in text[-4 * BLOCK:]]
+    return [ord(x) for x in text], [text.index("".join(map(chr, b))) for b in blocks]
 
 
 def rows(items, width=116):
@@ -149,9 +243,12 @@ def tables():
     code = dict(zip(order, letters))
     text = lambda k: chr(code[k]) if code[k] < 128 else "\\%o" % code[k]
 
-    blocks, index = {}, []
+    number = {k: i for i, k in enumerate(order)}
+    blocks, row = {}, []
     for b in range(0, LIMIT, BLOCK):
-        index.append(blocks.setdefault(tuple(kind[b:b + BLOCK]), len(blocks)))
+        row.append(blocks.setdefault(tuple(number[k] for k in kind[b:b + BLOCK]), len(blocks)))
+    together, places = overlap(list(blocks))
+    index = [places[r] for r in row]
     high = []
     for c in range(LIMIT, N):
         if high and high[-1][1] == kind[c]:
@@ -159,56 +256,51 @@ def tables():
         else:
             high.append([c, kind[c]])
 
-    compat = [c for c in single if 0xF900 <= c <= 0xFAD9 or 0x2F800 <= c <= 0x2FA1D]
-    rest = sorted(c for c in single if c not in set(compat))
+    rest = sorted(c for c in single if not is_cjk(c))
     place = {c: i for i, c in enumerate(rest)}
     composed = [place[pairs[p]] for p in sorted(pairs)]
 
-    ranges = []      # lower case: first, last, stride, how much to add
+    ranges = []      # lower case: where what to add changes; the kind says whether there is any
     for c in sorted(lower):
         if len(lower[c]) > 1:
             assert c == 0x130 and lower[c] == [0x69, 0x307]
-            continue
-        delta = lower[c][0] - c
-        r = ranges[-1] if ranges else None
-        if r and r[3] == delta and c - r[1] in (1, 2) and (r[0] == r[1] or r[2] == c - r[1]):
-            r[2], r[1] = c - r[1], c
-        else:
-            ranges.append([c, c, 1, delta])
+        elif not ranges or ranges[-1][1] != lower[c][0] - c:
+            ranges.append([c, lower[c][0] - c])
 
     table = [0] * (max(letters[:len(order)]) + 1 - 35)
     for k in order:
         table[code[k] - 35] = k
     out = [BEGIN]
     out.append("/* What a code point is: bits 0..12 its class, 13 not certainly NFC, 14 decomposes, 15 has a lower case,")
-    out.append(" * 16..23 the canonical combining class. %d kinds; a block names them by the characters from '#'. */"
-               % len(order))
+    out.append(" * 16..23 the canonical combining class, 24 has a compatibility mapping, 25 newer than the normal forms of Hugging")
+    out.append(" * Face, 26..28 what it does in a grapheme cluster, 29..31 BERT says otherwise: mark, punctuation, format character.")
+    out.append(" * %d kinds; a block names them by the characters from '#'. */" % len(order))
     out.append("static const uint32_t fti_cp_kinds[%d] = {\n%s\n};" % (len(table), numbers(table)))
-    out.append("/* The kinds of 64 code points a row, each different row once. */")
-    out.append("static const unsigned char fti_cp_blocks[] =")
-    for b in blocks:
-        out.append('    "%s"' % "".join(text(k) for k in b))
-    out[-1] += ";"
-    out.append("/* Row of each block below U+20000; above it the few ranges that follow. */")
+    out.append("/* The kinds of 64 code points after each other; such blocks overlap where they can. */")
+    out.append("static const unsigned char fti_cp_blocks[] =\n%s;" % strings(text(order[i]) for i in together))
+    out.append("/* Where the block of cp >> 6 begins, below U+20000; above it the few ranges that follow. */")
     out.append("static const uint16_t fti_cp_index[%d] = {\n%s\n};" % (len(index), numbers(index)))
     out.append("static const struct { uint32_t last, kind; } fti_cp_high[%d] = {\n%s\n};"
                % (len(high), rows("{0x%X,%d}," % tuple(h) for h in high)))
-    out.append("/* Canonical decompositions, one step: code point, first, second (0: none), by code point. */")
-    out.append("static const uint32_t fti_decompositions[%d][3] = {\n%s\n};"
-               % (len(rest), rows("{%d,%d,%d}," % ((c,) + single[c]) for c in rest).replace("}, {", "},{")))
-    out.append("/* Rows of the table above that compose again, by (first, second). */")
-    out.append("static const uint16_t fti_compositions[%d] = {\n%s\n};" % (len(composed), numbers(composed)))
-    for name, a, b in (("low", 0xF900, 0xFAD9), ("high", 0x2F800, 0x2FA1D)):
-        out.append("/* CJK compatibility ideographs U+%04X..U+%04X: the unified one, 0: itself. */" % (a, b))
-        out.append("static const %s fti_cjk_%s[%d] = {\n%s\n};" % ("uint32_t", name, b - a + 1, numbers(
-            [single.get(c, (0, 0))[0] for c in range(a, b + 1)])))
-    out.append("/* Lower case: first, last, stride, what to add. U+0130 is in the code. */")
-    out.append("static const int32_t fti_lower_ranges[%d][4] = {\n%s\n};"
-               % (len(ranges), rows("{%d,%d,%d,%d}," % tuple(r) for r in ranges).replace("}, {", "},{")))
-    for name, differ in bert_differences():
-        out.append("/* WordPiece: where the original's older tables say the opposite of ours about %s: first, last. */" % name)
-        out.append("static const uint32_t fti_bert_%s[%d][2] = {\n%s\n};"
-                   % (name, len(differ), rows("{%d,%d}," % tuple(r) for r in differ).replace("}, {", "},{")))
+    out.append("/* Canonical decompositions, one step: code point, first, second (0: none), by code point. Each is three characters")
+    out.append(" * of six bits, from '@' on. */")
+    out.append("enum { FTI_N_DECOMPOSITIONS = %d };" % len(rest))
+    out.append("static const char fti_decompositions[] =\n%s;"
+               % strings(x for c in rest for y in (c,) + single[c] for x in digits(y)))
+    out.append("/* Rows of the table above that compose again, by (first, second): two characters each. */")
+    out.append("enum { FTI_N_COMPOSITIONS = %d };" % len(composed))
+    out.append("static const char fti_compositions[] =\n%s;" % strings(x for i in composed for x in digits(i)[1:]))
+    mapped, runs = mappings()
+    out.append("/* What compatibility characters, and CJK compatibility ideographs, are replaced by. Three characters for a code")
+    out.append(" * point; '!' + n: n of them; '=': as for the code point before; '>': the last one more; '.': nothing. */")
+    out.append("static const char fti_mapped[] =\n%s;" % strings(mapped))
+    out.append("/* Runs of it: first and last code point, place. */")
+    out.append("static const uint32_t fti_mapped_runs[%d][3] = {\n%s\n};"
+               % (len(runs), rows("{%d,%d,%d}," % tuple(r) for r in runs).replace("}, {", "},{")))
+    out.append("/* Lower case: where a range begins, 65536 and what to add from there on. U+0130 is in the code. */")
+    out.append("enum { FTI_N_LOWER = %d };" % len(ranges))
+    out.append("static const char fti_lower_ranges[] =\n%s;" % strings(
+        x for a, add in ranges for x in digits(a) + digits(add + 65536)))
     out.append(END)
     return "\n".join(out)
 
@@ -223,7 +315,7 @@ def fnv(chunks):
 
 def sums():
     yield "class", fnv(k.to_bytes(2, "little") for k in classes)
-    for form in ("NFC", "NFD"):
+    for form in FORMS:
         yield form, fnv(ud.normalize(form, chars[c]).encode() for c in range(N) if c not in surrogate)
     yield "lower", fnv("".join(map(chr, lower.get(c, [c]))).encode() for c in range(N) if c not in surrogate)
 

@@ -199,6 +199,134 @@ static void test_llama2_hf(void)
     ft_tokenizer_free(tok);
 }
 
+/* Every normalizer and pre-tokenizer of tokenizer.json against the original: the first row holds the model, see
+ * tests/golden/make_steps.py. */
+static void test_steps(void)
+{
+    size_t n = 0;
+    char *data = test_read("tests/golden/steps.jsonl", &n), *p = data, *stop;
+    const char *path = test_tmp("sp_steps.json");
+    fti_json head = { 0 };
+    int line = 1;
+    golden_sorts_marks = 1;
+    CHECK(data != NULL);
+    for (; data && p < data + n && (stop = (char *)memchr(p, '\n', (size_t)(data + n - p))) != NULL; p = stop + 1, line++) {
+        static const char *const part[] = { "model", "decoder", "normalizer", "pre_tokenizer" };
+        fti_json row = { 0 };
+        fti_buf file = { NULL, 0, 0, 0 };
+        ft_error err = { FTUNE_OK, "" };
+        CHECK_OK(fti_json_parse(line == 1 ? &head : &row, p, (size_t)(stop - p), "steps.jsonl", &err), err);
+        if (line == 1) continue;
+        for (int i = 0; i < 4; i++) {
+            const fti_json *j = i < 2 ? &head : &row;
+            const fti_json_node *node = &j->node[fti_json_get(j, 0, part[i])];
+            fti_buf_fmt(&file, "%s\"%s\": %.*s", i ? ", " : "{", part[i], (int)node->len, j->text + node->start);
+        }
+        fti_buf_str(&file, "}");
+        CHECK(!file.failed && test_write(path, file.p, file.n));
+        ft_tokenizer *tok = load(path);
+        if (tok) golden_row(tok, &row, 0, "steps.jsonl", line);
+        ft_tokenizer_free(tok);
+        fti_buf_free(&file);
+        fti_json_free(&row);
+    }
+    golden_sorts_marks = 0;
+    CHECK(line > 80);
+    fti_json_free(&head);
+    free(data);
+}
+
+/* Bytes that make no character. SentencePiece: one U+FFFD for each of them; tokenizer.json: for each of the whole run. */
+static void test_bytes(void)
+{
+    static const unsigned char run[] = { 0xE4, 0xBD, 0x41, 0xC3, 0xA9, 0xFF };
+    static const char *const expected[] = { "\xEF\xBF\xBD\xEF\xBF\xBD" "A\xC3\xA9\xEF\xBF\xBD",
+        "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD" };
+    for (int i = 0; i < 2; i++) {
+        ft_tokenizer *tok = load(i ? "build/tmp/sp_llama.json" : "tests/data/spm_bpe.model");
+        int32_t ids[6];
+        char back[64], name[8];
+        size_t n = 0;
+        ft_error err = { FTUNE_OK, "" };
+        for (int k = 0; k < 6 && tok; k++) {
+            snprintf(name, sizeof name, "<0x%02X>", run[k]);
+            ids[k] = ft_token_id(tok, name, 6);
+        }
+        if (tok) CHECK_OK(ft_tokenizer_decode(tok, ids, 6, 0, back, sizeof back, &n, &err), err);
+        CHECK_MSG(n == strlen(expected[i]) && !memcmp(back, expected[i], n), "bytes %d: found \"%.*s\"", i, (int)n, back);
+        ft_tokenizer_free(tok);
+    }
+}
+
+/* spm_bpe with the rules of spm_unigram as its denormaliser: what it decodes is rewritten by them. */
+static void test_denormalizer(void)
+{
+    size_t n = 0, m = 0, n_other = 0;
+    char *data = test_read("tests/data/spm_bpe.model", &n), *other = test_read("tests/data/spm_unigram.model", &n_other);
+    char *all, back[32], name[8];
+    fti_proto c = fti_proto_of(other, n_other), spec;
+    ft_text rules = { NULL, 0 };
+    ft_error err = { FTUNE_OK, "" };
+    int32_t ids[3];
+    while (fti_proto_next(&c) > 0)
+        if (c.field == 3)
+            for (spec = fti_proto_of(c.bytes.p, c.bytes.n); fti_proto_next(&spec) > 0; ) if (spec.field == 2) rules = spec.bytes;
+    CHECK(rules.n > 1000 && rules.n < 1 << 21);
+    all = (char *)malloc(n + rules.n + 32);
+    memcpy(all, data, n);
+    {
+        const char head[] = { 0x2A, (char)((rules.n + 10) | 128), (char)((rules.n + 10) >> 7 | 128), (char)((rules.n + 10) >> 14),
+                              0x12, (char)(rules.n | 128), (char)(rules.n >> 7 | 128), (char)(rules.n >> 14) };
+        static const char tail[] = { 0x18, 0, 0x20, 0, 0x28, 0 };        /* no prefix, nothing squeezed, spaces stay */
+        memcpy(all + n, head, 8);
+        memcpy(all + n + 8, rules.p, rules.n);
+        memcpy(all + n + 8 + rules.n, tail, 6);
+    }
+    CHECK(test_write(test_tmp("sp_denormal.model"), all, n + rules.n + 14));
+    ft_tokenizer *tok = load(test_tmp("sp_denormal.model"));
+    for (int k = 0; k < 3 && tok; k++) {
+        snprintf(name, sizeof name, "<0x%02X>", (unsigned)(unsigned char)"\xEF\xAC\x81"[k]);
+        ids[k] = ft_token_id(tok, name, 6);
+    }
+    if (tok) CHECK_OK(ft_tokenizer_decode(tok, ids, 3, 0, back, sizeof back, &m, &err), err);
+    CHECK_MSG(m == 2 && !memcmp(back, "fi", 2), "expected the ligature to come out as fi, found \"%.*s\"", (int)m, back);
+    ft_tokenizer_free(tok);
+    free(data);
+    free(other);
+    free(all);
+}
+
+/* A file takes no more memory than 4 times its size and 1 MiB while it is loaded (DESIGN.md, section 7). */
+static void test_memory(void)
+{
+    static const char *const file[][2] = {
+        { "baichuan2/tokenizer.model", "" }, { "bert-base-cased/vocab.txt", "" }, { "bert-base-chinese/vocab.txt", "" },
+        { "bert-base-uncased/vocab.txt", "" }, { "bert-base-uncased/tokenizer.json", "" }, { "chatglm3/tokenizer.model", "" },
+        { "cl100k_base/cl100k_base.tiktoken", "" }, { "gpt2/vocab.json", "gpt2/merges.txt" }, { "internlm2/tokenizer.model", "" },
+        { "kimi-k2/tiktoken.model", "" }, { "llama2/tokenizer.model", "" }, { "llama3/tokenizer.model", "" },
+        { "mistral/mistral_instruct_tokenizer_240323.model.v3", "" }, { "mistral/tokenizer.model.v1", "" },
+        { "o200k_base/o200k_base.tiktoken", "" }, { "phi-3/tokenizer.json", "" }, { "qwen/qwen.tiktoken", "" },
+        { "qwen2/vocab.json", "qwen2/merges.txt" }, { "qwen2/tokenizer.qwen3.json", "" }, { "roberta-base/tokenizer.json", "" },
+        { "sentencepiece-test/nmt.vocab.joint.spm", "" }, { "sentencepiece-test/test_ja_model.model", "" },
+        { "sentencepiece-test/test_model.model", "" }, { "t5-small/tokenizer.json", "" }, { "xlnet/spiece.model", "" } };
+    for (size_t i = 0; i < sizeof file / sizeof *file; i++) {
+        char name[2][128];
+        const char *path[2] = { NULL, NULL };
+        size_t size = 0, n = 0, before;
+        for (int k = 0; k < 2 && *file[i][k]; k++) {
+            snprintf(name[k], sizeof name[k], "vocab/%s", file[i][k]);
+            if ((path[k] = test_shared(name[k])) != NULL) free(test_read(path[k], &n));
+            size += n;
+        }
+        if (!(path[0] = test_shared(name[0]))) continue;
+        before = test_peak = test_bytes_now;
+        ft_tokenizer *tok = load(path[0]);
+        CHECK_MSG(test_peak - before <= 4 * size + 1048576, "%s: expected at most %.2f MB while loading, found %.2f MB", file[i][0],
+                  (4 * size + 1048576) / 1e6, (test_peak - before) / 1e6);
+        ft_tokenizer_free(tok);
+    }
+}
+
 /* ChatGLM3's own control tokens, which its .model lacks. */
 static void test_chatglm3(void)
 {
@@ -217,18 +345,19 @@ static void test_chatglm3(void)
 static void test_linear(void)
 {
     static const char *const unit[] = { "a", " ", "-", ".", "\xE4\xB8\xAD", "\xCC\x81", "\xF0\x9F\x98\x80", "ha", "a ", "<user>", "\xE2\x91\xA0" };
-    static const char *const model[] = { "tests/data/spm_bpe.model", "tests/data/spm_unigram.model", "tests/data/spm_suffix.model" };
-    for (int m = 0; m < 3; m++) {
+    static const char *const model[] = { "tests/data/spm_bpe.model", "tests/data/spm_unigram.model", "tests/data/spm_suffix.model",
+                                         "build/tmp/sp_llama.json", "build/tmp/sp_t5.json", "build/tmp/sp_steps.json" };
+    for (size_t m = 0; m < sizeof model / sizeof *model; m++) {
         ft_tokenizer *tok = load(model[m]);
         ft_error err;
         for (size_t i = 0; tok && i < sizeof unit / sizeof *unit; i++) {
-            size_t len = strlen(unit[i]), n = 0;
-            char *text = (char *)malloc(300000 * len);
-            for (size_t k = 0; k < 300000; k++) memcpy(text + k * len, unit[i], len);
+            size_t len = strlen(unit[i]), n = 0, times = m < 3 ? 300000 : 100000;
+            char *text = (char *)malloc(times * len);
+            for (size_t k = 0; k < times; k++) memcpy(text + k * len, unit[i], len);
             double t = fti_now();
-            CHECK_OK(ft_tokenizer_encode(tok, text, 300000 * len, 0, NULL, 0, &n, &err), err);
+            CHECK_OK(ft_tokenizer_encode(tok, text, times * len, 0, NULL, 0, &n, &err), err);
             t = fti_now() - t;
-            CHECK_MSG(t < 1, "%s: 300000 of \"%s\": expected well under a second, found %.2f s", model[m], unit[i], t);
+            CHECK_MSG(t < 1, "%s: %d of \"%s\": expected well under a second, found %.2f s", model[m], (int)times, unit[i], t);
             free(text);
         }
         ft_tokenizer_free(tok);
@@ -239,17 +368,21 @@ static void test_linear(void)
 static void test_no_memory(void)
 {
     static const char *const path[] = { "tests/data/spm_bpe.model", "tests/data/spm_unigram.model", "tests/data/spm_suffix.model",
-                                        "tests/data/bert_slice/tokenizer.json", "build/tmp/sp_llama.json", "build/tmp/sp_t5.json" };
+                                        "tests/data/bert_slice/tokenizer.json", "build/tmp/sp_llama.json", "build/tmp/sp_t5.json",
+                                        "build/tmp/sp_steps.json", "build/tmp/sp_denormal.model" };
     static const char text[] = "the cat sat on  the mat \xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E haaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     for (size_t i = 0; i < sizeof path / sizeof *path; i++) {
         ft_tokenizer *tok = NULL;
         ft_error err = { FTUNE_OK, "" };
         int32_t ids[200];
         ft_span span[200];
-        size_t n;
+        char back[2000];
+        size_t n, m_back;
         TEST_EVERY_FAILURE(ft_tokenizer_load(&tok, path[i], NULL, &err), ft_tokenizer_free(tok));
         if (ft_tokenizer_load(&tok, path[i], NULL, &err)) continue;
         TEST_EVERY_FAILURE(ft_tokenizer_encode_spans(tok, text, sizeof text - 1, 0, NULL, 0, ids, span, 200, &n, &err), (void)0);
+        for (size_t k = 0, m = n; k < m; k++) if (k % 3 == 0 && ft_token_id(tok, "<0xE4>", 6) >= 0) ids[k] = ft_token_id(tok, "<0xE4>", 6);
+        TEST_EVERY_FAILURE(ft_tokenizer_decode(tok, ids, n, 0, back, sizeof back, &m_back, &err), (void)0);
         ft_tokenizer_free(tok);
     }
 }
@@ -264,6 +397,10 @@ int main(void)
     test_refused();
     test_golden();
     test_llama2_hf();
+    test_steps();
+    test_bytes();
+    test_denormalizer();
+    test_memory();
     test_chatglm3();
     test_linear();
     test_no_memory();

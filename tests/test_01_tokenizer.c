@@ -533,8 +533,8 @@ static void test_broken(void)
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":99999999999},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "99999999999" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]},\"decoder\":{\"type\":\"ByteLevel\"}}", "merges[0]" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]},\"decoder\":{\"type\":\"ByteLevel\"}}", "two pieces" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"normalizer\":{\"type\":\"Lowercase\"}}",
-          "Lowercase" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"normalizer\":{\"type\":\"ByteLevel\"}}",
+          "ByteLevel" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"pre_tokenizer\":{\"type\":\"Split\","
           "\"pattern\":{\"Regex\":\"x+y\"},\"behavior\":\"Isolated\"}}", "x+y" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":[{\"id\":7,\"content\":\"b\"}]}",

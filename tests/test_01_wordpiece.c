@@ -208,6 +208,28 @@ static void test_no_memory(void)
     CHECK_INT(test_alive, 0);
 }
 
+/* Marks that BERT's tables keep are sorted as in NFD: U+1D16D has class 226, U+1D165 class 216. So are those younger than
+ * its general categories but not than its normal forms (U+08D4); younger still, they stay where they are (U+08D3). */
+static void test_sorted_marks(void)
+{
+    static const char *const pair[][2] = {
+        { "A\xF0\x9D\x85\xAD\xF0\x9D\x85\xA5", "a\xF0\x9D\x85\xA5\xF0\x9D\x85\xAD" },
+        { "a\xF0\x9D\x85\xAD\xCC\x81\x01\xF0\x9D\x85\xA5", "a\xF0\x9D\x85\xA5\xF0\x9D\x85\xAD" },
+        { "a\xF0\x9D\x85\xAD\xE0\xA3\x93\xF0\x9D\x85\xA5", "a\xF0\x9D\x85\xAD\xE0\xA3\x93\xF0\x9D\x85\xA5" } };
+    fti_step s;
+    memset(&s, 0, sizeof s);
+    s.what = FTI_STEP_BERT;
+    s.bert.clean = s.bert.cjk = s.bert.strip = s.bert.lower = 1;
+    for (size_t i = 0; i < sizeof pair / sizeof *pair; i++) {
+        fti_buf out = { NULL, 0, 0, 0 };
+        CHECK(fti_step_run(&s, pair[i][0], strlen(pair[i][0]), &out, NULL));
+        CHECK_STR(out.p, pair[i][1]);
+        CHECK(fti_bert_keeps_mark(pair[i][0], strlen(pair[i][0])));
+        fti_buf_free(&out);
+    }
+    CHECK(!fti_bert_keeps_mark("caf\xC3\xA9 e\xCC\x81", 9));
+}
+
 int main(void)
 {
     const char *vocab;
@@ -221,5 +243,6 @@ int main(void)
     hostile_file(SLICE, 1);
     hostile_bytes("vocab.txt", vocab_txt, sizeof vocab_txt - 1, 1);
     if ((vocab = test_shared("vocab/bert-base-chinese/vocab.txt")) != NULL) hostile_file(vocab, 9973);
+    test_sorted_marks();
     return test_end();
 }

@@ -14,8 +14,7 @@ static uint64_t fnv(uint64_t h, const void *p, size_t n)
 static void test_every_code_point(void)
 {
     const uint64_t seed = 0xCBF29CE484222325u;
-    uint64_t class_sum = seed, lower_sum = seed, form_sum[2] = { seed, seed };
-    const fti_form forms[2] = { FTI_NFC, FTI_NFD };
+    uint64_t class_sum = seed, lower_sum = seed, form_sum[4] = { seed, seed, seed, seed };
     fti_buf out = {0};
     for (uint32_t c = 0; c < 0x110000; c++) {
         unsigned k = fti_cp_class(c);
@@ -26,9 +25,9 @@ static void test_every_code_point(void)
         if (c >= 0xD800 && c < 0xE000) continue;
         low[0] = fti_cp_lower(c, low + 1);
         for (int i = 0; i < 3 && (i == 0 || low[i]); i++) lower_sum = fnv(lower_sum, bytes, (size_t)fti_utf8_encode(low[i], bytes));
-        for (int f = 0; f < 2; f++) {
+        for (int f = 0; f < 4; f++) {
             out.n = 0;
-            CHECK_MSG(fti_normalize(forms[f], text, (size_t)fti_utf8_encode(c, text), &out, NULL), "U+%04X", (unsigned)c);
+            CHECK_MSG(fti_normalize(f, text, (size_t)fti_utf8_encode(c, text), &out, NULL), "U+%04X", (unsigned)c);
             test_passed--;                                /* a million small checks are not a million tests */
             form_sum[f] = fnv(form_sum[f], out.p, out.n);
         }
@@ -36,17 +35,19 @@ static void test_every_code_point(void)
     CHECK_MSG(class_sum == 0x3f21b3d3561893d9u, "classes: 0x%016llx", (unsigned long long)class_sum);
     CHECK_MSG(form_sum[0] == 0x23fc43766d7c2eb9u, "NFC: 0x%016llx", (unsigned long long)form_sum[0]);
     CHECK_MSG(form_sum[1] == 0x2d0c150ba0b45aadu, "NFD: 0x%016llx", (unsigned long long)form_sum[1]);
+    CHECK_MSG(form_sum[2] == 0xce5c3baf69409e9cu, "NFKC: 0x%016llx", (unsigned long long)form_sum[2]);
+    CHECK_MSG(form_sum[3] == 0xc5ac6e2aec50b7adu, "NFKD: 0x%016llx", (unsigned long long)form_sum[3]);
     CHECK_MSG(lower_sum == 0x54834f05a5deb90eu, "lower case: 0x%016llx", (unsigned long long)lower_sum);
     fti_buf_free(&out);
 }
 
-static void check_form(fti_form form, const char *text, const char *expected)
+static void check_form(int form, const char *text, const char *expected)
 {
     fti_buf out = {0};
     uint32_t *origin = NULL;
     CHECK(fti_normalize(form, text, strlen(text), &out, &origin));
-    CHECK_MSG(out.n == strlen(expected) && (!out.n || !memcmp(out.p, expected, out.n)), "%s of \"%s\": expected \"%s\", found \"%.*s\"",
-              form == FTI_NFC ? "NFC" : "NFD", text, expected, (int)out.n, out.n ? out.p : "");
+    CHECK_MSG(out.n == strlen(expected) && (!out.n || !memcmp(out.p, expected, out.n)), "form %d of \"%s\": expected \"%s\", found \"%.*s\"",
+              form, text, expected, (int)out.n, out.n ? out.p : "");
     CHECK_INT(arrlen(origin), out.n);
     for (size_t i = 1; i < (size_t)arrlen(origin); i++) CHECK(origin[i] < strlen(text));
     out.n = 0;
@@ -72,6 +73,17 @@ static void test_forms(void)
     check_form(FTI_NFD, "\xE1\xBE\x82", "\xCE\xB1\xCC\x93\xCC\x80\xCD\x85");          /* four parts */
     check_form(FTI_NFC, "\xCE\xB1\xCC\x93\xCC\x80\xCD\x85", "\xE1\xBE\x82");
     check_form(FTI_NFC, "\xF0\x96\x84\x9E\xF0\x96\x84\xA3", "\xF0\x96\x84\xA6");  /* Gurung Khema: joins across */
+    check_form(FTI_NFKC, "\xEF\xAC\x81", "fi");                                      /* ligature */
+    check_form(FTI_NFKC, "\xEF\xBD\xB6\xEF\xBE\x9E", "\xE3\x82\xAC");               /* half-width ka, voiced: one full-width ga */
+    check_form(FTI_NFKC, "\xE1\xBA\x9B\xCC\xA3", "\xE1\xB9\xA9");                  /* long s, dots above and below */
+    check_form(FTI_NFKD, "\xE1\xBA\x9B\xCC\xA3", "s\xCC\xA3\xCC\x87");
+    check_form(FTI_NFKD, "\xE3\x88\x8E", "(\xE1\x84\x80\xE1\x85\xA1)");            /* (ga) in one character */
+    check_form(FTI_NFKD, "\xEF\xB7\xBA", "\xD8\xB5\xD9\x84\xD9\x89 \xD8\xA7\xD9\x84\xD9\x84\xD9\x87 \xD8\xB9\xD9\x84\xD9\x8A\xD9\x87 "
+               "\xD9\x88\xD8\xB3\xD9\x84\xD9\x85");                                 /* eighteen parts */
+    check_form(FTI_NFC, "\xE2\x91\xA0", "\xE2\x91\xA0");
+    check_form(FTI_NFKD | FTI_UNICODE_9, "\xE3\x8B\xBF", "\xE3\x8B\xBF");            /* Reiwa is younger; */
+    check_form(FTI_NFKD, "\xE3\x8B\xBF", "\xE4\xBB\xA4\xE5\x92\x8C");
+    check_form(FTI_NFD | FTI_UNICODE_9, "a\xCC\x81\xE1\xB7\xB9", "a\xCC\x81\xE1\xB7\xB9"); /* so is U+1DF9 */
     check_form(FTI_NFC, "a\xCC\x81" "b\xFF" "c\xCC\xA7", "\xC3\xA1" "b\xFF" "\xC3\xA7"); /* a stray byte stays */
     CHECK(fti_is_nfc("caf\xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E", 12));
     CHECK(!fti_is_nfc("cafe\xCC\x81", 6));
