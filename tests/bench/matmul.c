@@ -1,15 +1,16 @@
 /* matmul.c - ft_matmul beside OpenBLAS's sgemm, in one process, in turn
  *
  * Build:  gcc -std=c99 -O3 -march=native -fopenmp -I. tests/bench/matmul.c -o build/bench_matmul -lopenblas -lm
- * Run:    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_WAIT_POLICY=passive build/bench_matmul [threads]
+ * Run:    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE build/bench_matmul [threads]
  *
  * Every shape is checked against sgemm before it is timed. A line shows GFLOP/s of the median of 9 rounds (of several
  * calls where a call is short) for sgemm and for ft_matmul, and their ratio; "packed" is the linear op with frozen
  * weights, packed once by prepare_linear: what a LoRA run uses for y = x W^T.
  *
- * Both sides get the same turn: a rest, one call that is not timed, then the calls that are. OpenBLAS's workers spin
- * for 2^26 cycles after a call before they sleep. Timed within that span, our worker finds its core taken and may share
- * the caller's: half the speed, now and then, from something that a program with one matmul library does not have. */
+ * Both sides get the same turn: a rest, one call that is not timed, then the calls that are. By default OpenBLAS's
+ * workers spin long after a call; whoever is timed then finds a core taken, and its threads share the other one: half
+ * the speed, now and then, from something that a program with one matmul library does not have. So the program starts
+ * itself again with OPENBLAS_THREAD_TIMEOUT=4 (they sleep soon) and OMP_WAIT_POLICY=passive (ours too). */
 #define FTUNE_IMPLEMENTATION
 #include "ftune.h"
 #include <cblas.h>
@@ -121,6 +122,11 @@ int main(int argc, char **argv)
     ft_error err = { FTUNE_OK, "" };
     ft_rng rng;
     double worst = 1e9;
+    if (!getenv("OPENBLAS_THREAD_TIMEOUT")) {                 /* read before main: begin again with it */
+        setenv("OPENBLAS_THREAD_TIMEOUT", "4", 1);
+        setenv("OMP_WAIT_POLICY", "passive", 0);
+        execvp(argv[0], argv);
+    }
     ft_rng_seed(&rng, 1);
     if (ft_backend_cpu(&be, threads, &err)) fail(&err);
     openblas_set_num_threads(be->threads);
