@@ -29,21 +29,25 @@ KIMI = r"[\p{Han}]+|" + cased(U + r"&&[^\p{Han}]]", W + r"&&[^\p{Han}]]", r"[\r\
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def by_tiktoken(path, pattern, nfc=False):
+def tiktoken_of(path, pattern):
     import tiktoken
     ranks = {}
     with open(path, "rb") as f:
         for line in f:
             token, rank = line.split()
             ranks[base64.b64decode(token)] = int(rank)
-    enc = tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+def by_tiktoken(path, pattern, nfc=False):
+    enc = tiktoken_of(path, pattern)
 
     def encode(texts):
         if nfc:
             import unicodedata2
             texts = [unicodedata2.normalize("NFC", t) for t in texts]
         return enc.encode_ordinary_batch(texts, num_threads=1)
-    return encode, lambda lists: enc.decode_batch(lists, num_threads=1), len(ranks)
+    return encode, lambda lists: enc.decode_batch(lists, num_threads=1), enc.n_vocab
 
 
 def by_huggingface(tok, special=False):
