@@ -941,6 +941,7 @@ static int     fti_map_put(fti_map *m, const char *key, size_t len, int32_t valu
 static int32_t fti_map_get(const fti_map *m, const char *key, size_t len);
 static void    fti_map_free(fti_map *m);
 static uint64_t fti_hash(const uint64_t key[2], const char *p, size_t n);
+static uint64_t fti_secret(const void *p);  /* an odd number that a file cannot foresee; p: any address */
 
 /* A whole file, mapped read-only when the system can, else read. Empty files are fine. */
 typedef struct fti_file { const char *data; size_t size; int mapped; } fti_file;
@@ -1145,6 +1146,7 @@ typedef struct fti_bucket { uint64_t key; int32_t id; uint32_t len; } fti_bucket
 typedef struct fti_vocab {
     fti_token *token; size_t n;         /* ascending ids; in most files token[i].id == i */
     fti_bucket  *slot;  size_t cap;       /* bytes -> id */
+    uint64_t mix;                       /* of this table alone: no file can be made whose tokens share a slot */
 } fti_vocab;
 #define FTI_HIDDEN 0x80000000u          /* no piece of text becomes this token as a whole: merging never makes it */
 
@@ -1208,7 +1210,7 @@ FTI_INLINE uint32_t fti_read32(const char *p) { uint32_t x; memcpy(&x, p, 4); re
 
 /* Up to 8 bytes the key, with the length, is the text itself: equal keys need no second look. Longer: a hash.
  * room: 8 bytes may be read whatever n is. */
-FTI_INLINE uint64_t fti_vocab_key(const char *p, size_t n, int room)
+FTI_INLINE uint64_t fti_vocab_key(const fti_vocab *v, const char *p, size_t n, int room)
 {
     static const uint8_t ones[16] = { 255, 255, 255, 255, 255, 255, 255, 255, 0 };
     uint64_t h;
@@ -1217,13 +1219,13 @@ FTI_INLINE uint64_t fti_vocab_key(const char *p, size_t n, int room)
     if (n <= 8 && room) return fti_read64(p) & fti_read64((const char *)ones + 8 - n);
     if (n <= 8) { for (i = 0; i < n; i++) few[i] = p[i]; return fti_read64(few); }
     for (i = 8, h = fti_read64(p); i + 8 < n; i += 8)
-        h = (h ^ h >> 32) * UINT64_C(0x9E3779B97F4A7C15) + fti_read64(p + i);
-    return (h ^ h >> 29) * UINT64_C(0xBF58476D1CE4E5B9) + fti_read64(p + n - 8);
+        h = (h ^ h >> 32) * v->mix + fti_read64(p + i);
+    return (h ^ h >> 29) * v->mix + fti_read64(p + n - 8);
 }
 
 FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t key, size_t n)
 {
-    uint64_t h = (key + n) * UINT64_C(0x9E3779B97F4A7C15);
+    uint64_t h = (key + n) * v->mix;
     h = (h ^ h >> 32) * UINT64_C(0xD6E8FEB86659FD93);
     return (size_t)((h >> 32) * v->cap >> 32);
 }
@@ -1259,7 +1261,7 @@ FTI_INLINE const fti_bucket *fti_vocab_slot(const fti_vocab *v, uint64_t key, si
 
 static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
 {
-    uint64_t key = fti_vocab_key(p, n, 0);
+    uint64_t key = fti_vocab_key(v, p, n, 0);
     return v->cap ? fti_vocab_slot(v, key, fti_vocab_start(v, key, n), p, n, mask) : NULL;
 }
 
@@ -1311,9 +1313,10 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
     v->cap = n + n / 5 * 2 + 8;
     if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
         return fti_no_memory(err, v->cap * sizeof *v->slot);
+    v->mix = fti_secret(v->slot);
     for (i = 0; i < n; i++) {
         const fti_token *t = &v->token[i];
-        uint64_t key = fti_vocab_key(t->p, t->len, 0);
+        uint64_t key = fti_vocab_key(v, t->p, t->len, 0);
         fti_bucket *s;
         if (!t->len) continue;
         if ((s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN)) != NULL) {
@@ -1598,6 +1601,7 @@ typedef struct fti_bpe {
     uint32_t  n_symbols, n_merges;
     uint32_t *byte_pair;                   /* [65536] merge of two bytes, or FTI_NONE */
     uint64_t *pair; size_t pair_cap;       /* left 21 bits | right 21 bits | merge + 1, open addressing */
+    uint64_t  mix;                         /* as fti_vocab's */
     uint64_t *pair_bits;                   /* [16384] two bits of one word for each pair in the table */
     int       whole;                       /* a piece that is a token becomes it, whatever the merges say */
     uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
@@ -1610,7 +1614,7 @@ typedef struct fti_bpe {
     uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
 } fti_bpe;
 
-FTI_INLINE uint64_t fti_pair_hash(uint64_t key) { return (key >> 22) * UINT64_C(0x9E3779B97F4A7C15); }
+FTI_INLINE uint64_t fti_pair_hash(const fti_bpe *b, uint64_t key) { return (key >> 22) * b->mix; }
 FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t h) { return (size_t)((h >> 32) * b->pair_cap >> 32); }
 FTI_INLINE uint64_t fti_pair_two(uint64_t h) { return UINT64_C(1) << (h >> 26 & 63) | UINT64_C(1) << (h >> 32 & 63); }
 
@@ -1618,7 +1622,7 @@ FTI_INLINE uint64_t fti_pair_two(uint64_t h) { return UINT64_C(1) << (h >> 26 & 
  * 128 KB of bits, which stay in the processor's cache as the table does not, say so nearly always. */
 FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
 {
-    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(key), two = fti_pair_two(hash), s;
+    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key), two = fti_pair_two(hash), s;
     size_t i;
     if ((b->pair_bits[hash >> 50] & two) != two) return FTI_NONE;
     for (i = fti_pair_start(b, hash); (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
@@ -1641,8 +1645,8 @@ static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
         if (merge < *m) *m = merge;
         return;
     }
-    b->pair_bits[fti_pair_hash(key) >> 50] |= fti_pair_two(fti_pair_hash(key));
-    for (i = fti_pair_start(b, fti_pair_hash(key)); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
+    b->pair_bits[fti_pair_hash(b, key) >> 50] |= fti_pair_two(fti_pair_hash(b, key));
+    for (i = fti_pair_start(b, fti_pair_hash(b, key)); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
         if ((b->pair[i] ^ key) >> 22 == 0) return;
     b->pair[i] = key | (merge + 1);
 }
@@ -1954,7 +1958,7 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
         for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
             end = (size_t)(split(text + begin, text + n) - text);
             piece[m].end = end;
-            piece[m].key = fti_vocab_key(text + begin, end - begin, n - begin >= 8);
+            piece[m].key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
             piece[m].slot = fti_vocab_start(v, piece[m].key, end - begin);
             FTI_SOON(&v->slot[piece[m].slot]);
         }
@@ -2619,6 +2623,7 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     b->n_symbols = n_symbols;
     b->n_merges = n_merges;
     b->form = -1;
+    b->mix = fti_secret(b);
     b->pair_cap = (size_t)n_merges + n_merges / 4 + 8;
     b->byte_pair = (uint32_t *)fti_alloc(65536, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
@@ -11023,6 +11028,14 @@ static void fti_sip_round(uint64_t v[4])
     v[2] += v[1]; v[1] = FTI_ROTATE(v[1], 17) ^ v[2]; v[2] = FTI_ROTATE(v[2], 32);
 }
 
+static uint64_t fti_secret(const void *p)
+{
+    uint64_t z = (uint64_t)(uintptr_t)p ^ (uint64_t)time(NULL) << 32;
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+    return (z ^ z >> 31) | 1;
+}
+
 /* SipHash-1-3 (Aumasson & Bernstein 2012): without the key nobody can write a file whose names all share a slot. */
 static uint64_t fti_hash(const uint64_t key[2], const char *p, size_t n)
 {
@@ -11058,8 +11071,8 @@ static int fti_map_grow(fti_map *m)
     bigger.slot = (fti_map_slot *)fti_calloc(bigger.cap, sizeof *bigger.slot);
     if (!bigger.slot) return 0;
     if (!m->cap) {                                            /* where memory lies is what a file cannot foresee; */
-        bigger.key[0] = (uint64_t)(uintptr_t)bigger.slot;     /* no result depends on the order of slots */
-        bigger.key[1] = (uint64_t)(uintptr_t)m ^ (uint64_t)time(NULL) << 20;
+        bigger.key[0] = fti_secret(bigger.slot);              /* no result depends on the order of slots */
+        bigger.key[1] = fti_secret(m);
     }
     for (size_t i = 0; i < m->cap; i++) {
         fti_map_slot *s = &m->slot[i];
@@ -13574,6 +13587,7 @@ typedef struct fti_sp {
     double   unknown_score, best_score;
     uint32_t *rank;                     /* BPE of .model: of each piece, 0 joins first, UINT32_MAX: never */
     fti_sp_pair *pair; size_t pair_cap; /* BPE of .json: open addressing, rank UINT32_MAX: empty */
+    uint64_t mix;                       /* as fti_vocab's */
     size_t   longest;                   /* BPE: bytes of the longest piece */
     uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
     int      unused;                    /* some pieces are only for joining and come apart again */
@@ -13811,7 +13825,7 @@ static int fti_sp_unigram(fti_sp_run *r)
 
 FTI_INLINE size_t fti_sp_pair_start(const fti_sp *m, uint32_t left, uint32_t right)
 {
-    uint64_t h = ((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15);
+    uint64_t h = ((uint64_t)left << 32 | right) * m->mix;
     return (size_t)((h >> 32) * m->pair_cap >> 32);
 }
 
@@ -14150,6 +14164,7 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
     tok->family = &fti_family_sp;
     tok->model = m;
     m->unk = -1;
+    m->mix = fti_secret(m);
     m->in.space = m->out.space = "\xE2\x96\x81";
     m->unk_surface = ft_text_of(" \xE2\x81\x87 ");
     m->fuse_unk = 1;
