@@ -10113,19 +10113,21 @@ static void fti_state_json(const ft_trainer *t, fti_buf *b)
     fti_buf_str(b, "\n  ]\n}\n");
 }
 
-/* Remove a directory of plain files, if it is an earlier checkpoint (or the remains of one) and nothing else. */
+/* Remove a directory of plain files, if it is an earlier checkpoint (or the remains of one) and nothing else. The file
+ * that tells so goes last, and memory is asked for first: stopped half-way, the rest is still known for what it is. */
 static ft_status fti_remove_checkpoint(const char *dir, int must_be_checkpoint, ft_error *err)
 {
     fti_arena a = { 0 };
-    char *state = fti_path_join(&a, dir, "trainer_state.json");
-    ft_status st = FTUNE_OK;
-    if (fti_is_directory(dir)) {
-        DIR *d = !must_be_checkpoint || (state && fti_file_exists(state)) ? opendir(dir) : NULL;
+    size_t room = strlen(dir) + 260;                          /* a name has at most 255 bytes */
+    char *state = fti_path_join(&a, dir, "trainer_state.json"), *path = (char *)fti_arena_alloc(&a, room);
+    ft_status st = state && path ? FTUNE_OK : fti_no_memory(err, room);
+    if (st == FTUNE_OK && fti_is_directory(dir)) {
+        DIR *d = !must_be_checkpoint || fti_file_exists(state) ? opendir(dir) : NULL;
         for (struct dirent *e; d && (e = readdir(d)) != NULL; ) {
-            char *path = fti_path_join(&a, dir, e->d_name);
-            if (path && strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlink(path);
+            snprintf(path, room, "%s/%s", dir, e->d_name);
+            if (strcmp(e->d_name, "trainer_state.json") && strcmp(e->d_name, ".") && strcmp(e->d_name, "..")) unlink(path);
         }
-        if (d) closedir(d);
+        if (d) { closedir(d); unlink(state); }
         if (rmdir(dir))
             st = fti_fail(err, FTUNE_ERR_IO, "%s: exists and is not a checkpoint: %s", dir, strerror(errno));
     }
