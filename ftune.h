@@ -45,7 +45,7 @@
  *     appendix               errors, memory, JSON, files, numbers; Unicode; SentencePiece; the files of tokenizers
  *
  * To read: the course is the implementation's chapters without the sections whose heading says "second reading": what
- * reads files, keeps books or handles rare cases. About 4,400 lines, an evening; `make course` writes them to
+ * reads files, keeps books or handles rare cases. About 4,600 lines, an evening; `make course` writes them to
  * build/course.h.
  *
  * What it does not do: pre-training at scale, preference training (DPO, RLHF), images and sound, several machines,
