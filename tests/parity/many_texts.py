@@ -11,6 +11,8 @@ programs' partly newer.
 import argparse
 import array
 import ctypes
+import functools
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -145,6 +147,7 @@ SPACES = [" ", " ", " ", " ", "  ", "   ", "\n", "\t", "\r\n", "\n\n", " \n", "\
 MARKS = "!?.,;:()[]{}<>|@#$%^&*+-=/\\\"'`~_…—“”’。，！？、"
 
 
+@functools.lru_cache(maxsize=None)
 def unassigned():
     import unicodedata2
     assert unicodedata2.unidata_version == "16.0.0"
@@ -156,9 +159,6 @@ def unassigned():
         else:
             ranges.append([c, c])
     return re.compile("[%s]" % "".join("%c-%c" % (a, b) for a, b in ranges))
-
-
-UNASSIGNED = unassigned()
 
 
 SCRIPTS = [(ord(a), ord(b)) for a, b in ("az", "az", "az", "Az", "一龥", "的目", "ぁヺ", "ая", "가힣", "àž", "ก๛")]
@@ -188,7 +188,7 @@ def random_text(r):
             parts.append(r.choice(MARKS))
         if rnd() < 0.75:
             parts.append(SPACES[int(rnd() * len(SPACES))])
-    return UNASSIGNED.sub("", "".join(parts))
+    return unassigned().sub("", "".join(parts))
 
 
 def texts_of(seed, chunk):
@@ -316,3 +316,16 @@ def run(families, a):
         failed += bool(found)
     print("%d passed, %d failed, %d skipped" % (passed, failed, skipped))
     return failed != 0
+
+
+def main(doc, families, *needs):
+    """A whole script: its arguments, the packages it needs or a SKIP, every family of families(library)."""
+    a = arguments(doc)
+    try:
+        for name in needs:
+            importlib.import_module(name)
+    except ImportError as e:
+        print("SKIP %s (pip install %s into build/venv)" % (e, " ".join(needs)))
+        print("0 passed, 0 failed, 1 skipped")
+        return 0
+    return run(families(library()), a)

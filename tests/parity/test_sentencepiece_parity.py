@@ -16,7 +16,7 @@ import json
 import os
 import sys
 
-from many_texts import BUILD, PARSE, ROOT, TEXT, VOCAB, Family, Ours, arguments, library, run
+from many_texts import BUILD, PARSE, ROOT, TEXT, VOCAB, Family, Ours, main
 
 OLD_SENTENCEPIECE = os.path.join(ROOT, "build", "sentencepiece_0.1")
 if os.path.isdir(OLD_SENTENCEPIECE):
@@ -139,11 +139,4 @@ def families(lib):
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__)
-    try:
-        import sentencepiece, tokenizers    # noqa: E401, F401
-    except ImportError as e:
-        print("SKIP %s (pip install tokenizers sentencepiece into build/venv)" % e)
-        print("0 passed, 0 failed, 1 skipped")
-        sys.exit(0)
-    sys.exit(run(families(library()), args))
+    sys.exit(main(__doc__, families, "tokenizers", "sentencepiece", "unicodedata2"))

@@ -10,7 +10,7 @@ import base64
 import os
 import sys
 
-from many_texts import ADD, PARSE, TEXT, VOCAB, Family, Ours, arguments, library, run
+from many_texts import ADD, PARSE, TEXT, VOCAB, Family, Ours, main
 
 C = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -97,11 +97,4 @@ def families(lib):
 
 
 if __name__ == "__main__":
-    args = arguments(__doc__)
-    try:
-        import tiktoken, tokenizers, unicodedata2    # noqa: E401, F401
-    except ImportError as e:
-        print("SKIP %s (pip install tiktoken tokenizers unicodedata2 into build/venv)" % e)
-        print("0 passed, 0 failed, 1 skipped")
-        sys.exit(0)
-    sys.exit(run(families(library()), args))
+    sys.exit(main(__doc__, families, "tiktoken", "tokenizers", "unicodedata2"))
