@@ -886,11 +886,13 @@ FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as i
 #define FTI_UNUSED       __attribute__((unused))
 #define FTI_INLINE       static inline __attribute__((always_inline, unused))
 #define FTI_SOON(p)      __builtin_prefetch(p)     /* will be read: fetch it while other work is done */
+#define FTI_EXCHANGE(p, x) __atomic_exchange_n(p, x, __ATOMIC_ACQ_REL)    /* *p = x; the value before, or x: not done */
 #else
 #define FTI_PRINTF(a, b)
 #define FTI_UNUSED
 #define FTI_INLINE static inline
 #define FTI_SOON(p) ((void)0)
+#define FTI_EXCHANGE(p, x) (x)
 #endif
 
 /* A loop whose iterations write different outputs. Static partition: the same bits for any number of threads. */
@@ -1121,8 +1123,7 @@ typedef struct fti_sink {
     const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
     size_t   n_origin;
     size_t   at;                        /* where the text given to encode begins in the normalised section */
-    struct fti_seen *seen;              /* pieces this call has met, or NULL; a power of two of them */
-    size_t   n_seen;
+    struct fti_memo *memo;              /* pieces met before, or NULL; byte-level BPE */
 } fti_sink;
 
 typedef struct fti_family {
@@ -1223,12 +1224,12 @@ FTI_INLINE uint64_t fti_vocab_key(const fti_vocab *v, const char *p, size_t n, i
     return (h ^ h >> 29) * v->mix + fti_read64(p + n - 8);
 }
 
-FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t key, size_t n)
+FTI_INLINE uint64_t fti_vocab_hash(const fti_vocab *v, uint64_t key, size_t n)
 {
     uint64_t h = (key + n) * v->mix;
-    h = (h ^ h >> 32) * UINT64_C(0xD6E8FEB86659FD93);
-    return (size_t)((h >> 32) * v->cap >> 32);
+    return (h ^ h >> 32) * UINT64_C(0xD6E8FEB86659FD93);
 }
+FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t hash) { return (size_t)((hash >> 32) * v->cap >> 32); }
 
 static const fti_token *fti_vocab_at(const fti_vocab *v, int32_t id)
 {
@@ -1262,7 +1263,7 @@ FTI_INLINE const fti_bucket *fti_vocab_slot(const fti_vocab *v, uint64_t key, si
 static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
 {
     uint64_t key = fti_vocab_key(v, p, n, 0);
-    return v->cap ? fti_vocab_slot(v, key, fti_vocab_start(v, key, n), p, n, mask) : NULL;
+    return v->cap ? fti_vocab_slot(v, key, fti_vocab_start(v, fti_vocab_hash(v, key, n)), p, n, mask) : NULL;
 }
 
 /* The id of a token, or -1. */
@@ -1327,7 +1328,7 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
             s->id = t->id;
             continue;
         }
-        for (k = fti_vocab_start(v, key, t->len); v->slot[k].len; k = k + 1 < v->cap ? k + 1 : 0) ;
+        for (k = fti_vocab_start(v, fti_vocab_hash(v, key, t->len)); v->slot[k].len; k = k + 1 < v->cap ? k + 1 : 0) ;
         v->slot[k].key = key;
         v->slot[k].id = t->id;
         v->slot[k].len = t->len;
@@ -1591,15 +1592,17 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
 #define FTI_PAIR_SYMBOLS (1u << 21)
 #define FTI_PAIR_MERGES  ((1u << 22) - 2)
 
-/* x|y: first merge of (..x)(y), of (x)(y..); 65535 stands for itself and all later ones, which makes fewer joins safe */
+/* x|y: first merge of (..x)(y), of (x)(y..); FTI_LATE: none, or that or a later one, which makes fewer joins safe. */
+#define FTI_LATE 65534u
 typedef struct fti_edge { uint16_t right, left; } fti_edge;
+#define FTI_MEMOS 64
 typedef struct fti_bpe {
     const fti_splitter *splitter;
     int       form;                        /* normal form the text is brought to first: an fti_form, or -1 */
     int       prefix_space;                /* begin as if a space stood in front */
     int       digits;                      /* numbers are cut out first: 1 each digit, 2 each run */
     uint32_t  n_symbols, n_merges;
-    uint32_t *byte_pair;                   /* [65536] merge of two bytes, or FTI_NONE */
+    uint16_t *byte_pair;                   /* [65536] merge of two bytes; FTI_LATE: in pair; 65535: none */
     uint64_t *pair; size_t pair_cap;       /* left 21 bits | right 21 bits | merge + 1, open addressing */
     uint64_t  mix;                         /* as fti_vocab's */
     uint64_t *pair_bits;                   /* [16384] two bits of one word for each pair in the table */
@@ -1609,9 +1612,12 @@ typedef struct fti_bpe {
     int       in_order;                    /* from 256 on a symbol is its id */
     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
     uint32_t *of_char;
-    uint64_t *crossing;                    /* [1024] bit (last byte << 8 | first byte): see fti_bpe_chars */
+    uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
+    uint64_t *over_bits;                   /* [1024] bit (byte before << 8 | byte behind): the borders in it */
     fti_edge *edge;                        /* [65536] what may happen between two bytes; NULL: see fti_start_bytes */
+    uint32_t *late;                        /* stb array: symbols of merges that come before those of their parts */
     uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
+    struct fti_memo *memo[FTI_MEMOS];      /* those that no call has at the moment */
 } fti_bpe;
 
 FTI_INLINE uint64_t fti_pair_hash(const fti_bpe *b, uint64_t key) { return (key >> 22) * b->mix; }
@@ -1630,8 +1636,44 @@ FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t righ
     return FTI_NONE;
 }
 
-/* The first merge of a pair counts. p[n] are the bytes it makes. */
-static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge, const char *p, size_t n)
+/* Some merges join a part of a character to something outside it, as " " and "\xE5". b->over has the first of them for
+ * the border of that character, given by two bytes on both sides (an ASCII character is one). */
+FTI_INLINE size_t fti_over_place(unsigned a, unsigned b, unsigned c, unsigned d)
+{
+    return (size_t)(((uint64_t)a << 24 | b << 16 | c << 8 | d) * UINT64_C(0x9E3779B97F4A7C15) >> 48);
+}
+
+FTI_INLINE uint32_t fti_over(const fti_bpe *b, const uint8_t *p)
+{
+    uint32_t merge;
+    if (!(b->over_bits[(size_t)p[-1] << 2 | p[0] >> 6] >> (p[0] & 63) & 1)) return FTI_NONE;
+    merge = b->over[fti_over_place(p[-1] < 0x80 ? 0 : p[-2], p[-1], p[0], p[0] < 0x80 ? 0 : p[1])];
+    return merge > FTI_LATE ? FTI_NONE : merge;
+}
+
+/* Of a part of one byte the other one is not known, and all of them are entered. */
+static void fti_over_add(fti_bpe *b, const uint8_t *s, size_t cut, size_t n, uint32_t merge)
+{
+    unsigned last = s[cut - 1], first = s[cut], a, d, a_end, d_end;
+    size_t tail = 0;
+    while (tail < cut && (s[cut - 1 - tail] & 0xC0) == 0x80) tail++;
+    if ((first & 0xC0) == 0x80 || last >= 0xC0) return;       /* no border */
+    if (tail < cut && n - cut >= (first < 0x80 ? 1u : first < 0xE0 ? 2u : first < 0xF0 ? 3u : 4u)) return;
+    a = last < 0x80 ? 0 : cut > 1 ? s[cut - 2] : 0x80;
+    d = first < 0x80 ? 0 : n - cut > 1 ? s[cut + 1] : 0x80;
+    a_end = last < 0x80 || cut > 1 ? a : 0xFF;
+    d_end = first < 0x80 || n - cut > 1 ? d : 0xBF;
+    b->over_bits[last << 2 | first >> 6] |= UINT64_C(1) << (first & 63);
+    if (merge > FTI_LATE) merge = FTI_LATE;
+    for (; a <= a_end; a++)
+        for (first = d; first <= d_end; first++) {
+            uint16_t *m = &b->over[fti_over_place(a, last, s[cut], first)];
+            if (merge < *m) *m = (uint16_t)merge;
+        }
+}
+
+/* The first merge of a pair counts. p[n] are the bytes it makes, p[cut] the first of its right part. */
+static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge, const char *p, size_t cut, size_t n)
 {
     uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22;
     const uint8_t *s = (const uint8_t *)p;
@@ -1640,10 +1682,11 @@ static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
     if (e && left < 256 && merge < e->left) e->left = (uint16_t)merge;
     e = b->edge ? &b->edge[(size_t)s[n - 2] << 8 | s[n - 1]] : NULL;
     if (e && right < 256 && merge < e->right) e->right = (uint16_t)merge;
+    fti_over_add(b, s, cut, n, merge);
     if (left < 256 && right < 256) {
-        uint32_t *m = &b->byte_pair[left << 8 | right];
-        if (merge < *m) *m = merge;
-        return;
+        uint16_t *m = &b->byte_pair[left << 8 | right];
+        if (*m > FTI_LATE) *m = (uint16_t)(merge < FTI_LATE ? merge : FTI_LATE);
+        if (*m < FTI_LATE) return;
     }
     b->pair_bits[fti_pair_hash(b, key) >> 50] |= fti_pair_two(fti_pair_hash(b, key));
     for (i = fti_pair_start(b, fti_pair_hash(b, key)); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
@@ -1656,7 +1699,8 @@ FTI_INLINE uint32_t fti_joined(const fti_bpe *b, uint32_t merge) { return b->joi
 /* The merge of any two neighbours. */
 FTI_INLINE uint32_t fti_merge_of(const fti_bpe *b, uint32_t left, uint32_t right)
 {
-    return (left | right) < 256 ? b->byte_pair[left << 8 | right] : fti_pair_find(b, left, right);
+    uint32_t merge = (left | right) < 256 ? b->byte_pair[left << 8 | right] : FTI_LATE;
+    return merge < FTI_LATE ? merge : merge > FTI_LATE ? FTI_NONE : fti_pair_find(b, left, right);
 }
 
 /* Bytes [from, to) of s[n], joined where nothing can forestall it: a pair whose merge comes before every merge that
@@ -1674,11 +1718,11 @@ FTI_INLINE size_t fti_start_bytes(const fti_bpe *b, const uint8_t *s, size_t fro
         for (i = from; i < to; i++) sym[k++] = s[i];
         return k;
     }
-    taken = from ? b->edge[(size_t)s[from - 1] << 8 | s[from]].right : FTI_NONE;
+    taken = from ? b->edge[(size_t)s[from - 1] << 8 | s[from]].right : FTI_LATE;
     for (i = from; i + 1 < to; i++) {
         at = (size_t)s[i] << 8 | s[i + 1];
         merge = b->byte_pair[at];
-        next = i + 2 < n ? b->edge[(size_t)s[i + 1] << 8 | s[i + 2]].left : FTI_NONE;
+        next = i + 2 < n ? b->edge[(size_t)s[i + 1] << 8 | s[i + 2]].left : FTI_LATE;
         now = (merge < taken) & (merge <= next);
         sym[k] = now ? 256 + merge : s[i];
         k += 1 - joined;                                      /* not if the byte is part of the one before */
@@ -1796,7 +1840,7 @@ static int fti_merge_long(const fti_bpe *b, uint32_t *sym, size_t *left)
     size_t words = b->n_merges / 64 + 1, n = *left, i;
     uint32_t k;
     int ok;
-    if (b->edge) do { i = n; n = fti_merge_round(b, sym, n); } while (n < i - i / 8);
+    if (b->edge && !b->late) do { i = n; n = fti_merge_round(b, sym, n); } while (n < i - i / 8);
     c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
     c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
     c.used = (uint64_t *)fti_calloc(words, sizeof *c.used);
@@ -1835,23 +1879,33 @@ done:
     return ok;
 }
 
-/* Rare words come again in the same text: each call remembers the ids of short pieces, each in the place its hash
- * gives, a line of the processor's cache. The memory is the call's own, so threads still share the tokenizer. */
+/* Words come again: short pieces are remembered with their ids, each in the place its hash gives, a line of the
+ * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
+ * tokenizer without waiting for one another and there are never more memos than calls at one time. */
+#define FTI_SEEN       16384
 #define FTI_SEEN_BYTES 22
 #define FTI_SEEN_IDS   8
 typedef struct fti_seen {
     uint64_t key; uint8_t n, n_ids; char text[FTI_SEEN_BYTES]; int32_t ids[FTI_SEEN_IDS];
 } fti_seen;
+typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first line at a border of 64 bytes */
 
-/* A piece on its way: where it ends and where it may be found. */
-typedef struct fti_coming { size_t end, slot; uint64_t key; const fti_bucket *whole; fti_seen *seen; } fti_coming;
-
-FTI_INLINE void fti_put_symbol(const ft_tokenizer *tok, const fti_bpe *b, uint32_t sym, size_t *at, fti_sink *out)
+/* NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
+static fti_memo *fti_memo_take(fti_bpe *b, size_t n)
 {
-    int32_t id = b->in_order && sym >= 256 ? (int32_t)sym : b->id[sym];
-    size_t from = *at;
-    if (out->offsets) *at += sym < 256 ? 1 : fti_vocab_at(&tok->vocab, id)->len;
-    if (id >= 0) fti_put(out, id, from, *at);
+    fti_memo *m = NULL;
+    int i;
+    for (i = 0; i < FTI_MEMOS; i++) if ((m = (fti_memo *)FTI_EXCHANGE(&b->memo[i], NULL)) != NULL) return m;
+    if (n < 256 || !(m = (fti_memo *)fti_calloc(1, sizeof *m))) return NULL;
+    m->at = (fti_seen *)((char *)m->line + (64 - ((uintptr_t)m->line & 63)) % 64);
+    return m;
+}
+
+static void fti_memo_give(fti_bpe *b, fti_memo *m)
+{
+    int i;
+    for (i = 0; i < FTI_MEMOS && m; i++) m = (fti_memo *)FTI_EXCHANGE(&b->memo[i], m);
+    FTUNE_FREE(m);
 }
 
 /* Join sym[n]; returns how many are left, 0 for no memory. */
@@ -1873,27 +1927,30 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     const uint8_t *s = (const uint8_t *)p;
     size_t i, k = 0, m, len, bytes = 0;                       /* s[bytes, i) is not put yet */
     size_t begin = 0, part = 0;                               /* behind the last cut, in s and in sym */
-    uint32_t cp, last = 0, whole;
-    int before = 0, behind, cut;                              /* is there a token that holds half of a character here? */
+    uint32_t cp, last = 0, whole, before = FTI_NONE, behind;  /* merges that would take a part of the character away */
+    int one, last_one = 1, cut;                               /* one: the character stays one symbol */
     if (!b->of_char) {
         for (i = 0; i < n; i++) sym[i] = s[i];
         return fti_join(b, sym, n);
     }
-    for (i = 0; i < n; i += len, last = cp, before = behind) {
+    for (i = 0; i < n; i += len, last = cp, last_one = one, before = behind) {
         if ((s[i] | last) < 0x80) {                           /* ASCII: no borders to look at before its end */
             while (i + 1 < n && s[i + 1] < 0x80) i++;
             len = 1;
             cp = s[i];
-            behind = i + 1 < n ? fti_bit(b->crossing, (size_t)s[i] << 8 | s[i + 1]) : 0;
+            one = 1;
+            behind = i + 1 < n ? fti_over(b, s + i + 1) : FTI_NONE;
             continue;
         }
         len = s[i] < 0x80 ? 1 : s[i] < 0xE0 ? 2 : s[i] < 0xF0 ? 3 : 4;
         if (len == 3) cp = (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u);
         else if (len == 2) cp = (s[i] & 31u) << 6 | (s[i + 1] & 63u);
         else cp = len == 1 ? s[i] : fti_read32(p + i);        /* four bytes: any number that tells it from others */
-        behind = i + len < n ? fti_bit(b->crossing, (size_t)s[i + len - 1] << 8 | s[i + len]) : 0;
-        whole = before || behind || cp < 0x80 || cp > 0xFFFF ? FTI_NONE : b->of_char[cp];
-        cut = !(before | fti_bit(b->together, fti_together(last, cp))) & (i > 0);
+        behind = i + len < n ? fti_over(b, s + i + len) : FTI_NONE;
+        whole = cp < 0x80 || cp > 0xFFFF ? FTI_NONE : b->of_char[cp];
+        if (whole != FTI_NONE && whole - 256 >= (before < behind ? before : behind)) whole = FTI_NONE;
+        one = cp < 0x80 || whole != FTI_NONE;
+        cut = i && (before == FTI_NONE || (one && last_one)) && !fti_bit(b->together, fti_together(last, cp));
         if (bytes < i && (cut || whole != FTI_NONE)) {
             k += fti_start_bytes(b, s + begin, bytes - begin, i - begin, (cut ? i : n) - begin, sym + k);
             bytes = i;
@@ -1913,32 +1970,49 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     return n ? part + n : 0;
 }
 
-/* A piece that is no token. */
-static ft_status fti_bpe_piece(const ft_tokenizer *tok, const fti_bpe *b, const char *text, size_t at,
-                               const fti_coming *piece, fti_sink *out, ft_error *err)
+/* A piece on its way. */
+typedef struct fti_coming { size_t end; uint64_t key, hash; fti_seen *seen; } fti_coming;
+
+FTI_INLINE void fti_put_ids(const ft_tokenizer *tok, const int32_t *ids, size_t n, size_t at, fti_sink *out)
+{
+    size_t i, end;
+    for (i = 0; i < n; i++, at = end) {
+        end = out->offsets && ids[i] >= 0 ? at + fti_vocab_at(&tok->vocab, ids[i])->len : at + 1;
+        if (ids[i] >= 0) fti_put(out, ids[i], at, end);
+    }
+}
+
+/* A piece met for the first time, or again after another one took its place. */
+static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, const char *text, size_t at,
+                                   const fti_coming *piece, fti_sink *out, ft_error *err)
 {
     const char *p = text + at;
-    size_t n = piece->end - at, size = n, i, end;
-    fti_seen *seen = n <= FTI_SEEN_BYTES ? piece->seen : NULL;
+    const fti_vocab *v = &tok->vocab;
+    const fti_bucket *whole = fti_vocab_slot(v, piece->key, fti_vocab_start(v, piece->hash), p, piece->end - at,
+                                             UINT32_MAX);
     uint32_t few[FTI_SHORT], *sym = few;
-    if (seen && seen->key == piece->key && seen->n == n && (n <= 8 || fti_same(seen->text, p, n))) {
-        for (i = 0; i < seen->n_ids; i++, at = end) {
-            end = out->offsets ? at + fti_vocab_at(&tok->vocab, seen->ids[i])->len : at;
-            fti_put(out, seen->ids[i], at, end);
-        }
-        return FTUNE_OK;
+    size_t n = piece->end - at, size = n, i;
+    int32_t *ids, one;
+    if (whole) {
+        one = whole->id;
+        ids = &one;
+        n = 1;
+    } else {
+        if (n > FTI_SHORT && !(sym = (uint32_t *)fti_alloc(n, sizeof *sym))) return fti_no_memory(err, n * sizeof *sym);
+        n = fti_bpe_symbols(b, p, n, sym);
+        ids = (int32_t *)sym;
+        for (i = 0; i < n; i++) ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
     }
-    if (n > FTI_SHORT && !(sym = (uint32_t *)fti_alloc(n, sizeof *sym))) return fti_no_memory(err, n * sizeof *sym);
-    n = fti_bpe_symbols(b, p, n, sym);
-    if (seen && n <= FTI_SEEN_IDS) {
+    if (size <= FTI_SEEN_BYTES && n <= FTI_SEEN_IDS) {
+        fti_seen *seen = piece->seen;
         seen->key = piece->key;
         seen->n = (uint8_t)size;
         seen->n_ids = (uint8_t)n;
         memcpy(seen->text, p, size);
-        for (i = 0; i < n; i++)
-            if ((seen->ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]]) < 0) seen->n = 0;
+        memcpy(seen->ids, ids, n * sizeof *ids);
+        for (i = 0; i < n; i++) if (ids[i] < 0) seen->n = 0;
     }
-    for (i = 0; i < n; i++) fti_put_symbol(tok, b, sym[i], &at, out);
+    fti_put_ids(tok, ids, n, at, out);
     if (sym != few) FTUNE_FREE(sym);
     return n ? FTUNE_OK : fti_no_memory(err, size * sizeof(fti_place));
 }
@@ -1952,40 +2026,33 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
     const fti_vocab *v = &tok->vocab;
     const char *(*split)(const char *, const char *) = b->splitter->split;
     fti_coming piece[FTI_AHEAD];
+    fti_seen none = { 0 }, *seen = out->memo ? out->memo->at : &none;
+    size_t n_seen = out->memo ? FTI_SEEN : 1;
     ft_status status = FTUNE_OK;
     while (at < n && !status && out->n <= out->enough) {
-        size_t k, m, begin = at, from = at, end;
+        size_t k, m, begin = at, end;
         for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
-            end = (size_t)(split(text + begin, text + n) - text);
-            piece[m].end = end;
-            piece[m].key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
-            piece[m].slot = fti_vocab_start(v, piece[m].key, end - begin);
-            FTI_SOON(&v->slot[piece[m].slot]);
-        }
-        for (k = 0; k < m; k++, from = end) {
-            fti_coming *c = &piece[k];
-            end = c->end;
-            c->whole = fti_vocab_slot(v, c->key, c->slot, text + from, end - from, UINT32_MAX);
-            c->seen = NULL;
-            if (c->whole || !out->seen) continue;
-            c->seen = &out->seen[(c->slot * UINT64_C(0x9E3779B1) >> 17) & (out->n_seen - 1)];
+            fti_coming *c = &piece[m];
+            c->end = end = (size_t)(split(text + begin, text + n) - text);
+            c->key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
+            c->hash = fti_vocab_hash(v, c->key, end - begin);
+            c->seen = &seen[c->hash >> 17 & (n_seen - 1)];
             FTI_SOON(c->seen);
         }
+        for (k = 0; k < m; k++)
+            if (piece[k].seen->key != piece[k].key) FTI_SOON(&v->slot[fti_vocab_start(v, piece[k].hash)]);
         for (k = 0; k < m && !status; k++, at = end) {
+            const fti_seen *s = piece[k].seen;
             end = piece[k].end;
-            if (piece[k].whole) fti_put(out, piece[k].whole->id, at, end);
-            else status = fti_bpe_piece(tok, b, text, at, &piece[k], out, err);
+            if (s->key != piece[k].key || s->n != end - at || (s->n > 8 && !fti_same(s->text, text + at, s->n)))
+                status = fti_bpe_new_piece(tok, b, text, at, &piece[k], out, err);
+            else if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) {
+                memcpy(out->ids + out->n, s->ids, sizeof s->ids);
+                out->n += s->n_ids;
+            } else fti_put_ids(tok, s->ids, s->n_ids, at, out);
         }
     }
     return status;
-}
-
-/* Memory for the pieces of n bytes of text; none: slower, not wrong. */
-static void fti_seen_alloc(fti_sink *s, size_t n)
-{
-    if (n < 1024) return;
-    for (s->n_seen = 64; s->n_seen < 32768 && s->n_seen < n / 32; s->n_seen *= 2) ;
-    s->seen = (fti_seen *)fti_calloc(s->n_seen, sizeof *s->seen);
 }
 
 /* Where every splitter cuts: behind a letter, before what neither is nor joins a word; the apostrophe may. */
@@ -2017,17 +2084,16 @@ static ft_status fti_bpe_parallel(const ft_tokenizer *tok, const char *text, siz
     for (i = 0; i < parts; i++) {
         fti_sink *s = &part[i];
         *s = *out;
-        s->n = s->n_seen = 0;
-        s->seen = NULL;
+        s->n = 0;
         s->ids = NULL;
         s->offsets = NULL;
         s->cap = out->cap ? cut[i + 1] - cut[i] : 0;          /* never more ids than bytes */
         failed[i] = FTUNE_ERR_NO_MEMORY;
         if (s->cap && !(s->ids = (int32_t *)fti_alloc(s->cap, sizeof *s->ids))) continue;
         if (s->cap && out->offsets && !(s->offsets = (ft_span *)fti_alloc(s->cap, sizeof *s->offsets))) continue;
-        fti_seen_alloc(s, cut[i + 1] - cut[i]);
+        s->memo = fti_memo_take((fti_bpe *)tok->model, cut[i + 1] - cut[i]);
         failed[i] = fti_bpe_pieces(tok, text, cut[i], cut[i + 1], s, NULL);
-        FTUNE_FREE(s->seen);
+        fti_memo_give((fti_bpe *)tok->model, s->memo);
     }
     for (i = 0; i < parts; i++) {
         if (failed[i]) status = failed[i];
@@ -2105,13 +2171,17 @@ static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n
 static void fti_bpe_free(void *model)
 {
     fti_bpe *b = (fti_bpe *)model;
+    int i;
+    for (i = 0; i < FTI_MEMOS; i++) FTUNE_FREE(b->memo[i]);
     FTUNE_FREE(b->byte_pair);
     FTUNE_FREE(b->pair);
     FTUNE_FREE(b->pair_bits);
     FTUNE_FREE(b->join);
     FTUNE_FREE(b->id);
     FTUNE_FREE(b->of_char);
-    FTUNE_FREE(b->crossing);
+    FTUNE_FREE(b->over);
+    FTUNE_FREE(b->over_bits);
+    arrfree(b->late);
     FTUNE_FREE(b->edge);
     FTUNE_FREE(b->together);
     FTUNE_FREE(b);
@@ -2294,7 +2364,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
                         (unsigned)(uint8_t)text[valid]);
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
     e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap; e.sink.enough = enough; e.sink.threads = threads;
-    if (tok->family == &fti_family_bpe) fti_seen_alloc(&e.sink, text_len);
+    if (tok->family == &fti_family_bpe) e.sink.memo = fti_memo_take((fti_bpe *)tok->model, text_len);
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
     while (!status && e.sink.n <= enough) {
         a = fti_added_next(&e, &tok->raw, text, from, text_len, &begin, &end);
@@ -2307,7 +2377,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
         from = end;
     }
     if (around && !status) for (i = 0; i < tok->n_after; i++) fti_put(&e.sink, tok->after[i], text_len, text_len);
-    FTUNE_FREE(e.sink.seen);
+    if (e.sink.memo) fti_memo_give((fti_bpe *)tok->model, e.sink.memo);
     if (status) return status;
     *n_ids = e.sink.n;
     if (e.sink.n > cap && (ids || cap))
@@ -2617,6 +2687,7 @@ static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
 static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_merges)
 {
     fti_bpe *b = (fti_bpe *)fti_calloc(1, sizeof *b);
+    uint32_t i;
     if (!b) return NULL;
     tok->family = &fti_family_bpe;
     tok->model = b;
@@ -2625,31 +2696,33 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     b->form = -1;
     b->mix = fti_secret(b);
     b->pair_cap = (size_t)n_merges + n_merges / 4 + 8;
-    b->byte_pair = (uint32_t *)fti_alloc(65536, sizeof *b->byte_pair);
+    b->byte_pair = (uint16_t *)fti_alloc(65536, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
     b->pair_bits = (uint64_t *)fti_calloc(16384, sizeof *b->pair_bits);
     b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
+    b->over = (uint16_t *)fti_alloc(65536, sizeof *b->over);
+    b->over_bits = (uint64_t *)fti_calloc(1024, sizeof *b->over_bits);
     b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
-    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->id) return NULL;
-    memset(b->edge, 0xFF, 65536 * sizeof *b->edge);
+    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->id) return NULL;
+    memset(b->over, 0xFF, 65536 * sizeof *b->over);
+    for (i = 0; i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
     memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
     memset(b->id, 0xFF, n_symbols * sizeof *b->id);
     return b;
 }
 
 /* Many characters take two or three bytes, and most of those are one token: begin with it. That is the same as
- * beginning with bytes unless a merge joins a part of a character to something outside it, as in " \xE5"; such tokens
- * tell, by the bytes on both sides of the character border inside them, where to begin with bytes after all. Only for
- * merges that come after those that make their parts. */
+ * beginning with bytes unless an earlier merge joins a part of the character to something outside it (fti_over), or the
+ * token is part of a merge that comes before its own (b->late): its neighbours may be elsewhere by the time it is made.
+ * Two characters that no token has side by side are never joined, unless by way of their parts. */
 static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *symbol)
 {
     size_t i, k, len, bit;
     for (i = 256; i < 256 + (size_t)b->n_merges && b->id[i] == (int32_t)i; i++) ;
     b->in_order = i == 256 + (size_t)b->n_merges;
     b->of_char = (uint32_t *)fti_alloc(65536, sizeof *b->of_char);
-    b->crossing = (uint64_t *)fti_calloc(1024, sizeof *b->crossing);
     b->together = (uint64_t *)fti_calloc(FTI_TOGETHER_WORDS, sizeof *b->together);
-    if (!b->of_char || !b->crossing || !b->together) return 0;
+    if (!b->of_char || !b->together) return 0;
     memset(b->of_char, 0xFF, 65536 * sizeof *b->of_char);
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
@@ -2659,21 +2732,22 @@ static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *sy
             for (k = 0; k < t->len; k++) sym[k] = (uint8_t)t->p[k];
             if (fti_merge_short(b, sym, t->len, 1) == 1) b->of_char[cp] = sym[0];
         }
-        if (fti_utf8_valid(t->p, t->len) == t->len) continue;
-        for (k = 1; k < t->len; k++)
-            if (((uint8_t)t->p[k] & 0xC0) != 0x80)
-                b->crossing[(uint32_t)(uint8_t)t->p[k - 1] << 2 | (uint8_t)t->p[k] >> 6]
-                    |= UINT64_C(1) << ((uint8_t)t->p[k] & 63);
+    }
+    for (i = 0; i < (size_t)arrlen(b->late); i++) {
+        const fti_token *t = fti_vocab_at(&tok->vocab, b->id[b->late[i]]);
+        uint32_t cp;
+        if (t->len > 1 && t->len <= 3 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len)
+            b->of_char[cp] = FTI_NONE;
     }
     for (i = 0; i < tok->vocab.n; i++) {                      /* neighbours inside a token */
         const fti_token *t = &tok->vocab.token[i];
-        uint32_t cp, last;
-        if (t->len < 3 || symbol[i] == FTI_NONE || !(k = (size_t)fti_utf8_decode(t->p, t->p + t->len, &last))) continue;
-        if (k == 4) last = fti_read32(t->p);
+        uint32_t cp, last = 0;
+        if (t->len < 3 || symbol[i] == FTI_NONE) continue;
+        for (k = 0; k < t->len && ((uint8_t)t->p[k] & 0xC0) == 0x80; k++) ;
         for (; k < t->len; k += len, last = cp) {
             if (!(len = (size_t)fti_utf8_decode(t->p + k, t->p + t->len, &cp))) break;
             if (len == 4) cp = fti_read32(t->p + k);          /* as in fti_bpe_symbols */
-            if ((last | cp) < 0x80) continue;
+            if (!last || (last | cp) < 0x80) continue;
             bit = fti_together(last, cp);
             b->together[bit >> 6] |= UINT64_C(1) << (bit & 63);
         }
@@ -2739,7 +2813,7 @@ static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, 
     if (both != made) m->improper = 1;                        /* a part not made yet, or made once more */
     if (!n || !k || l == FTI_NONE || r == FTI_NONE || both == FTI_NONE) return 0;
     b->join[m->n] = both;
-    fti_pair_add(b, l, r, m->n++, bytes, n + k);
+    fti_pair_add(b, l, r, m->n++, bytes, n, n + k);
     return 1;
 }
 
@@ -14465,14 +14539,20 @@ FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 
 
 /* ---- rank files ------------------------------------------------------------------------------------------------- */
 
+FTI_INLINE uint32_t fti_rank_of(const fti_vocab *v, const uint32_t *symbol, const char *p, size_t n)
+{
+    int32_t id = fti_vocab_whole(v, p, n);
+    return id < 0 ? FTI_NONE : symbol[fti_vocab_at(v, id) - v->token] - 256;
+}
+
 /* Where do the last two parts of a token meet when its bytes are joined by rank? Ranks are those of byte strings, so
  * look-ups go by bytes here. 0: they never become two. symbol: of each token by its place in the vocabulary. */
-static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_t *symbol, const fti_token *t)
+static uint32_t fti_last_cut(const fti_vocab *v, const uint32_t *symbol, const fti_token *t)
 {
     uint32_t start[FTI_SHORT + 1], merge[FTI_SHORT + 1], parts = t->len, i, k;
     const char *p = t->p;
     for (i = 0; i <= parts; i++) start[i] = i;
-    for (i = 0; i + 1 < parts; i++) merge[i] = b->byte_pair[(uint8_t)p[i] << 8 | (uint8_t)p[i + 1]];
+    for (k = 0; k + 1 < parts; k++) merge[k] = fti_rank_of(v, symbol, p + k, 2);
     while (parts > 2) {
         uint32_t least = FTI_NONE;
         for (i = 0; i + 1 < parts; i++) least = merge[i] < least ? merge[i] : least;
@@ -14481,47 +14561,65 @@ static uint32_t fti_last_cut(const fti_bpe *b, const fti_vocab *v, const uint32_
         memmove(start + i + 1, start + i + 2, (parts - i - 1) * sizeof *start);
         memmove(merge + i, merge + i + 1, (parts - i - 2) * sizeof *merge);
         parts--;
-        for (k = i ? i - 1 : 0; k <= i && k + 1 < parts; k++) {
-            int32_t id = fti_vocab_whole(v, p + start[k], start[k + 2] - start[k]);
-            merge[k] = id < 0 ? FTI_NONE : symbol[fti_vocab_at(v, id) - v->token] - 256;
-        }
+        for (k = i ? i - 1 : 0; k <= i && k + 1 < parts; k++)
+            merge[k] = fti_rank_of(v, symbol, p + start[k], start[k + 2] - start[k]);
     }
     return start[1];
 }
 
-/* The pairs of a rank file: one for each token of more than a byte, its last two parts. In rank order, all smaller
- * tokens are known by then. A token that does not come down to two parts so may still be made from a part with a higher
- * rank; no training makes such files, but if one turns up, all is done again by byte strings. 1: proper; 0: such
- * a file; -1: no memory. */
-static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol)
+/* Tokens made of a part with a higher rank. No training makes such; Llama 3 has 107. */
+typedef struct fti_odd { uint32_t *at; uint64_t begins[1024]; } fti_odd;   /* stb array of places; bits of a hash */
+
+FTI_INLINE uint32_t fti_begins(const char *p)
 {
-    uint32_t sym[FTI_SHORT], cut, k, *odd = NULL;             /* odd: stb array of places in the vocabulary */
-    int proper = 1;
-    size_t i;
-    for (i = 0; i < v->n; i++) {
-        const fti_token *t = &v->token[i];
-        if (t->len < 2 || symbol[i] == FTI_NONE) continue;
-        k = (uint32_t)fti_start_bytes(b, (const uint8_t *)t->p, 0, t->len, t->len, sym);
-        if (fti_merge_short(b, sym, k, 2) == 2) fti_pair_add(b, sym[0], sym[1], symbol[i] - 256, t->p, t->len);
-        else if (!fti_push(odd, (uint32_t)i)) { arrfree(odd); return -1; }
-    }
-    while (arrlen(odd)) {
-        i = arrpop(odd);
-        if (fti_last_cut(b, v, symbol, &v->token[i])) proper = 0;
-    }
-    arrfree(odd);
-    if (proper) return 1;
-    FTUNE_FREE(b->edge);
-    b->edge = NULL;
-    memset(b->pair, 0, b->pair_cap * sizeof *b->pair);
-    for (i = 0; i < v->n; i++) {
-        const fti_token *t = &v->token[i];
-        if (t->len < 2 || symbol[i] == FTI_NONE || !(cut = fti_last_cut(b, v, symbol, t))) continue;
-        fti_pair_add(b, symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token],
-                     symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token], symbol[i] - 256,
-                     t->p, t->len);
+    return ((uint32_t)(uint8_t)p[0] << 16 | (uint32_t)(uint8_t)p[1] << 8 | (uint8_t)p[2]) * 0x9E3779B1u >> 16;
+}
+
+#define FTI_MOST_ODD 1024
+static int fti_holds_odd(const fti_odd *odd, const fti_vocab *v, const fti_token *t)
+{
+    size_t i, k;
+    if (arrlen(odd->at) > FTI_MOST_ODD) return 1;
+    for (i = 0; i + 3 <= t->len && arrlen(odd->at); i++) {
+        if (!fti_bit(odd->begins, fti_begins(t->p + i))) continue;
+        for (k = 0; k < (size_t)arrlen(odd->at); k++) {
+            const fti_token *o = &v->token[odd->at[k]];
+            if (o->len <= t->len - i && !memcmp(o->p, t->p + i, o->len)) return 1;
+        }
     }
     return 0;
+}
+
+/* The pairs of a rank file: one for each token of more than a byte, its last two parts. In rank order, all smaller
+ * tokens are known by then. A token that does not come down to two parts so, and one that holds such a token, are
+ * taken apart by byte strings: slow and always right. False: no memory. */
+static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol)
+{
+    uint32_t sym[FTI_SHORT], cut, k, merge;
+    fti_odd odd = { 0 };
+    int ok = 1;
+    size_t i;
+    for (i = 0; i < v->n && ok; i++) {
+        const fti_token *t = &v->token[i];
+        if (t->len < 2 || symbol[i] == FTI_NONE) continue;
+        merge = symbol[i] - 256;
+        k = fti_holds_odd(&odd, v, t) ? 0 : (uint32_t)fti_start_bytes(b, (const uint8_t *)t->p, 0, t->len, t->len, sym);
+        if (k && fti_merge_short(b, sym, k, 2) == 2) {
+            cut = sym[0] < 256 ? 1 : fti_vocab_at(v, b->id[sym[0]])->len;
+        } else {
+            if (!(cut = fti_last_cut(v, symbol, t))) continue;
+            sym[0] = symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token];
+            sym[1] = symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token];
+        }
+        fti_pair_add(b, sym[0], sym[1], merge, t->p, cut, t->len);
+        if (sym[0] <= symbol[i] && sym[1] <= symbol[i]) continue;
+        k = fti_begins(t->p);
+        odd.begins[k >> 6] |= UINT64_C(1) << (k & 63);
+        ok = fti_push(odd.at, (uint32_t)i) && fti_push(b->late, symbol[i]) && fti_push(b->late, sym[0])
+            && fti_push(b->late, sym[1]);
+    }
+    arrfree(odd.at);
+    return ok;
 }
 
 /* n_ranks: tokens that are ranks; the others were added. */
@@ -14531,7 +14629,7 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
     fti_bpe *b = fti_bpe_new(tok, n_ranks, n_ranks - 256);
     uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
     size_t i;
-    int proper;
+    int ok;
     if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
     b->splitter = splitter;
     b->form = splitter->nfc ? FTI_NFC : -1;
@@ -14547,10 +14645,9 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
         symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
         b->id[symbol[i]] = t->id;
     }
-    proper = fti_rank_pairs(b, v, symbol);
-    if (proper > 0 && !fti_bpe_chars(tok, b, symbol)) proper = -1;
+    ok = fti_rank_pairs(b, v, symbol) && fti_bpe_chars(tok, b, symbol);
     FTUNE_FREE(symbol);
-    return proper >= 0 ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
+    return ok ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
 }
 
 /* One line "base64 rank"; *p moves past it. */
@@ -16047,8 +16144,10 @@ static uint32_t *fti_merge_list(const fti_bpe *b)
     if (!list) return NULL;
     memset(list, 0xFF, (b->n_merges + 1) * 2 * sizeof *list);
     for (i = 0; i < 65536; i++)
-        if (b->byte_pair[i] != FTI_NONE) { list[2 * b->byte_pair[i]] = (uint32_t)i >> 8; list[2 * b->byte_pair[i]
-            + 1] = i & 255; }
+        if (b->byte_pair[i] < FTI_LATE) {
+            list[2 * b->byte_pair[i]] = (uint32_t)i >> 8;
+            list[2 * b->byte_pair[i] + 1] = i & 255;
+        }
     for (i = 0; i < b->pair_cap; i++) {
         uint64_t s = b->pair[i];
         if (s) { list[2 * ((s & 0x3FFFFF) - 1)] = (uint32_t)(s >> 43); list[2 * ((s & 0x3FFFFF) - 1)
