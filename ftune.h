@@ -1407,6 +1407,8 @@ FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
     if (classes == FTI_CP_LETTER) p = fti_run_ascii(p, end, 32);
     for (;;) {
         while (p < end && (fti_byte_class[(uint8_t)*p] & classes)) p++;
+        if (classes & FTI_CP_CASELESS)                        /* Han by Han */
+            while (end - p >= 6 && (uint8_t)(p[0] - 0xE5) < 5 && (uint8_t)(p[3] - 0xE5) < 5) p += 6;
         if (p == end || !((uint8_t)*p & 0x80) || !(fti_class_at(p, &len) & classes)) return p;
         p += len;
     }
@@ -1610,6 +1612,8 @@ typedef struct fti_bpe {
     uint32_t *join;                        /* [n_merges] the symbol a merge makes; NULL: 256 + merge */
     int32_t  *id;                          /* [n_symbols] id; -1: none */
     int       in_order;                    /* from 256 on a symbol is its id */
+    int       complete;                    /* every byte has an id */
+    uint32_t  longest[256];                /* bytes of the longest token that begins with this byte, or FTI_SEEN_BYTES */
     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
     uint32_t *of_char;
     uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
@@ -1882,7 +1886,7 @@ done:
 /* Words come again: short pieces are remembered with their ids, each in the place its hash gives, a line of the
  * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
  * tokenizer without waiting for one another and there are never more memos than calls at one time. */
-#define FTI_SEEN       16384
+#define FTI_SEEN       65536
 #define FTI_SEEN_BYTES 22
 #define FTI_SEEN_IDS   8
 typedef struct fti_seen {
@@ -1970,7 +1974,7 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     return n ? part + n : 0;
 }
 
-/* A piece on its way. */
+/* A piece on its way. Longer than any token and than what is remembered: hash 0. */
 typedef struct fti_coming { size_t end; uint64_t key, hash; fti_seen *seen; } fti_coming;
 
 FTI_INLINE void fti_put_ids(const ft_tokenizer *tok, const int32_t *ids, size_t n, size_t at, fti_sink *out)
@@ -1988,8 +1992,8 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
 {
     const char *p = text + at;
     const fti_vocab *v = &tok->vocab;
-    const fti_bucket *whole = fti_vocab_slot(v, piece->key, fti_vocab_start(v, piece->hash), p, piece->end - at,
-                                             UINT32_MAX);
+    const fti_bucket *whole = piece->hash ? fti_vocab_slot(v, piece->key, fti_vocab_start(v, piece->hash), p,
+                                                           piece->end - at, UINT32_MAX) : NULL;
     uint32_t few[FTI_SHORT], *sym = few;
     size_t n = piece->end - at, size = n, i;
     int32_t *ids, one;
@@ -2012,7 +2016,10 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
         memcpy(seen->ids, ids, n * sizeof *ids);
         for (i = 0; i < n; i++) if (ids[i] < 0) seen->n = 0;
     }
-    fti_put_ids(tok, ids, n, at, out);
+    if (b->complete && !out->offsets && out->n + n <= out->cap) {
+        memcpy(out->ids + out->n, ids, n * sizeof *ids);
+        out->n += n;
+    } else fti_put_ids(tok, ids, n, at, out);
     if (sym != few) FTUNE_FREE(sym);
     return n ? FTUNE_OK : fti_no_memory(err, size * sizeof(fti_place));
 }
@@ -2034,13 +2041,16 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
         for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
             fti_coming *c = &piece[m];
             c->end = end = (size_t)(split(text + begin, text + n) - text);
-            c->key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
-            c->hash = fti_vocab_hash(v, c->key, end - begin);
+            c->key = c->hash = 0;
+            if (end - begin <= b->longest[(uint8_t)text[begin]]) {
+                c->key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
+                c->hash = fti_vocab_hash(v, c->key, end - begin) | 1;
+            }
             c->seen = &seen[c->hash >> 17 & (n_seen - 1)];
             FTI_SOON(c->seen);
         }
         for (k = 0; k < m; k++)
-            if (piece[k].seen->key != piece[k].key) FTI_SOON(&v->slot[fti_vocab_start(v, piece[k].hash)]);
+            if (piece[k].hash && piece[k].seen->key != piece[k].key) FTI_SOON(&v->slot[fti_vocab_start(v, piece[k].hash)]);
         for (k = 0; k < m && !status; k++, at = end) {
             const fti_seen *s = piece[k].seen;
             end = piece[k].end;
@@ -2711,6 +2721,20 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     return b;
 }
 
+static void fti_bpe_finish(const ft_tokenizer *tok, fti_bpe *b)
+{
+    size_t i;
+    for (i = 0; i < 256; i++) b->longest[i] = FTI_SEEN_BYTES;
+    for (i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        if (t->len && t->len > b->longest[(uint8_t)*t->p]) b->longest[(uint8_t)*t->p] = t->len;
+    }
+    for (i = 0; i < 256 && b->id[i] >= 0; i++) ;
+    b->complete = i == 256;
+    for (i = 256; i < 256 + (size_t)b->n_merges && i < b->n_symbols && b->id[i] == (int32_t)i; i++) ;
+    b->in_order = i == 256 + (size_t)b->n_merges;
+}
+
 /* Many characters take two or three bytes, and most of those are one token: begin with it. That is the same as
  * beginning with bytes unless an earlier merge joins a part of the character to something outside it (fti_over), or the
  * token is part of a merge that comes before its own (b->late): its neighbours may be elsewhere by the time it is made.
@@ -2718,8 +2742,6 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
 static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *symbol)
 {
     size_t i, k, len, bit;
-    for (i = 256; i < 256 + (size_t)b->n_merges && b->id[i] == (int32_t)i; i++) ;
-    b->in_order = i == 256 + (size_t)b->n_merges;
     b->of_char = (uint32_t *)fti_alloc(65536, sizeof *b->of_char);
     b->together = (uint64_t *)fti_calloc(FTI_TOGETHER_WORDS, sizeof *b->together);
     if (!b->of_char || !b->together) return 0;
@@ -2862,6 +2884,7 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
         }
     for (i = 0; i < 256; i++) if (b->id[i] < 0) b->id[i] = unk;
     b->whole = whole;
+    fti_bpe_finish(tok, b);
     return m->improper || fti_bpe_chars(tok, b, m->symbol);
 }
 
@@ -11226,28 +11249,36 @@ static int fti_utf8_encode(uint32_t cp, char out[4])
  * valid there. */
 static size_t fti_utf8_valid(const char *p, size_t n)
 {
-    const char *s = p, *end = p + n;
-    uint64_t word, kind, three;
+    const uint8_t *s = (const uint8_t *)p;
+    size_t i = 0, k;
     uint32_t cp;
-    int k;
-    memcpy(&kind, "\xF0\xC0\xC0\xF0\xC0\xC0\0", 8);
-    memcpy(&three, "\xE0\x80\x80\xE0\x80\x80\0", 8);
-    while (s < end) {
-        if (end - s >= 8) {
-            memcpy(&word, s, 8);
-            if (!(word & UINT64_C(0x8080808080808080))) { s += 8; continue; }
-            if ((word & kind) == three && (uint8_t)(s[0] + 0x1F) < 12 && (uint8_t)(s[3] + 0x1F) < 12) {
-                s += 6;
-                continue;
+    int len;
+    for (;;) {
+        /* All rules at once for 64 bytes, each with the three before it: a loop without branches, which compilers turn
+         * into vector code. What is wrong, and where, the slow way finds out, from the last whole character on. */
+        while (i >= 3 && n - i >= 64) {
+            uint8_t any = 0, bad = 0;
+            for (k = i; k < i + 64; k++) any |= s[k];
+            if (any >= 0x80 || (s[i - 1] | s[i - 2] | s[i - 3]) >= 0x80) {
+                for (k = i; k < i + 64; k++) {
+                    uint8_t c = s[k], b = s[k - 1];
+                    uint8_t inside = (uint8_t)((b >= 0xC0) | (s[k - 2] >= 0xE0) | (s[k - 3] >= 0xF0));
+                    bad |= (uint8_t)(inside ^ ((c & 0xC0) == 0x80)) | (uint8_t)((c == 0xC0) | (c == 0xC1) | (c > 0xF4))
+                         | (uint8_t)(((b == 0xE0) & (c < 0xA0)) | ((b == 0xED) & (c >= 0xA0))
+                                     | ((b == 0xF0) & (c < 0x90)) | ((b == 0xF4) & (c >= 0x90)));
+                }
+                if (bad) break;
             }
+            i += 64;
         }
-        if (!((uint8_t)*s & 0x80)) { s++; continue; }
-        if (end - s >= 2 && (uint8_t)(s[0] + 0x3E) < 30 && (s[1] & 0xC0) == 0x80) { s += 2; continue; }
-        k = fti_utf8_decode(s, end, &cp);
-        if (!k) break;
-        s += k;
+        for (k = 0; k < 3 && k < i && (s[i - 1 - k] & 0xC0) == 0x80; k++) ;
+        if (i && s[i - 1 - (k < i ? k : i - 1)] >= 0xC0) i -= k + 1;
+        for (k = 0; k < 64 && i < n; k++, i += (size_t)len) {
+            len = s[i] < 0x80 ? 1 : fti_utf8_decode(p + i, p + n, &cp);
+            if (!len) return i;
+        }
+        if (i == n) return n;
     }
-    return (size_t)(s - p);
 }
 
 /* JSON (RFC 8259), strict: what other programs would refuse is refused here, with the place ----------------------- */
@@ -12406,6 +12437,48 @@ static const struct { uint32_t last, kind; } fti_cp_high[26] = {
     {0xE001F,268437504}, {0xE007F,67109888}, {0xE00FF,268437504}, {0xE01EF,67112976}, {0xE0FFF,268437504},
     {0x10FFFF,2048},
 };
+/* A bit for each code point below U+10000 that NFC leaves alone, whatever stands around: the word of its block. */
+static const uint8_t fti_nfc_index[1024] = {
+    0,0,0,0,0,0,0,0,0,0,0,0,1,2,3,0,0,0,4,0,0,0,5,6,7,8,0,9,10,11,0,12,13,14,15,16,17,18,19,20,21,22,17,23,19,24,25,
+    26,17,27,17,28,29,26,0,30,31,32,31,32,33,34,35,36,37,0,23,0,0,38,39,40,0,0,0,0,0,41,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    42,0,0,43,0,0,44,0,45,0,0,0,46,47,48,49,50,51,52,53,54,0,0,55,0,0,0,1,0,0,0,0,0,56,57,58,59,0,0,60,61,0,0,0,0,0,
+    0,0,62,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,63,0,0,0,0,0,0,0,64,0,65,0,66,0,0,0,0,0,0,0,
+    0,67,0,68,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,69,70,71,0,0,0,0,72,0,0,73,74,75,76,77,0,0,78,79,0,0,0,80,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,81,82,1,83,84,85,0,0,0,0,0,0,0,0,0,0,86,0,0,0,0,
+    0,0,0,
+};
+static const uint64_t fti_nfc_plain[87] = {
+    0xFFFFFFFFFFFFFFFF, 0x0, 0xBFEF000000008000, 0xFFFFFFFFFFFFFF7F, 0xFFFFFFFFFFFFFF07, 0x400000000001FFFF,
+    0xFFFFFFFFFFFFFF49, 0xFFFFFFFFF800FFFF, 0xFFFEFFFF000007FF, 0xFFFFC260603FFFFF, 0xFFFFFFFDFFFF,
+    0xFFFFFFFFFFFFF800, 0xDFF007FFFFFFFFFF, 0xFFFFC110043FFFFF, 0xFFFFFFFFF1FFFFFF, 0xFFFFFFFF007FFFFF, 0x4000003FF,
+    0xEFFFFFFFFFFFFFFF, 0xFFFFFFFF00E1DFFF, 0xAFFFFFFFFFFFFFFF, 0xBFFFFFFF4F7FDFFF, 0xEFB7FFFFFFFFFFFF,
+    0xFFFFFFFFB1FFDFFF, 0xFFFFFFFFFFFFDFFF, 0xFFFFFFFFCF3FDFFF, 0xBFFFFFFFFFFFFFFF, 0xFFFFFFFFFF7FDFFF,
+    0xFFFFFFFFFF9FDFFF, 0xFFFFFFFFFF9FDFFB, 0xA7FFFFFFFFFFFFFF, 0xFFFFFFFF7FFF7BFF, 0xF8FFFFFFFFFFFFFF,
+    0xFFFFFFFFFFFFF0FF, 0xFD5FFFFFFCFFFFFF, 0xC281FDFFEF7BDFF7, 0xFDFFEF7BDFF7FF20, 0xFFFFFFFFFFFFFFBF,
+    0xF97FBFFFFFFFFFFF, 0xFFC00001FFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFFFFF8, 0xFFFFFFFF1FFFFFFF,
+    0xFFEFFFFFFFCFFFFF, 0xFFFFFFFFDFFBFFFF, 0xFFFFFDFFFFFFFFFF, 0xF1FFFFFFFFFFFFFF, 0xFFFFFFFFFE7FFFFF,
+    0x601FFFFEFFFFFFFF, 0x4000FFFFFFFFFFFF, 0xFFFFFFFFFFFF8000, 0xFFCFFFFFFFFFFFFF, 0xFFF007FFFFFFFFEF,
+    0xFFFFF3FFFFFFFFFF, 0xFFF3FFBFFFFFFFFF, 0xFF7FFFFFFFFFFFFF, 0xFCEFDE020008FFFF, 0xD555FFFFFFFFFFFF,
+    0xB7FFFFFFFFFFFFFF, 0xD5FF37F7F7F7F5FF, 0xFFFFFFFFFFFFFFFC, 0xFFFE001DE000FFFF, 0xFFFFF3BFFFFFFFFF,
+    0xFFFFF9FFFFFFFFFF, 0xFFFFFFFFEFFFFFFF, 0xFFFC7FFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFF, 0xFFFF03FFFFFFFFFF,
+    0xFFFFFFFFF9FFFFFF, 0xC00F7FFFFFFFFFFF, 0xFFFFFFFF3FFFFFFF, 0xFFFCFFFFFFFFFFFF, 0xFFFFEFFFFFFFFFBF,
+    0xFFFC0000FFFFFFEF, 0xFFFFC7FFFFFFFFFF, 0xFFFFFFFFFFF7FFFF, 0xFFF7FFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFE,
+    0x3E62FFFFFFFFFFFF, 0xFFBFFFFFFFFFFFFD, 0xFFFFDFFFFFFFFFFF, 0x39A801AC000, 0xC00000000000, 0xFFFFFFFFFC000000,
+    0xA08003FF1FFFFFFF, 0xFFFFFFFFFFFF8024, 0xFFFF0000FFFFFFFF,
+};
 /* Canonical decompositions, one step: code point, first, second (0: none), by code point. Each is three characters
  * of six bits, from '@' on. */
 enum { FTI_N_DECOMPOSITIONS = 1079 };
@@ -12885,9 +12958,9 @@ FTI_INLINE uint32_t fti_ccc(uint32_t kind) { return kind >> 16 & 255; }
 static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
 {
     const uint32_t unstable = fti_form_unstable(form);
-    uint32_t last_ccc = 0, ccc, kind, cp;
-    size_t base = i;
-    int len;
+    uint32_t last_ccc = 0, ccc, kind, cp, lead, block;
+    size_t base = i, from;
+    int len, nfc = (form & ~FTI_UNICODE_9) == FTI_NFC;
     for (; i < n; i += (size_t)len) {
         if (!((unsigned char)text[i] & 0x80)) {
             uint64_t w;
@@ -12898,17 +12971,18 @@ static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
             len = 0;
             continue;
         }
-        if ((uint8_t)(text[i] + 0x1B) < 5 && n - i >= 3 && (text[i + 1] & text[i + 2] & 0x80)
-            && !((text[i + 1] | text[i + 2]) & 0x40)) {
-            base = i;                                         /* U+5000..9FFF: Han, never changed */
-            last_ccc = 0;
-            len = 3;
-            continue;
+        if (nfc) {                                            /* as many characters as need no closer look */
+            for (from = i; n - i >= 4 && text[i] & 0x80; i += (size_t)len) {
+                lead = (uint8_t)text[i];
+                len = 2 + (lead >= 0xE0);
+                block = lead < 0xE0 ? lead & 31u : (lead & 15u) << 6 | (text[i + 1] & 63u);
+                if (lead >= 0xF0 || lead < 0xC2 || (text[i + 1] & 0xC0) != 0x80 || (text[i + len - 1] & 0xC0) != 0x80
+                    || !(fti_nfc_plain[fti_nfc_index[block]] >> (text[i + len - 1] & 63) & 1)) break;
+                base = i;
+            }
+            if (i > from) { last_ccc = 0; len = 0; continue; }
         }
-        if ((uint8_t)(text[i] + 0x3E) < 30 && n - i >= 2 && (text[i + 1] & 0xC0) == 0x80) {
-            len = 2;
-            cp = (text[i] & 31u) << 6 | (text[i + 1] & 63u);
-        } else len = fti_utf8_decode(text + i, text + n, &cp);
+        len = fti_utf8_decode(text + i, text + n, &cp);
         if (!len) { len = 1; base = i; last_ccc = 0; continue; }       /* not UTF-8: left alone */
         kind = fti_form_kind(form, cp);
         ccc = fti_ccc(kind);
@@ -14646,6 +14720,7 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
         b->id[symbol[i]] = t->id;
     }
     ok = fti_rank_pairs(b, v, symbol) && fti_bpe_chars(tok, b, symbol);
+    fti_bpe_finish(tok, b);
     FTUNE_FREE(symbol);
     return ok ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
 }

@@ -282,6 +282,13 @@ def tables():
     out.append("static const uint16_t fti_cp_index[%d] = {\n%s\n};" % (len(index), numbers(index)))
     out.append("static const struct { uint32_t last, kind; } fti_cp_high[%d] = {\n%s\n};"
                % (len(high), rows("{0x%X,%d}," % tuple(h) for h in high)))
+    plain, words = [], {}
+    for b in range(0, 0x10000, BLOCK):
+        word = sum((not k & NOT_NFC and not k >> 16 & 255) << i for i, k in enumerate(kind[b:b + BLOCK]))
+        plain.append(words.setdefault(word, len(words)))
+    out.append("/* A bit for each code point below U+10000 that NFC leaves alone, whatever stands around: the word of its block. */")
+    out.append("static const uint8_t fti_nfc_index[%d] = {\n%s\n};" % (len(plain), numbers(plain)))
+    out.append("static const uint64_t fti_nfc_plain[%d] = {\n%s\n};" % (len(words), rows("0x%X," % w for w in words)))
     out.append("/* Canonical decompositions, one step: code point, first, second (0: none), by code point. Each is three characters")
     out.append(" * of six bits, from '@' on. */")
     out.append("enum { FTI_N_DECOMPOSITIONS = %d };" % len(rest))
