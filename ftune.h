@@ -1746,13 +1746,39 @@ FTI_INLINE size_t fti_together(uint32_t left, uint32_t right)
 
 FTI_INLINE int fti_bit(const uint64_t *bits, size_t i) { return (int)(bits[i >> 6] >> (i & 63)) & 1; }
 
-/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. The key of a place is
+/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. For a few symbols,
+ * moving the rest up after each join is the fastest. */
+#define FTI_FEW 8
+static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
+{
+    uint32_t merge[FTI_FEW + 1], least;
+    size_t i, at = 0;
+    for (i = 0; i + 1 < n; i++) merge[i] = fti_merge_of(b, sym[i], sym[i + 1]);
+    for (; n > stop; n--) {
+        for (i = 0, least = FTI_NONE; i + 1 < n; i++) {
+            at = merge[i] < least ? i : at;
+            least = merge[i] < least ? merge[i] : least;
+        }
+        if (least == FTI_NONE) break;
+        sym[at] = fti_joined(b, least);
+        for (i = at + 1; i + 1 < n; i++) {
+            sym[i] = sym[i + 1];
+            merge[i] = merge[i + 1];
+        }
+        if (at + 2 < n) merge[at] = fti_pair_find(b, sym[at], sym[at + 1]);
+        if (at) merge[at - 1] = fti_pair_find(b, sym[at - 1], sym[at]);
+    }
+    return n;
+}
+
+/* The same for any number up to FTI_SHORT. The key of a place is
  * the merge it waits for and the place itself, so the least key is the earliest merge, leftmost. */
 static size_t fti_merge_short(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
 {
     uint32_t key[FTI_SHORT + 8], least, i, k, merge;
     uint16_t next[FTI_SHORT + 1], last[FTI_SHORT + 1];
     size_t padded = (n + 7) / 8 * 8, left = n;
+    if (n <= FTI_FEW) return fti_merge_few(b, sym, n, stop);
     for (i = 0; i < padded; i++) key[i] = FTI_NONE;
     for (i = 0; i < n; i++) {
         next[i] = (uint16_t)(i + 1);
@@ -1887,11 +1913,9 @@ done:
  * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
  * tokenizer without waiting for one another and there are never more memos than calls at one time. */
 #define FTI_SEEN       65536
-#define FTI_SEEN_BYTES 22
+#define FTI_SEEN_BYTES 30
 #define FTI_SEEN_IDS   8
-typedef struct fti_seen {
-    uint64_t key; uint8_t n, n_ids; char text[FTI_SEEN_BYTES]; int32_t ids[FTI_SEEN_IDS];
-} fti_seen;
+typedef struct fti_seen { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } fti_seen;
 typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first line at a border of 64 bytes */
 
 /* NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
@@ -1975,7 +1999,7 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
 }
 
 /* A piece on its way. Longer than any token and than what is remembered: hash 0. */
-typedef struct fti_coming { size_t end; uint64_t key, hash; fti_seen *seen; } fti_coming;
+typedef struct fti_coming { size_t end; uint64_t key, first, hash; fti_seen *seen; } fti_coming;     /* first: 8 bytes */
 
 FTI_INLINE void fti_put_ids(const ft_tokenizer *tok, const int32_t *ids, size_t n, size_t at, fti_sink *out)
 {
@@ -2009,10 +2033,10 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     }
     if (size <= FTI_SEEN_BYTES && n <= FTI_SEEN_IDS) {
         fti_seen *seen = piece->seen;
-        seen->key = piece->key;
+        memset(seen->text, 0, 8);                             /* short texts are compared as their key is made */
+        memcpy(seen->text, p, size);
         seen->n = (uint8_t)size;
         seen->n_ids = (uint8_t)n;
-        memcpy(seen->text, p, size);
         memcpy(seen->ids, ids, n * sizeof *ids);
         for (i = 0; i < n; i++) if (ids[i] < 0) seen->n = 0;
     }
@@ -2041,20 +2065,22 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
         for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
             fti_coming *c = &piece[m];
             c->end = end = (size_t)(split(text + begin, text + n) - text);
-            c->key = c->hash = 0;
+            c->key = c->first = c->hash = 0;
             if (end - begin <= b->longest[(uint8_t)text[begin]]) {
                 c->key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
+                c->first = end - begin > 8 ? fti_read64(text + begin) : c->key;
                 c->hash = fti_vocab_hash(v, c->key, end - begin) | 1;
             }
             c->seen = &seen[c->hash >> 17 & (n_seen - 1)];
             FTI_SOON(c->seen);
         }
         for (k = 0; k < m; k++)
-            if (piece[k].hash && piece[k].seen->key != piece[k].key) FTI_SOON(&v->slot[fti_vocab_start(v, piece[k].hash)]);
+            if (piece[k].hash && fti_read64(piece[k].seen->text) != piece[k].first)
+                FTI_SOON(&v->slot[fti_vocab_start(v, piece[k].hash)]);
         for (k = 0; k < m && !status; k++, at = end) {
             const fti_seen *s = piece[k].seen;
             end = piece[k].end;
-            if (s->key != piece[k].key || s->n != end - at || (s->n > 8 && !fti_same(s->text, text + at, s->n)))
+            if (s->n != end - at || fti_read64(s->text) != piece[k].first || (s->n > 8 && !fti_same(s->text, text + at, s->n)))
                 status = fti_bpe_new_piece(tok, b, text, at, &piece[k], out, err);
             else if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) {
                 memcpy(out->ids + out->n, s->ids, sizeof s->ids);
