@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast is the tokenizer? One table from one run: ftune beside tiktoken and Hugging Face tokenizers, one thread each.
+"""How fast is the tokenizer? One run: ftune beside tiktoken, Hugging Face tokenizers and SentencePiece, one thread each.
 
     python3 tests/bench/tokenizer.py [--mb 4] [--rounds 5] [--kind NAME ...]        (make bench-tokenizer, three minutes)
 
@@ -10,7 +10,8 @@ token. Ids are compared before anything is timed. "whole" is one call for the wh
 document of that size. Cold: ftune remembers words between calls, so each round begins with a tokenizer just loaded (not
 timed); tiktoken remembers nothing. Rounds alternate between the programs; a ratio is best time to best time, and in
 brackets median to median. tokenizers is slow and gets the first half megabyte, in documents of 4 KB, just loaded too.
-Vocabularies come from $FTUNE_SHARED (../shared).
+The second table is WordPiece and SentencePiece, the first half megabyte of each text, three rounds; SentencePiece is 0.1
+(see tests/parity/test_sentencepiece_parity.py). Vocabularies come from $FTUNE_SHARED (../shared).
 """
 import argparse
 import ctypes
@@ -96,8 +97,8 @@ class Error(ctypes.Structure):
 
 
 class Ftune:
-    def __init__(self, lib, path):
-        self.lib, self.path, self.tok, self.load = lib, path, ctypes.c_void_p(), 1e9
+    def __init__(self, lib, path, special=0):
+        self.lib, self.path, self.special, self.tok, self.load = lib, path, special, ctypes.c_void_p(), 1e9
         self.fresh()
 
     def fresh(self):
@@ -110,7 +111,7 @@ class Ftune:
         self.load = min(self.load, time.perf_counter() - start)
 
     def encode(self, data, ids, n=ctypes.c_size_t()):
-        self.lib.ft_tokenizer_encode(self.tok, data, ctypes.c_size_t(len(data)), 0, ids, ctypes.c_size_t(len(ids)), ctypes.byref(n), None)
+        self.lib.ft_tokenizer_encode(self.tok, data, ctypes.c_size_t(len(data)), self.special, ids, ctypes.c_size_t(len(ids)), ctypes.byref(n), None)
         return n.value
 
 
@@ -141,10 +142,60 @@ def huggingface_encode(path):
     return lambda text: tok.encode(text, add_special_tokens=False)
 
 
+def compare(rounds, tok, other, data, what):
+    """(whole, theirs), (documents of 4 KB, theirs): each best and median. The ids of the whole are compared first."""
+    ids = (ctypes.c_int32 * (len(data) + 16))()
+    parts = [data[i:i + 4096].decode(errors="ignore") for i in range(0, len(data), 4096)]
+    docs, text = [p.encode() for p in parts], data.decode()
+    n = tok.encode(data, ids)
+    if list(other(text)) != list(ids[:n]):
+        raise SystemExit("%s: ids differ" % what)
+    return (times(rounds, tok.fresh, lambda: tok.encode(data, ids), lambda: other(text)),
+            times(rounds, tok.fresh, lambda: [tok.encode(d, ids) for d in docs], lambda: [other(p) for p in parts]))
+
+
+def other_families(lib, texts, rounds=3):
+    import test_sentencepiece_parity as parity                # before sentencepiece: it finds version 0.1
+    import sentencepiece
+    from tokenizers import Tokenizer
+
+    def hf(path):
+        tok = parity.bert(path, True) if path.endswith(".txt") else Tokenizer.from_file(path)
+        return lambda text: tok.encode(text, add_special_tokens=False).ids
+
+    def sp(path):
+        return sentencepiece.SentencePieceProcessor(model_file=path).encode
+
+    print("\ntokenizers (HF) and sentencepiece %s (SP), one thread, %d rounds, best; MB/s" % (sentencepiece.__version__, rounds))
+    print("%-18s %-2s %-9s %8s %8s  %8s %8s  %-9s %s" % ("", "", "text", "ftune", "4 KB", "other", "4 KB", "whole", "4 KB"))
+    ratios = {}
+    for what, file, make in (("HF", "bert-base-uncased/tokenizer.json", hf), ("HF", "bert-base-chinese/vocab.txt", hf),
+                             ("HF", "t5-small/tokenizer.json", hf), ("HF", "phi-3/tokenizer.json", hf),
+                             ("SP", "llama2/tokenizer.model", sp), ("SP", "mistral/mistral_instruct_tokenizer_240323.model.v3", sp),
+                             ("SP", "baichuan2/tokenizer.model", sp), ("SP", "chatglm3/tokenizer.model", sp),
+                             ("SP", "internlm2/tokenizer.model", sp), ("SP", "xlnet/spiece.model", sp)):
+        path, name = os.path.join(SHARED, "vocab", file), file.split("/")[0]
+        if not os.path.exists(path) or (what == "SP" and not sentencepiece.__version__.startswith("0.1.")):
+            print("SKIP %s: %s" % (name, "needs sentencepiece 0.1" if os.path.exists(path) else "no " + path))
+            continue
+        tok, other = Ftune(lib, path, what == "HF"), make(path)      # HF takes "[MASK]" in the text for the token
+        for kind, text in texts.items():
+            data = text.encode()[:500000].decode(errors="ignore").encode()
+            (w, x), (d, y) = compare(rounds, tok, other, data, "%s, %s" % (name, kind))
+            mb, group = len(data) / 1e6, "WordPiece / HF" if name.startswith("bert") else "tokenizer.json / HF" if what == "HF" else "SentencePiece"
+            ratios.setdefault(group, []).extend([x[0] / w[0], y[0] / d[0]])
+            print("%-18s %-2s %-9s %8.1f %8.1f  %8.1f %8.1f  %5.1fx    %5.1fx" % (
+                name, what, kind, mb / w[0], mb / d[0], mb / x[0], mb / y[0], x[0] / w[0], y[0] / d[0]))
+            sys.stdout.flush()
+    for group, r in ratios.items():
+        print("%-20s lowest ratio %.1fx, median %.1fx" % (group, min(r), statistics.median(r)))
+
+
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--mb", type=float, default=4, help="megabytes of each kind")
     a.add_argument("--rounds", type=int, default=5)
+    a.add_argument("--others", action="store_true", help="the second table only")
     a.add_argument("--kind", nargs="*", default=["English", "Chinese", "Japanese", "code", "scripts", "source"])
     o = a.parse_args()
     import test_tokenizer_parity as parity
@@ -155,6 +206,8 @@ def main():
     subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-w", "-DFTUNE_IMPLEMENTATION", "-x", "c", header, "-o", so, "-lm"], check=True)
     lib = ctypes.CDLL(so)
     texts = {k: make_text(k, int(o.mb * 1e6)) for k in o.kind}
+    if o.others:
+        return other_families(lib, texts)
     print("tiktoken %s, tokenizers %s, one thread, %d rounds, best; MB/s. source is real text, the others are made up." %
           (tiktoken.__version__, tokenizers.__version__, o.rounds))
     print("%-7s %-9s %8s %8s  %8s %8s  %6s  %-16s %-16s %s" %
@@ -171,16 +224,9 @@ def main():
         third = huggingface_encode(os.path.join(SHARED, "vocab", hf)) if hf else None
         for kind, text in texts.items():
             data = text.encode()
-            ids = (ctypes.c_int32 * (len(data) + 16))()
-            parts = [data[i:i + 4096].decode(errors="ignore") for i in range(0, len(data), 4096)]
-            docs = [p.encode() for p in parts]
-            few = parts[:125]
-            n = tok.encode(data, ids)
-            if other(text) != list(ids[:n]):
-                raise SystemExit("%s, %s: ids differ from tiktoken's" % (name, kind))
+            few = [data[i:i + 4096].decode(errors="ignore") for i in range(0, len(data), 4096)][:125]
             mb, few_mb = len(data) / 1e6, sum(len(p.encode()) for p in few) / 1e6
-            whole, x = times(o.rounds, tok.fresh, lambda: tok.encode(data, ids), lambda: other(text))
-            small, y = times(o.rounds, tok.fresh, lambda: [tok.encode(d, ids) for d in docs], lambda: [other(p) for p in parts])
+            (whole, x), (small, y) = compare(o.rounds, tok, other, data, "%s, %s" % (name, kind))
             z = times(1, tok.fresh, lambda: [third(p) for p in few])[0] if third else None
             ratios["whole"].append(x[0] / whole[0])
             ratios["4 KB"].append(y[0] / small[0])
@@ -194,6 +240,7 @@ def main():
     for what, r in ratios.items():
         if r:
             print("%-6s lowest ratio %.1fx, median %.1fx" % (what, min(r), statistics.median(r)))
+    other_families(lib, texts)
 
 
 if __name__ == "__main__":
