@@ -886,12 +886,14 @@ FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as i
 #define FTI_UNUSED       __attribute__((unused))
 #define FTI_INLINE       static inline __attribute__((always_inline, unused))
 #define FTI_SOON(p)      __builtin_prefetch(p)     /* will be read: fetch it while other work is done */
+#define FTI_GLANCE(p)    __atomic_load_n(p, __ATOMIC_RELAXED)               /* *p, while other threads may change it */
 #define FTI_EXCHANGE(p, x) __atomic_exchange_n(p, x, __ATOMIC_ACQ_REL)    /* *p = x; the value before, or x: not done */
 #else
 #define FTI_PRINTF(a, b)
 #define FTI_UNUSED
 #define FTI_INLINE static inline
 #define FTI_SOON(p) ((void)0)
+#define FTI_GLANCE(p) NULL
 #define FTI_EXCHANGE(p, x) (x)
 #endif
 
@@ -1123,7 +1125,7 @@ typedef struct fti_sink {
     const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
     size_t   n_origin;
     size_t   at;                        /* where the text given to encode begins in the normalised section */
-    struct fti_memo *memo;              /* pieces met before, or NULL; byte-level BPE */
+    struct fti_memo *memo;              /* words met before, or NULL */
 } fti_sink;
 
 typedef struct fti_family {
@@ -1139,6 +1141,7 @@ typedef struct fti_family {
     /* All ids at once, where neighbours matter. NULL: decode, one after the other. */
     void (*decode_all)(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out);
     void (*free_model)(void *model);    /* may be NULL */
+    int remembers;                      /* encode makes use of fti_sink.memo */
 } fti_family;
 
 typedef struct fti_token { const char *p; int32_t id; uint32_t len; } fti_token;
@@ -1166,6 +1169,7 @@ typedef struct fti_added_set {
 typedef struct fti_attribute { char name[32]; int32_t id; } fti_attribute;
 
 #define FTI_MAX_AROUND 8
+#define FTI_MEMOS      64
 struct ft_tokenizer {
     const fti_family *family;
     void         *model;                /* the family's own: fti_bpe, ... */
@@ -1179,6 +1183,7 @@ struct ft_tokenizer {
     fti_attribute attribute[16];
     int           n_attributes;
     fti_arena     arena;                /* bytes of tokens */
+    struct fti_memo *memo[FTI_MEMOS];   /* those that no call has at the moment */
 };
 
 FTI_INLINE void fti_put(fti_sink *s, int32_t id, size_t begin, size_t end)
@@ -1231,6 +1236,13 @@ FTI_INLINE uint64_t fti_vocab_hash(const fti_vocab *v, uint64_t key, size_t n)
 }
 FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t hash) { return (size_t)((hash >> 32) * v->cap >> 32); }
 
+FTI_INLINE int fti_same(const char *p, const char *q, size_t n)         /* n > 8 */
+{
+    size_t i;
+    for (i = 0; i + 8 < n; i += 8) if (fti_read64(p + i) != fti_read64(q + i)) return 0;
+    return fti_read64(p + n - 8) == fti_read64(q + n - 8);
+}
+
 static const fti_token *fti_vocab_at(const fti_vocab *v, int32_t id)
 {
     size_t lo = 0, hi = v->n;
@@ -1240,13 +1252,6 @@ static const fti_token *fti_vocab_at(const fti_vocab *v, int32_t id)
         if (v->token[mid].id < id) lo = mid + 1; else hi = mid;
     }
     return lo < v->n && v->token[lo].id == id ? &v->token[lo] : NULL;
-}
-
-FTI_INLINE int fti_same(const char *p, const char *q, size_t n)         /* n > 8 */
-{
-    size_t i;
-    for (i = 0; i + 8 < n; i += 8) if (fti_read64(p + i) != fti_read64(q + i)) return 0;
-    return fti_read64(p + n - 8) == fti_read64(q + n - 8);
 }
 
 /* mask: UINT32_MAX for tokens that a piece of text may become as a whole, ~FTI_HIDDEN for all. */
@@ -1342,6 +1347,54 @@ static void fti_vocab_free(fti_vocab *v)
     FTUNE_FREE(v->slot);
     v->slot = NULL;
     v->n = v->cap = 0;
+}
+
+/* ---- words met before ------------------------------------------------------------------------------------------ *
+ * Words come again: short ones are remembered with their ids, each in the place its hash gives, a line of the
+ * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
+ * tokenizer without waiting for one another and there are never more memos than calls at one time. */
+
+#define FTI_SEEN       65536
+#define FTI_SEEN_BYTES 30
+#define FTI_SEEN_IDS   8
+typedef struct fti_seen { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } fti_seen;
+typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first line at a border of 64 bytes */
+
+/* NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
+static fti_memo *fti_memo_take(ft_tokenizer *tok, size_t n)
+{
+    fti_memo *m = NULL;
+    int i;
+    for (i = 0; i < FTI_MEMOS; i++)
+        if (FTI_GLANCE(&tok->memo[i]) && (m = (fti_memo *)FTI_EXCHANGE(&tok->memo[i], NULL)) != NULL) return m;
+    if (n < 256 || !(m = (fti_memo *)fti_calloc(1, sizeof *m))) return NULL;
+    m->at = (fti_seen *)((char *)m->line + (64 - ((uintptr_t)m->line & 63)) % 64);
+    return m;
+}
+
+static void fti_memo_give(ft_tokenizer *tok, fti_memo *m)
+{
+    int i;
+    for (i = 0; i < FTI_MEMOS && m; i++) m = (fti_memo *)FTI_EXCHANGE(&tok->memo[i], m);
+    FTUNE_FREE(m);
+}
+
+FTI_INLINE fti_seen *fti_seen_line(fti_memo *m, uint64_t hash) { return &m->at[hash >> 17 & (FTI_SEEN - 1)]; }
+
+/* first: the first 8 bytes of the word, as fti_vocab_key makes them. */
+FTI_INLINE int fti_is_seen(const fti_seen *s, uint64_t first, const char *p, size_t n)
+{
+    return s->n == n && fti_read64(s->text) == first && (n <= 8 || fti_same(s->text, p, n));
+}
+
+static void fti_seen_put(fti_seen *s, const char *p, size_t n, const int32_t *ids, size_t n_ids)
+{
+    if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
+    memset(s->text, 0, 8);
+    memcpy(s->text, p, n);
+    memcpy(s->ids, ids, n_ids * sizeof *ids);
+    s->n = (uint8_t)n;
+    s->n_ids = (uint8_t)n_ids;
 }
 
 /* ---- cutting text into pieces ---------------------------------------------------------------------------------- *
@@ -1597,7 +1650,6 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
 /* x|y: first merge of (..x)(y), of (x)(y..); FTI_LATE: none, or that or a later one, which makes fewer joins safe. */
 #define FTI_LATE 65534u
 typedef struct fti_edge { uint16_t right, left; } fti_edge;
-#define FTI_MEMOS 64
 typedef struct fti_bpe {
     const fti_splitter *splitter;
     int       form;                        /* normal form the text is brought to first: an fti_form, or -1 */
@@ -1621,7 +1673,6 @@ typedef struct fti_bpe {
     fti_edge *edge;                        /* [65536] what may happen between two bytes; NULL: see fti_start_bytes */
     uint32_t *late;                        /* stb array: symbols of merges that come before those of their parts */
     uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
-    struct fti_memo *memo[FTI_MEMOS];      /* those that no call has at the moment */
 } fti_bpe;
 
 FTI_INLINE uint64_t fti_pair_hash(const fti_bpe *b, uint64_t key) { return (key >> 22) * b->mix; }
@@ -1909,33 +1960,6 @@ done:
     return ok;
 }
 
-/* Words come again: short pieces are remembered with their ids, each in the place its hash gives, a line of the
- * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
- * tokenizer without waiting for one another and there are never more memos than calls at one time. */
-#define FTI_SEEN       65536
-#define FTI_SEEN_BYTES 30
-#define FTI_SEEN_IDS   8
-typedef struct fti_seen { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } fti_seen;
-typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first line at a border of 64 bytes */
-
-/* NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
-static fti_memo *fti_memo_take(fti_bpe *b, size_t n)
-{
-    fti_memo *m = NULL;
-    int i;
-    for (i = 0; i < FTI_MEMOS; i++) if ((m = (fti_memo *)FTI_EXCHANGE(&b->memo[i], NULL)) != NULL) return m;
-    if (n < 256 || !(m = (fti_memo *)fti_calloc(1, sizeof *m))) return NULL;
-    m->at = (fti_seen *)((char *)m->line + (64 - ((uintptr_t)m->line & 63)) % 64);
-    return m;
-}
-
-static void fti_memo_give(fti_bpe *b, fti_memo *m)
-{
-    int i;
-    for (i = 0; i < FTI_MEMOS && m; i++) m = (fti_memo *)FTI_EXCHANGE(&b->memo[i], m);
-    FTUNE_FREE(m);
-}
-
 /* Join sym[n]; returns how many are left, 0 for no memory. */
 static size_t fti_join(const fti_bpe *b, uint32_t *sym, size_t n)
 {
@@ -2031,15 +2055,7 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
         ids = (int32_t *)sym;
         for (i = 0; i < n; i++) ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
     }
-    if (size <= FTI_SEEN_BYTES && n <= FTI_SEEN_IDS) {
-        fti_seen *seen = piece->seen;
-        memset(seen->text, 0, 8);                             /* short texts are compared as their key is made */
-        memcpy(seen->text, p, size);
-        seen->n = (uint8_t)size;
-        seen->n_ids = (uint8_t)n;
-        memcpy(seen->ids, ids, n * sizeof *ids);
-        for (i = 0; i < n; i++) if (ids[i] < 0) seen->n = 0;
-    }
+    if (b->complete && n) fti_seen_put(piece->seen, p, size, ids, n);
     if (b->complete && !out->offsets && out->n + n <= out->cap) {
         memcpy(out->ids + out->n, ids, n * sizeof *ids);
         out->n += n;
@@ -2057,9 +2073,9 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
     const fti_vocab *v = &tok->vocab;
     const char *(*split)(const char *, const char *) = b->splitter->split;
     fti_coming piece[FTI_AHEAD];
-    fti_seen none = { 0 }, *seen = out->memo ? out->memo->at : &none;
-    size_t n_seen = out->memo ? FTI_SEEN : 1;
+    fti_seen none;
     ft_status status = FTUNE_OK;
+    none.n = 0;
     while (at < n && !status && out->n <= out->enough) {
         size_t k, m, begin = at, end;
         for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
@@ -2071,7 +2087,7 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
                 c->first = end - begin > 8 ? fti_read64(text + begin) : c->key;
                 c->hash = fti_vocab_hash(v, c->key, end - begin) | 1;
             }
-            c->seen = &seen[c->hash >> 17 & (n_seen - 1)];
+            c->seen = out->memo ? fti_seen_line(out->memo, c->hash) : &none;
             FTI_SOON(c->seen);
         }
         for (k = 0; k < m; k++)
@@ -2080,7 +2096,7 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
         for (k = 0; k < m && !status; k++, at = end) {
             const fti_seen *s = piece[k].seen;
             end = piece[k].end;
-            if (s->n != end - at || fti_read64(s->text) != piece[k].first || (s->n > 8 && !fti_same(s->text, text + at, s->n)))
+            if (!fti_is_seen(s, piece[k].first, text + at, end - at))
                 status = fti_bpe_new_piece(tok, b, text, at, &piece[k], out, err);
             else if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) {
                 memcpy(out->ids + out->n, s->ids, sizeof s->ids);
@@ -2127,9 +2143,9 @@ static ft_status fti_bpe_parallel(const ft_tokenizer *tok, const char *text, siz
         failed[i] = FTUNE_ERR_NO_MEMORY;
         if (s->cap && !(s->ids = (int32_t *)fti_alloc(s->cap, sizeof *s->ids))) continue;
         if (s->cap && out->offsets && !(s->offsets = (ft_span *)fti_alloc(s->cap, sizeof *s->offsets))) continue;
-        s->memo = fti_memo_take((fti_bpe *)tok->model, cut[i + 1] - cut[i]);
+        s->memo = fti_memo_take((ft_tokenizer *)tok, cut[i + 1] - cut[i]);
         failed[i] = fti_bpe_pieces(tok, text, cut[i], cut[i + 1], s, NULL);
-        fti_memo_give((fti_bpe *)tok->model, s->memo);
+        fti_memo_give((ft_tokenizer *)tok, s->memo);
     }
     for (i = 0; i < parts; i++) {
         if (failed[i]) status = failed[i];
@@ -2207,8 +2223,6 @@ static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n
 static void fti_bpe_free(void *model)
 {
     fti_bpe *b = (fti_bpe *)model;
-    int i;
-    for (i = 0; i < FTI_MEMOS; i++) FTUNE_FREE(b->memo[i]);
     FTUNE_FREE(b->byte_pair);
     FTUNE_FREE(b->pair);
     FTUNE_FREE(b->pair_bits);
@@ -2224,7 +2238,7 @@ static void fti_bpe_free(void *model)
 }
 
 static const fti_family fti_family_bpe = { "BPE", 1, fti_bpe_normalize, fti_bpe_encode, NULL, NULL,
-                                           fti_bpe_free };
+                                           fti_bpe_free, 1 };
 
 /* The byte tokenizer: no vocabulary to learn or load, so tests and first lessons need no file. It takes any bytes. */
 #define FTI_BYTE_OFFSET 16
@@ -2236,7 +2250,7 @@ static ft_status fti_bytes_encode(const ft_tokenizer *tok, const char *text, siz
     for (i = 0; i < n; i++) fti_put(out, (uint8_t)text[i] + FTI_BYTE_OFFSET, i, i + 1);
     return FTUNE_OK;
 }
-static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL };
+static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL, 0 };
 
 /* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
@@ -2400,7 +2414,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
                         (unsigned)(uint8_t)text[valid]);
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
     e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap; e.sink.enough = enough; e.sink.threads = threads;
-    if (tok->family == &fti_family_bpe) e.sink.memo = fti_memo_take((fti_bpe *)tok->model, text_len);
+    if (tok->family->remembers) e.sink.memo = fti_memo_take((ft_tokenizer *)tok, text_len);
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
     while (!status && e.sink.n <= enough) {
         a = fti_added_next(&e, &tok->raw, text, from, text_len, &begin, &end);
@@ -2413,7 +2427,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
         from = end;
     }
     if (around && !status) for (i = 0; i < tok->n_after; i++) fti_put(&e.sink, tok->after[i], text_len, text_len);
-    if (e.sink.memo) fti_memo_give((fti_bpe *)tok->model, e.sink.memo);
+    if (e.sink.memo) fti_memo_give((ft_tokenizer *)tok, e.sink.memo);
     if (status) return status;
     *n_ids = e.sink.n;
     if (e.sink.n > cap && (ids || cap))
@@ -2646,6 +2660,7 @@ FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *na
 
 FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 {
+    int i;
     if (!tok) return;
     if (tok->model && tok->family && tok->family->free_model) tok->family->free_model(tok->model);
     fti_vocab_free(&tok->vocab);
@@ -2655,6 +2670,7 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     arrfree(tok->steps);
     arrfree(tok->cuts);
     fti_arena_free(&tok->arena);
+    for (i = 0; i < FTI_MEMOS; i++) FTUNE_FREE(tok->memo[i]);
     FTUNE_FREE(tok);
 }
 
@@ -3258,6 +3274,7 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
 /* The switches of BertNormalizer. */
 typedef struct fti_bert { int clean, cjk, strip, lower; } fti_bert;
 
+#define FTI_WP_SIMPLE 0x3100            /* as far as kana: more are ideographs, words by themselves */
 typedef struct fti_wordpiece {
     char     prefix[16];                /* "##" */
     int      n_prefix, longest;         /* its bytes; those of the longest piece */
@@ -3267,6 +3284,7 @@ typedef struct fti_wordpiece {
     int      fused;                     /* cut as BertPreTokenizer does it; 1: and nothing but BertNormalizer before */
     int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
     uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
+    uint16_t simple[FTI_WP_SIMPLE];     /* of a character that becomes one character inside a word: that one; else 0 */
 } fti_wordpiece;
 enum { FTI_WP_DROP = 128, FTI_WP_SPACE, FTI_WP_PUNCT };
 
@@ -3328,9 +3346,23 @@ static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word,
 static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_sink *out)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    size_t before = out->n;
+    const fti_vocab *v = &tok->vocab;
+    size_t before = out->n, n = (size_t)word->n;
     int at = 0, stop = 0, failed = word->chars > w->max_chars;
+    fti_seen *seen = NULL;
+    char text[FTI_SEEN_BYTES];                                /* prefixes will be written into the word */
     if (!word->chars) return;
+    if (!failed && out->memo && !out->offsets && n <= FTI_SEEN_BYTES && out->n + FTI_SEEN_IDS <= out->cap) {
+        uint64_t key = fti_vocab_key(v, word->p, n, 1);
+        seen = fti_seen_line(out->memo, fti_vocab_hash(v, key, n));
+        if (fti_is_seen(seen, n > 8 ? fti_read64(word->p) : key, word->p, n)) {
+            memcpy(out->ids + out->n, seen->ids, sizeof seen->ids);
+            out->n += seen->n_ids;
+            word->n = word->chars = 0;
+            return;
+        }
+        memcpy(text, word->p, n);
+    }
     for (; at < word->n && !failed; at = stop) {
         int32_t id = fti_wordpiece_longest(tok, word, at, &stop);
         failed = id < 0;
@@ -3341,6 +3373,7 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
         out->n = before;
         fti_put(out, w->unk, word->from, word->to);
     }
+    if (seen && out->n <= out->cap) fti_seen_put(seen, text, n, out->ids + before, out->n - before);
     word->n = word->chars = 0;
 }
 
@@ -3349,7 +3382,8 @@ static void fti_wp_add(const fti_wordpiece *w, fti_wp_word *word, uint32_t cp, s
     if (!word->chars) word->from = begin;
     word->to = end;
     if (word->chars++ >= w->max_chars) return;
-    int len = fti_utf8_encode(cp, word->p + word->n);
+    int len = 1;
+    if (cp < 0x80) word->p[word->n] = (char)cp; else len = fti_utf8_encode(cp, word->p + word->n);
     for (int i = 0; spans && i < len; i++) {
         word->begin[word->n + i] = (uint32_t)begin;
         word->end[word->n + i] = (uint32_t)end;
@@ -3418,6 +3452,11 @@ static ft_status fti_wordpiece_encode(const ft_tokenizer *tok, const char *text,
         }
         uint32_t cp;
         int len = fti_utf8_decode(text + i, text + n, &cp);
+        if (cp < FTI_WP_SIMPLE && w->simple[cp]) {
+            fti_wp_add(w, &word, w->simple[cp], i, i + (size_t)len, out->offsets != NULL);
+            i += (size_t)len;
+            continue;
+        }
         fti_bert_normalize(&w->how, cp, &c);
         if (c.alone) fti_wordpiece_word(tok, &word, out);
         for (int k = 0; k < c.n; k++) fti_wp_take(tok, &word, c.cp[k], i, i + (size_t)len, out);
@@ -3464,7 +3503,7 @@ static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first,
 static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
 
 static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
-                                                 fti_wordpiece_decode, NULL, fti_wordpiece_free };
+                                                 fti_wordpiece_decode, NULL, fti_wordpiece_free, 1 };
 
 static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
 {
@@ -14329,7 +14368,7 @@ static void fti_sp_free(void *model)
 }
 
 static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
-                                          fti_sp_decode_all, fti_sp_free };
+                                          fti_sp_decode_all, fti_sp_free, 0 };
 
 /* ---- building ---- */
 
@@ -15455,6 +15494,12 @@ static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const
         else if (fti_cp_class(c.cp[0]) & FTI_CP_SPACE) w->ascii[b] = FTI_WP_SPACE;
         else if (fti_bert_is_punct(c.cp[0])) w->ascii[b] = FTI_WP_PUNCT;
         else w->ascii[b] = (uint8_t)c.cp[0];
+    }
+    for (uint32_t cp = 0x80; cp < FTI_WP_SIMPLE && w->fused; cp++) {
+        fti_wp_char c;
+        fti_bert_normalize(&w->how, cp, &c);
+        if (c.n == 1 && !c.alone && !(fti_cp_class(c.cp[0]) & FTI_CP_SPACE) && !fti_bert_is_punct(c.cp[0]) && c.cp[0] < 65536)
+            w->simple[cp] = (uint16_t)c.cp[0];
     }
     return FTUNE_OK;
 }
