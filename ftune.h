@@ -1460,10 +1460,10 @@ FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
     if (classes == FTI_CP_LETTER) p = fti_run_ascii(p, end, 32);
     for (;;) {
         while (p < end && (fti_byte_class[(uint8_t)*p] & classes)) p++;
-        if (classes & FTI_CP_CASELESS)                        /* Han by Han */
-            while (end - p >= 6 && (uint8_t)(p[0] - 0xE5) < 5 && (uint8_t)(p[3] - 0xE5) < 5) p += 6;
         if (p == end || !((uint8_t)*p & 0x80) || !(fti_class_at(p, &len) & classes)) return p;
         p += len;
+        if (classes & FTI_CP_CASELESS)                        /* Han by Han */
+            while (end - p >= 6 && (uint8_t)(p[0] - 0xE5) < 5 && (uint8_t)(p[3] - 0xE5) < 5) p += 6;
     }
 }
 
@@ -1727,12 +1727,20 @@ static void fti_over_add(fti_bpe *b, const uint8_t *s, size_t cut, size_t n, uin
         }
 }
 
+static void fti_pair_put(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge)
+{
+    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key);
+    size_t i;
+    b->pair_bits[hash >> 50] |= fti_pair_two(hash);
+    for (i = fti_pair_start(b, hash); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
+        if ((b->pair[i] ^ key) >> 22 == 0) return;
+    b->pair[i] = key | (merge + 1);
+}
+
 /* The first merge of a pair counts. p[n] are the bytes it makes, p[cut] the first of its right part. */
 static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge, const char *p, size_t cut, size_t n)
 {
-    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22;
     const uint8_t *s = (const uint8_t *)p;
-    size_t i;
     fti_edge *e = b->edge ? &b->edge[(size_t)s[0] << 8 | s[1]] : NULL;
     if (e && left < 256 && merge < e->left) e->left = (uint16_t)merge;
     e = b->edge ? &b->edge[(size_t)s[n - 2] << 8 | s[n - 1]] : NULL;
@@ -1743,10 +1751,7 @@ static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
         if (*m > FTI_LATE) *m = (uint16_t)(merge < FTI_LATE ? merge : FTI_LATE);
         if (*m < FTI_LATE) return;
     }
-    b->pair_bits[fti_pair_hash(b, key) >> 50] |= fti_pair_two(fti_pair_hash(b, key));
-    for (i = fti_pair_start(b, fti_pair_hash(b, key)); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
-        if ((b->pair[i] ^ key) >> 22 == 0) return;
-    b->pair[i] = key | (merge + 1);
+    fti_pair_put(b, left, right, merge);
 }
 
 FTI_INLINE uint32_t fti_joined(const fti_bpe *b, uint32_t merge) { return b->join ? b->join[merge] : 256 + merge; }
@@ -14729,6 +14734,17 @@ static int fti_holds_odd(const fti_odd *odd, const fti_vocab *v, const fti_token
     return 0;
 }
 
+/* A part of a merge that comes before its own is made in its turn and never at the start: two bytes go into the table,
+ * where fti_start_bytes does not see them. */
+static void fti_late_bytes(fti_bpe *b, const fti_vocab *v, uint32_t sym)
+{
+    const fti_token *t = sym < 256 ? NULL : fti_vocab_at(v, b->id[sym]);
+    uint16_t *m = t && t->len == 2 ? &b->byte_pair[(uint8_t)t->p[0] << 8 | (uint8_t)t->p[1]] : NULL;
+    if (!m || *m >= FTI_LATE) return;
+    fti_pair_put(b, (uint8_t)t->p[0], (uint8_t)t->p[1], *m);
+    *m = FTI_LATE;
+}
+
 /* The pairs of a rank file: one for each token of more than a byte, its last two parts. In rank order, all smaller
  * tokens are known by then. A token that does not come down to two parts so, and one that holds such a token, are
  * taken apart by byte strings: slow and always right. False: no memory. */
@@ -14758,6 +14774,7 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
             && fti_push(b->late, sym[1]);
     }
     arrfree(odd.at);
+    for (i = 0; i < (size_t)arrlen(b->late); i++) fti_late_bytes(b, v, b->late[i]);
     return ok;
 }
 
