@@ -42,7 +42,8 @@
  *     >>8  model             the forward pass, then the backward pass in reverse order
  *     >>9  training          schedule, accumulation, clipping, evaluation, checkpoints
  *     >>10 generate, save    hearing what was learnt
- *     appendix               errors, memory, JSON, files, numbers; Unicode; SentencePiece; the files of tokenizers
+ *     appendix               errors, memory, JSON, files, numbers; Unicode; regular expressions; normalizers and
+ *                            pre-tokenizers; SentencePiece; the files of tokenizers
  *
  * To read: the course is the implementation's chapters without the sections whose heading says "second reading": what
  * reads files, keeps books or handles rare cases. About 4,600 lines, an evening; `make course` writes them to
@@ -1176,7 +1177,8 @@ struct ft_tokenizer {
     fti_vocab     vocab;                /* every token, added ones too */
     fti_added_set raw, normal;          /* looked for in the text; in the normalised text */
     struct fti_step *steps;             /* stb array: normalizers of tokenizer.json; see the appendix */
-    struct fti_cutter *cuts;               /* stb array: its pre-tokenizers, but not those of byte-level BPE */
+    struct fti_cutter *cuts;            /* stb array: its pre-tokenizers, but for what the scanner of byte-level BPE does */
+    ft_text       cuts_json;            /* as the file spells them, if there are some; to save them */
     int32_t      *special;              /* stb array: ids of control tokens, ascending */
     int32_t       before[FTI_MAX_AROUND], after[FTI_MAX_AROUND];     /* what FTUNE_ADD_SPECIAL adds */
     int           n_before, n_after;
@@ -1408,7 +1410,8 @@ static void fti_seen_put(fti_seen *s, const char *p, size_t n, const int32_t *id
  *   kimi     Han+| the two word branches of o200k with U and W without Han |N{1,3}| ?[^S L N]+[\r\n]*|...
  *
  * An engine for such expressions is where other tokenizers lose their time. Each scanner below is given the beginning
- * of a piece and returns its end; it looks at each character a bounded number of times. */
+ * of a piece and returns its end; it looks at each character a bounded number of times. Expressions without a scanner
+ * (DeepSeek, Tekken, BLOOM ..) go through the matcher in the appendix. */
 
 /* The class of ASCII bytes at a glance; 0 for the bytes of longer characters and for punctuation and controls. */
 #define FTI_U8(x) x, x, x, x, x, x, x, x
@@ -1654,7 +1657,6 @@ typedef struct fti_bpe {
     const fti_splitter *splitter;
     int       form;                        /* normal form the text is brought to first: an fti_form, or -1 */
     int       prefix_space;                /* begin as if a space stood in front */
-    int       digits;                      /* numbers are cut out first: 1 each digit, 2 each run */
     uint32_t  n_symbols, n_merges;
     uint16_t *byte_pair;                   /* [65536] merge of two bytes; FTI_LATE: in pair; 65535: none */
     uint64_t *pair; size_t pair_cap;       /* left 21 bits | right 21 bits | merge + 1, open addressing */
@@ -2165,52 +2167,62 @@ static ft_status fti_bpe_parallel(const ft_tokenizer *tok, const char *text, siz
     return status ? fti_no_memory(err, n * sizeof *out->ids) : FTUNE_OK;
 }
 
-/* Numbers cut out before the expression sees the text (pre-tokenizer Digits). */
-static ft_status fti_bpe_digits(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
+/* What pre-tokenizers make of a text: pieces of it, or, if one rewrites it, of buf; at: of each byte of buf, where it
+ * came from. False: no memory. Freed in any case. */
+typedef struct fti_pieces {
+    const char *text, *given; size_t n_given;
+    fti_buf buf; uint32_t *at;
+    ft_span *piece;                     /* stb array */
+} fti_pieces;
+static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end);
+static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x);
+static void fti_pieces_free(fti_pieces *x);
+
+/* A piece, or the whole text; it may have to begin as if a space stood in front. */
+static ft_status fti_bpe_spaced(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out,
+                                ft_error *err)
 {
-    const fti_bpe *b = (const fti_bpe *)tok->model;
-    const char *p = text, *end = text + n, *q;
-    ft_status status = FTUNE_OK;
-    int len;
-    for (; p < end && !status; p = q) {
-        int number = (fti_class_at(p, &len) & FTI_CP_NUMBER) != 0;
-        for (q = p + len; q < end; q += len)
-            if (((fti_class_at(q, &len) & FTI_CP_NUMBER) != 0) != number || (number && b->digits == 1)) break;
-        status = fti_bpe_pieces(tok, text, (size_t)(p - text), (size_t)(q - text), out, err);
+    fti_buf spaced = { 0 };
+    fti_sink inner = *out;
+    uint32_t *origin = NULL;
+    ft_status status;
+    size_t i;
+    if (!((const fti_bpe *)tok->model)->prefix_space || at == n || text[at] == ' ')
+        return fti_bpe_pieces(tok, text, at, n, out, err);
+    fti_buf_add(&spaced, " ", 1);
+    fti_buf_add(&spaced, text + at, n - at);
+    if (spaced.failed || !fti_fit(origin, spaced.n)) { fti_buf_free(&spaced); return fti_no_memory(err, n); }
+    for (i = 0; i < spaced.n; i++) {
+        size_t k = out->at + at + (i ? i - 1 : 0);
+        arrput(origin, out->origin ? out->origin[k < out->n_origin ? k : out->n_origin - 1] : (uint32_t)k);
     }
+    inner.origin = origin;
+    inner.n_origin = spaced.n;
+    inner.at = 0;
+    i = out->at + n;                                          /* behind the piece */
+    if (i < out->n_origin || !out->origin) inner.end = out->begin + (out->origin ? out->origin[i] : i);
+    status = fti_bpe_pieces(tok, spaced.p, 0, spaced.n, &inner, err);
+    out->n = inner.n;
+    arrfree(origin);
+    fti_buf_free(&spaced);
     return status;
 }
 
 static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
     const fti_bpe *b = (const fti_bpe *)tok->model;
-    ft_status status;
-    fti_buf spaced = { 0 };
-    if (b->prefix_space && n && *text != ' ') {               /* begins as if a space stood in front */
-        fti_sink inner = *out;
-        uint32_t *origin = NULL;
-        size_t i;
-        fti_buf_add(&spaced, " ", 1);
-        fti_buf_add(&spaced, text, n);
-        if (spaced.failed || !fti_fit(origin, n + 1)) { fti_buf_free(&spaced); return fti_no_memory(err, n); }
-        for (i = 0; i <= n; i++) {
-            size_t k = out->at + (i ? i - 1 : 0);
-            arrput(origin, out->origin ? out->origin[k < out->n_origin ? k : out->n_origin - 1] : (uint32_t)k);
-        }
-        inner.origin = origin;
-        inner.n_origin = n + 1;
-        inner.at = 0;
-        inner.end = out->end;
-        status = b->digits ? fti_bpe_digits(tok, spaced.p, spaced.n, &inner, err) : fti_bpe_pieces(tok, spaced.p, 0,
-                spaced.n, &inner, err);
-        out->n = inner.n;
-        arrfree(origin);
-        fti_buf_free(&spaced);
-        return status;
+    ft_status status = FTUNE_OK;
+    fti_pieces x;
+    if (!arrlen(tok->cuts)) {
+        if (out->threads > 1 && n > 65536 && !b->prefix_space && b->splitter->split != fti_split_none)
+            return fti_bpe_parallel(tok, text, n, out, err);
+        return fti_bpe_spaced(tok, text, 0, n, out, err);
     }
-    if (out->threads > 1 && n > 65536 && !b->digits && b->splitter->split != fti_split_none)
-        return fti_bpe_parallel(tok, text, n, out, err);
-    return b->digits ? fti_bpe_digits(tok, text, n, out, err) : fti_bpe_pieces(tok, text, 0, n, out, err);
+    if (!fti_cut_text(tok, text, n, 0, 0, &x)) status = fti_no_memory(err, n);
+    for (ptrdiff_t k = 0; k < arrlen(x.piece) && !status && out->n <= out->enough; k++)
+        status = fti_bpe_spaced(tok, text, x.piece[k].begin, x.piece[k].end, out, err);
+    fti_pieces_free(&x);
+    return status;
 }
 
 static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, fti_buf *out, uint32_t **origin);
@@ -2282,12 +2294,7 @@ static const fti_added *fti_added_at(const fti_added_set *set, const char *p, co
     return best;
 }
 
-static int fti_is_word_char(const char *p)                    /* \w of a regular expression */
-{
-    int len;
-    unsigned c = fti_class_at(p, &len);
-    return *p == '_' || (c & (FTI_CP_LETTER | FTI_CP_MARK | FTI_CP_NUMBER)) != 0;
-}
+static int fti_is_word_char(const char *p);                   /* \w of a regular expression */
 
 static const char *fti_char_before(const char *p)
 {
@@ -2500,12 +2507,6 @@ FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *tex
     return ft_tokenizer_encode_spans(tok, text, text_len, special, NULL, 0, ids, NULL, cap, n_ids, err);
 }
 
-/* What pre-tokenizers make of a text: pieces of it, or, if one rewrites it, of buf; at: of each byte of buf, where it
- * came from. False: no memory. Freed in any case. */
-typedef struct fti_pieces { const char *text; fti_buf buf; uint32_t *at; ft_span *piece; } fti_pieces;
-static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x);
-static void fti_pieces_free(fti_pieces *x);
-
 /* ---- ids -> text ----------------------------------------------------------------------------------------------- */
 
 /* The bytes at p are not UTF-8: how many of them are one error? The longest beginning of a character, at least one
@@ -2546,6 +2547,15 @@ FTUNE_API int ft_token_is_special(const ft_tokenizer *tok, int32_t id)
         if (tok->special[mid] < id) lo = mid + 1; else hi = mid;
     }
     return lo < (size_t)arrlen(tok->special) && tok->special[lo] == id;
+}
+
+/* The bytes that a token spells. */
+static size_t fti_spelled(const char *p, size_t n, char *out);
+static void fti_buf_spelled(fti_buf *out, const char *p, size_t n)
+{
+    size_t at = out->n;
+    fti_buf_add(out, p, n);
+    if (!out->failed && n) out->n = at + fti_spelled(p, n, out->p + at);
 }
 
 static void fti_decode_one(const ft_tokenizer *tok, const fti_token *t, int first, fti_buf *out)
@@ -2663,6 +2673,8 @@ FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *na
 
 /* ---- second reading: building ------------------------------------------------------------------------------------ */
 
+static void fti_steps_free(ft_tokenizer *tok);
+
 FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 {
     int i;
@@ -2672,8 +2684,7 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     arrfree(tok->raw.at);
     arrfree(tok->normal.at);
     arrfree(tok->special);
-    arrfree(tok->steps);
-    arrfree(tok->cuts);
+    fti_steps_free(tok);
     fti_arena_free(&tok->arena);
     for (i = 0; i < FTI_MEMOS; i++) FTUNE_FREE(tok->memo[i]);
     FTUNE_FREE(tok);
@@ -2826,21 +2837,18 @@ static int fti_bpe_chars(const ft_tokenizer *tok, fti_bpe *b, const uint32_t *sy
 
 /* The bytes as printable characters (GPT-2's alphabet, used in files): 33-126, 161-172 and 174-255 stand for
  * themselves, the other 68 bytes, in order, for U+0100 and up. A space is U+0120, a newline U+010A. */
-typedef struct fti_alphabet { uint16_t of_byte[256]; int16_t of_char[324]; } fti_alphabet;
-
-static void fti_alphabet_init(fti_alphabet *a)
+static uint32_t fti_byte_letter(unsigned b)
 {
-    int b, next = 256;
-    memset(a->of_char, -1, sizeof a->of_char);
-    for (b = 0; b < 256; b++) {
-        int self = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        a->of_byte[b] = (uint16_t)(self ? b : next++);
-        a->of_char[a->of_byte[b]] = (int16_t)b;
-    }
+    return b <= 32 ? 256 + b : b >= 127 && b <= 160 ? 289 + b - 127 : b == 173 ? 323 : b;
+}
+static int fti_letter_byte(uint32_t c)                        /* -1: it stands for none */
+{
+    if (c >= 256) return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
+    return fti_byte_letter(c) == c ? (int)c : -1;
 }
 
 /* Merges, one after the other, on a finished vocabulary. */
-typedef struct fti_merges { fti_alphabet alphabet; uint32_t *symbol, next, n; int improper; fti_buf bytes; } fti_merges;
+typedef struct fti_merges { uint32_t *symbol, next, n; int improper; fti_buf bytes; } fti_merges;
 
 static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, const char *name, ft_error *err)
 {
@@ -2852,7 +2860,6 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
                         "%s: expected at most %u tokens and %u merges, found %lu and %lu", name,
                         FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES, (unsigned long)v->n, (unsigned long)n);
     b = fti_bpe_new(tok, 256 + (uint32_t)v->n, (uint32_t)n);
-    fti_alphabet_init(&m->alphabet);
     if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol))
         || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
         return fti_no_memory(err, n * sizeof *b->join);
@@ -3225,7 +3232,6 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
 {
     ft_tokenizer_train_options standard = ft_tokenizer_train_options_default();
     const fti_splitter *splitter;
-    fti_alphabet alphabet;
     fti_learner l = { 0 };
     ft_tokenizer *tok = NULL;
     ft_status status = FTUNE_OK;
@@ -3239,10 +3245,9 @@ FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *te
         return fti_fail(err, FTUNE_ERR_ARGUMENT,
                         "vocab_size: expected %d (256 bytes and the control tokens) to %d, found %d",
                         256 + opt->n_special, (int)FTI_PAIR_SYMBOLS - 256, opt->vocab_size);
-    fti_alphabet_init(&alphabet);
     for (c = 0; c < 324 && ok; c++)
-        if (alphabet.of_char[c] >= 0) {
-            char byte = (char)alphabet.of_char[c];
+        if (fti_letter_byte((uint32_t)c) >= 0) {
+            char byte = (char)fti_letter_byte((uint32_t)c);
             ft_text t = { fti_arena_copy(&l.arena, &byte, 1), 1 };
             symbol_of[(uint8_t)byte] = (uint8_t)n;
             ok = t.p && fti_push(l.tokens, t) && fti_map_put(&l.token_of, t.p, 1, n++);
@@ -3286,6 +3291,8 @@ typedef struct fti_wordpiece {
     int32_t  unk;
     int      max_chars;                 /* a longer word is [UNK] */
     fti_bert how;                       /* done while cutting; all 0 when the text is normalised before */
+    int      whole;                     /* WordLevel: a word is one token or unknown */
+    int      bytes;                     /* tokens spell bytes (decoder ByteLevel) */
     int      fused;                     /* cut as BertPreTokenizer does it; 1: and nothing but BertNormalizer before */
     int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
     uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
@@ -3409,13 +3416,21 @@ static void fti_wp_take(const ft_tokenizer *tok, fti_wp_word *word, uint32_t cp,
 /* Normalised text, cut into words by other rules than BERT's. */
 static int fti_wordpiece_pieces(const ft_tokenizer *tok, const char *text, size_t n, fti_wp_word *word, fti_sink *out)
 {
+    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     fti_pieces x;
-    int ok = fti_cut_text(tok, text, n, 0, 0, &x), len;
+    int ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x), len;
     for (ptrdiff_t k = 0; k < arrlen(x.piece) && ok; k++) {
-        for (size_t i = x.piece[k].begin; i < x.piece[k].end; i += (size_t)len) {
+        size_t end = x.piece[k].end;
+        for (size_t i = x.piece[k].begin; i < end && !w->whole; i += (size_t)len) {
             uint32_t cp;
-            len = fti_utf8_decode(text + i, text + x.piece[k].end, &cp);
-            fti_wp_add((const fti_wordpiece *)tok->model, word, cp, i, i + (size_t)len, out->offsets != NULL);
+            len = fti_utf8_decode(x.text + i, x.text + end, &cp);
+            ft_span from = fti_pieces_origin(&x, i, i + (size_t)len);
+            fti_wp_add(w, word, cp, from.begin, from.end, out->offsets != NULL);
+        }
+        if (w->whole) {
+            ft_span from = fti_pieces_origin(&x, x.piece[k].begin, end);
+            int32_t id = fti_vocab_find(&tok->vocab, x.text + x.piece[k].begin, end - x.piece[k].begin);
+            fti_put(out, id >= 0 && !ft_token_is_special(tok, id) ? id : w->unk, from.begin, from.end);
         }
         fti_wordpiece_word(tok, word, out);
     }
@@ -3495,6 +3510,7 @@ static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first,
     const fti_token *t = fti_vocab_at(&tok->vocab, id);
     size_t prefix = strlen(w->prefix);
     int space = !first;
+    if (w->bytes) { fti_buf_spelled(out, t->p, t->len); return; }
     if (!first && prefix && t->len >= prefix && !memcmp(t->p, w->prefix, prefix)) {
         fti_buf_add(out, t->p + prefix, t->len - prefix);
         return;
@@ -12866,6 +12882,143 @@ static const char fti_lower_ranges[] =
     "rP@\\BE`P@PBFCP@ABRvP@ZBp@P@pBq`P@ABqbMXIBqcODZBqdMXYBqgP@ABqmMWdBqnMXCBqoMWaBqpMWbBqrP@ABq~MWABr@P@AJ]}GW|J]~"
     "P@AJ^MEkXJ^PP@AJ^jEj|J^kEjqJ^lEjuJ^mEj\177J^nEj|J^pEknJ^qEkVJ^rEkkJ^sPN`J^tP@AJ_DO\177PJ_EEj}J_FGWHJ_GP@AJ_KEj"
     "YJ_LP@AJ_\\Ef\177J_uP@AO|aP@`PP@P@hPUpP@gPr@PA@PuPP@`^d@P@b";
+/* Categories that the class does not tell: first code point (three characters), how many, which of these. A bit for each
+ * of fti_cp_categories, and above them: counts as a letter, as a capital, as a small letter. */
+static const char fti_cp_categories[] = "LuLtLlLmLoMnMcMeNdNlNoPcPdPsPePiPfPoSmScSkSoZsZlZpCcCfCoCn";
+static const uint32_t fti_fine_bits[24] = {
+    2u,128u,256u,512u,2048u,4096u,8192u,16384u,32768u,65536u,262144u,524288u,1048576u,8388608u,16777216u,536870944u,536870976u,
+    1073742336u,1612709888u,2147483656u,2147483664u,2147484160u,2684354592u,2686451712u,
+};
+enum { FTI_N_FINE = 877 };
+static const char fti_fine[] =
+    "@@dAK@@hAF@@iAG@@kAJ@@mAE@@pJB@@|CJ@A[AF@A]AG@A^AL@A_AD@A`AL@A{AF@A|AJ@A}AG@A~AJ@BbDK@BhAL@BjAT@BkAH@BlAJ@BoAL"
+    "@BqAJ@BtAL@BxAL@BzAT@B{AI@CWAJ@CwAJ@GEA@@GHA@@GKA@@GrA@@JpIS@K@BS@KBDL@KRNL@K`ES@KeGL@KmAL@KoQL@MEAV@McMO@MuAL"
+    "@MzAS@NDBL@OvAJ@RHBA@VJAE@VOAK@VpNO@V~AE@V\177AO@WABO@WDBO@WGAO@XFCJ@XKAK@XPKO@YKMO@YYGO@Y`JB@YpAO@[VGO@[aDO@["
+    "gBO@[mAO@[pJB@\\QAO@\\pPO@^fKO@_@JB@_~BK@`VBO@`[IO@`eCO@`iDO@bHAL@bWAO@cTLO@ccGO@cpSO@dCAP@dzAO@d{AP@d~CP@eAHO"
+    "@eIDP@eNBP@eUCO@ebBO@efJB@fAAO@fBBP@f~CP@gADO@gGBP@gKBP@gWAP@gbBO@gfJB@grBK@g{AK@hABO@hCAP@h~CP@iABO@iGBO@iKBO"
+    "@iQAO@ifJB@ipBO@iuAO@jABO@jCAP@j~CP@kAEO@kGBO@kIAP@kKBP@kbBO@kfJB@kqAK@kzCO@lAAO@lBBP@l~AP@l\177AO@m@AP@mADO@m"
+    "GBP@mKBP@mVAO@mWAP@mbBO@mfJB@nBAO@n~BP@o@AO@oABP@oFCP@oJCP@oWAP@ofJB@oyAK@p@AO@pACP@pDAO@p~CO@qADP@qFCO@qJCO@q"
+    "UBO@qbBO@qfJB@rAAO@rBBP@r~AP@r\177AO@s@EP@sFAO@sGBP@sJBP@sLAO@sUBP@sbBO@sfJB@ssAP@t@BO@tBBP@t~CP@uADO@uFCP@uJC"
+    "P@uWAP@ubBO@ufJB@vAAO@vBBP@wOCP@wRCO@wVAO@wXHP@wfJB@wrBP@xqAO@xtGO@x\177AK@yMAO@yPJB@zqAO@ztFO@z{BO@{MAO@{PJB@"
+    "|`JB@|zAF@|{AG@||AF@|}AG@}qNO@}\177AP@~@DO@~MKO@~YdOA@kBPA@mDOA@qAPA@rEOA@xAPA@{BPA@}BOAA@JBAAVBPAAXBOAA^COAAb"
+    "CPAAgGPAAqDOABBAOABCBPABEBOABGFPABMAOABOAPABPJBABZCPAB]AOAC|ASAP@AEAZ[AFAZ\\AGA[nCCA\\RBOA\\rBOA]RBOA]rBOA^vAP"
+    "A^wGOA^~HPA_FAOA_GBPA_[AKA_`JBA`FAEA`PJBAbEBOAbiAOAd`COAdcDPAdgBOAdiCPAdpBPAdrAOAdsFPAeFJBAgPJBAhWBOAhYBPAh[AO"
+    "AiUAPAiVAOAiWAPAiXGOAiaAPAibAOAicBPAieHOAimFPAisBOAj@JBAjPJBAj~AAAj\177BOAkLCOAl@DOAlDAPAluAPAlvEOAl{APAl|AOAl"
+    "}EPAmBAOAmCAPAmPJBAn@BOAnBAPAnaAPAnbDOAnfBPAnhBOAnlBOAnpJBAogAPAohBOAojCPAomAOAonAPAooCOApdHPAplHOAptBPApvAOAq"
+    "@JBAqPJBAtl\177SAuxASAv[eSAwSbOA~HH@A~XH@A~hH@A~|A@A~}ALA~\177CLA\177LA@A\177MCLA\177]CLA\177mCLA\177|A@A\177}"
+    "BLB@PFEB@XAHB@YAIB@ZAFB@[BHB@]AIB@^AFB@_AHB@hAMB@iANB@yAHB@zAIB@\177BDBADAJBAEAFBAFAGBARAJBATADBAqASBAzCJBA}AF"
+    "BA~AGBA\177ASBBJCJBBMAFBBNAGBBPMSBB`aKBC]DABCbCABDXAJBE@EJBEKAJBE`PQBEpPUBF@CCBFEDCBFPEJBFZBJBF`AJBFcAJBFfAJBF"
+    "nAJBGNBJBGRAJBGTAJBGt\177JBHs\177JBIr\177JBJq\177JBKpPJBLHAFBLIAGBLJAFBLKAGBL`BJBLiAFBLjAGBM|AJBN[YJBO\\FJBRvZ"
+    "RBSPZWBVwAJBWAAJBWxHJBYoAJB]hAFB]iAGB]jAFB]kAGB]lAFB]mAGB]nAFB]oAGB]pAFB]qAGB]rAFB]sAGB]tAFB]uAGB_@EJB_EAFB_FA"
+    "GB_G_JB_fAFB_gAGB_hAFB_iAGB_jAFB_kAGB_lAFB_mAGB_nAFB_oAGB_pPJBd@\177JBd\177\177JBe~EJBfCAFBfDAGBfEAFBfFAGBfGAF"
+    "BfHAGBfIAFBfJAGBfKAFBfLAGBfMAFBfNAGBfOAFBfPAGBfQAFBfRAGBfSAFBfTAGBfUAFBfVAGBfWAFBfXAGBfY\177JBgXAFBgYAGBgZAFBg"
+    "[AGBg\\`JBg|AFBg}AGBg~\177JBh}\177JBi|\177JBj{\177JBkzFJBlpUJBmGFJBq|BSBw``OBxBAHBxCAIBxDAHBxEAIBxIAHBxJAIBxLA"
+    "HBxMAIBxWAEBxZAEBx\\AHBx]AIBx`AHBxaAIBxbAFBxcAGBxdAFBxeAGBxfAFBxgAGBxhAFBxiAGBxzBEBy@AEByBAFByUAFByVAGByWAFByX"
+    "AGByYAFByZAGBy[AFBy\\AGBy]AEC@GACC@HAFC@IAGC@JAFC@KAGC@LAFC@MAGC@NAFC@OAGC@PAFC@QAGC@TAFC@UAGC@VAFC@WAGC@XAFC@"
+    "YAGC@ZAFC@[AGC@\\AEC@]AFC@^BGC@aICC@pAEC@xCCCB[BLCB`AEJX`JBJYpCAJYtHOJZ\\BSJZ^BOJ[fJCJ\\@WLJ\\`BLJ]pASJ^IBLJ_r"
+    "CSJ_xBSJ`BAOJ`KAOJ`cBPJ`eBOJ`gAPJ`xAKJb@BPJbtPPJcEAOJcPJBJc\177AOJd@JBJdfEOJeGKOJeRAPJf@COJfCAPJftBPJfvDOJfzBP"
+    "Jf|BOJf~BPJgPJBJgeAOJgpJBJhiFOJhoBPJhqBOJhsBPJhuBOJiCAOJiLAOJiMAPJiPJBJi{APJi|AOJi}APJjpAOJjrCOJjwBOJj~AOJkkAP"
+    "JklBOJknBPJkuAPJm[ALJm\\DSJmiASJmjBLJocBPJoeAOJofBPJohAOJoiBPJopJBOl^AOOliAJOnrQLOt~AGOt\177AFOw|AKOxWAFOxXAGO"
+    "xqBEOxsBDOxuAFOxvAGOxwAFOxxAGOxyAFOxzAGOx{AFOx|AGOx}AFOx~AGOx\177AFOy@AGOyAAFOyBAGOyCAFOyDAGOyGAFOyHAGOyMCDOyX"
+    "AEOyYAFOyZAGOy[AFOy\\AGOy]AFOy^AGOybAJOycAEOydCJOyiAKO|DAKO|HAFO|IAGO|KAJO|MAEO|PJBO|\\CJO|{AFO|}AGO|~ALO|\177"
+    "ADO}@ALO}[AFO}\\AJO}]AGO}^AJO}_AFO}`AGO}bAFO}cAGO\177`BKO\177bAJO\177cALO\177eBKO\177iDJPE@uCPMAACPMJACPMvEOPO"
+    "QECPR`JBP^@ASP^CCSP^GjSP^rISPhACOPhEBOPhLDOPtdDOPtpJBPu@JBPuiAOPunAEPvNBJPzkBOPzmAEP{|AOQ@@APQ@AAOQ@BAPQ@xNOQA"
+    "fJBQAsBOQB@BOQBBAPQBpCPQBsDOQBwBPQCBAOQCpJBQD@COQDgEOQDlAPQDmFOQDvJBQEEBPQF@BOQFBAPQFsCPQFvIOQF\177APQGNAPQGOA"
+    "OQGPJBQHlCPQHoCOQHrBPQHtAOQHwAOQH~AOQIAAOQK_AOQK`CPQKcFOQKpJBQL@BOQLBBPQL~BPQM@AOQMADPQMGBPQMKBPQMWAPQMbBPQNxC"
+    "PQN{FOQOBAPQOEAPQOGDPQOLBPQPuCPQPxHOQQ@BPQQCBOQQEAPQQPJBQRpCPQRsFOQRyAPQRzAOQR{DPQR\177BOQSAAPQSPJBQVoCPQVrDOQ"
+    "VxDPQV|BOQV~APQW\\BOQXpCPQXsHOQX{BPQX}AOQX~APQY@AOQYPJBQZkAOQZlAPQZmAOQZnBPQZpFOQ[@JBQ[PTBQ\\]AOQ\\^APQ\\_AOQ"
+    "\\`BPQ\\bDOQ\\fAPQ\\gDOQ\\pJBQ`lCPQ`oIOQ`xAPQc`JBQdpFPQdwBPQd{BOQe@APQeBAPQePJBQgQCPQgTDOQgZBOQg\\DPQgdAPQhAJO"
+    "QhuDOQhyAPQh{DOQiQFOQiWBPQiYCOQjJMOQjWAPQopJBQpoAPQppGOQpxFOQp~APQqPJBQrRVOQriAPQrjGOQrqAPQrrBOQrtAPQruBOQtqFO"
+    "QtzAOQt|BOQt\177COQuCAOQuGAOQuPJBQvJEPQvPBOQvSBPQvUAOQvVAPQv`JBQ{sBOQ{uBPQ|@BOQ|CAPQ|tBPQ|vEOQ|~BPQ}@AOQ}PJBQ"
+    "\177]DKRP@\177CRP\177pCVD^LOVDjCPVDmBOVDpJBVi`JBVk@JBVmPJBVupJBV}OAOV}QwPV~ODOV\177pBP[r^AO\\spJB][AAJ][[AJ][{"
+    "AJ]\\UAJ]\\uAJ]]OAJ]]oAJ]^IAJ]^iAJ]_CAJ]_NrB^@@GO^@HQO^@[GO^@cBO^@fEO^@p~S^BOAO^E@JB^KpJB^K\177AK^SpJB^WqJB^eG"
+    "AO^ePJB^rpAK^{pBJ_DpZR_EPZR_EpZR_O{EL_opJB";
+/* Scripts by name, and where runs of one begin: code point, then number of the script, 2048 more where UnicodeScripts of
+ * Hugging Face, which is older, knows none. */
+static const char fti_script_names[] =
+    "Adlam Ahom Anatolian_Hieroglyphs Arabic Armenian Avestan Balinese Bamum Bassa_Vah Batak Bengali Bhaiksuki "
+    "Bopomofo Brahmi Braille Buginese Buhid Canadian_Aboriginal Carian Caucasian_Albanian Chakma Cham Cherokee "
+    "Chorasmian Common Coptic Cuneiform Cypriot Cypro_Minoan Cyrillic Deseret Devanagari Dives_Akuru Dogra "
+    "Duployan Egyptian_Hieroglyphs Elbasan Elymaic Ethiopic Garay Georgian Glagolitic Gothic Grantha Greek "
+    "Gujarati Gunjala_Gondi Gurmukhi Gurung_Khema Han Hangul Hanifi_Rohingya Hanunoo Hatran Hebrew Hiragana "
+    "Imperial_Aramaic Inherited Inscriptional_Pahlavi Inscriptional_Parthian Javanese Kaithi Kannada Katakana Kawi "
+    "Kayah_Li Kharoshthi Khitan_Small_Script Khmer Khojki Khudawadi Kirat_Rai Lao Latin Lepcha Limbu Linear_A "
+    "Linear_B Lisu Lycian Lydian Mahajani Makasar Malayalam Mandaic Manichaean Marchen Masaram_Gondi Medefaidrin "
+    "Meetei_Mayek Mende_Kikakui Meroitic_Cursive Meroitic_Hieroglyphs Miao Modi Mongolian Mro Multani Myanmar "
+    "Nabataean Nag_Mundari Nandinagari New_Tai_Lue Newa Nko Nushu Nyiakeng_Puachue_Hmong Ogham Ol_Chiki Ol_Onal "
+    "Old_Hungarian Old_Italic Old_North_Arabian Old_Permic Old_Persian Old_Sogdian Old_South_Arabian Old_Turkic "
+    "Old_Uyghur Oriya Osage Osmanya Pahawh_Hmong Palmyrene Pau_Cin_Hau Phags_Pa Phoenician Psalter_Pahlavi Rejang "
+    "Runic Samaritan Saurashtra Sharada Shavian Siddham SignWriting Sinhala Sogdian Sora_Sompeng Soyombo Sundanese "
+    "Sunuwar Syloti_Nagri Syriac Tagalog Tagbanwa Tai_Le Tai_Tham Tai_Viet Takri Tamil Tangsa Tangut Telugu Thaana "
+    "Thai Tibetan Tifinagh Tirhuta Todhri Toto Tulu_Tigalari Ugaritic Vai Vithkuqi Wancho Warang_Citi Yezidi Yi "
+    "Zanabazar_Square ";
+enum { FTI_N_SCRIPT_RUNS = 626 };
+static const char fti_script_runs[] =
+    "@@@@X@@``X@@a@X@AAAI@A[@X@AaAI@A{@X@BjAI@Bk@X@BzAI@B{@X@C@AI@CW@X@CXAI@Cw@X@CxAI@Jy@X@K`AI@Ke@X@Kj@L@Kl@X@L@@y"
+    "@Mp@l@Mt@X@Mu@l@M~@X@M\177@l@NE@X@NF@l@NG@X@NH@l@Ob@Y@Op@l@P@@]@RE@y@RG@]@Tq@D@U``D@Ua@D@VH`D@VI@D@VQ@v@Wo`v@W"
+    "p@v@X@@C@XE@X@XF@C@XL@X@XM@C@X[@X@X\\@C@X]`C@X^@C@X_@X@X`@C@Y@@X@YA@C@YK@y@YV@C@Yp@y@Yq@C@[]@X@[^@C@\\@BO@]P@C"
+    "@^@BZ@_@Ah@_}ah@`@BB@a@AT@a`bO@ap`C@b`@C@bu`C@bv@C@b~`C@cT@C@cb@X@cc@C@d@@_@eQ@y@eU@_@ed@X@ef@_@f@@J@g|`J@hA@o"
+    "@iv`o@jA@m@kz`m@lAAw@mUaw@mVAw@nBBV@p@BY@pDbY@pEBY@p|bY@p}BY@q]bY@q`BY@qwbY@qxBY@r@@~@rD`~@rE@~@s]`~@s^@~@ss`~"
+    "@t@aS@tAAS@tDaS@tEAS@t{aS@t}AS@vAbH@vBBH@xAB[@x\177@X@y@B[@zAAH@zFaH@zGAH@zIaH@zJAH@zLaH@zMAH@zNaH@zTAH@zXaH@z"
+    "YAH@z`aH@zaAH@zhaH@zjAH@zlaH@zmAH@zzaH@z{AH@{NaH@{PAH@|@B\\@\177U@X@\177YB\\A@@AbAB`@hAC{@XAC|@hAD@@rAH@@fAN`@"
+    "VAP@@QAZ@AkAZ`BAA[k@XA[nBAA\\@BPA\\MbPA\\NBPA\\UbPA\\`@tA\\u@XA]@@PA]`BQA^@ADA`@A_A`B@XA`DA_A`E@XA`FA_A`Oa_A`P"
+    "A_Aaxa_Ab@A_Abp@QAd@AKAePBRAf@AfAg`ADAh@@OAh`BSAjp@yAj\177`yAl@@FAmL`FAmP@FAm}`FAn@BLAo@@IAp@AJAqPAlAr@@]ArI`]"
+    "ArP`hAs@BLAsP@yAsS@XAsT@yAsa@XAsb@yAsi@XAsm@yAsn@XAst@yAsu@XAsw`XAsx@yAsz`XAt@AIAtf@lAtk@]AtlAIAu]@lAubAIAuf@l"
+    "AukAIAux@]AuyAIAv\177@lAw@@yAwv`yAw{@yAx@AIA|@@lB@@@XB@L@yB@N@XBAqAIBAt@XBA\177AIBB@@XBBPAIBB`@XBB\177`XBCP@yB"
+    "D@@XBDf@lBDg@XBDjAIBDl@XBDrAIBDs@XBENAIBEO@XBE`AIBFI@XBO\177`XBP@@XBPg`XBQ@@XB`@@NBd@@XBnW`XBnX@XBnz`XBn}@XBoI"
+    "`XBoJ@XBoR`XBol@XBop`XBp@@iBpo`iBpp@iBq_`iBq`AIBr@@YBt@@hBtpB]Bv@@fBw`@]Bx@@XByE`XBz@@qB\177p@XB\177|`XC@@@XC@"
+    "E@qC@F@XC@G@qC@H@XC@a@qC@j@yC@n@rC@p@XC@x@qC@|@XCAA@wCBY@yCB[@XCB]@wCB`@XCBa@\177CC{@XCC}@\177CDE@LCDn`LCDq@rC"
+    "FP@XCF`@LCF{`LCG@@XCGd`XCGp@\177CH@@rCH`@XCI`@rCI\177@XCKP@\177CK\177`XCL@@\177CMX@XCP@@qDvv`qDw@@XDx@@qI\177V"
+    "`qJ@@BhJSPANJT@BcJY@@]JZ`@GJ\\@@XJ\\bAIJ^H@XJ^KAIJ^oaIJ^pAIJ^xaIJ_wAIJ`@BNJ`lbNJ`p@XJa@A}Jb@BCJc`@_Jc~`_Jd@AAJ"
+    "dn@XJdoAAJdpB@Je`@rJf@@|JgO@XJgP@|Jg`AbJh@@UJi`AbJj@BTJk`AYJlA@fJlpAIJm[@XJm\\AIJme@lJmfaIJmj`XJmp@VJo@AYJp@@r"
+    "N@@bjOd@@qOl@AIOlS@DOl]@vOmP@COoB`COoS@COt~@XOu@`COuP@COwO`COwp@COw~`COx@@yOxP@XOx`@yOxn@]Oxp@XOyp@CO{\177@XO|"
+    "aAIO|{@XO}AAIO}[@XO}f@\177O}p@XO}q@\177O~^@XO~`@rO\177`@XP@@AMPD@@XPE@@lPFP@XPF\\`XPF`@lPGP@XPG}@yPJ@AOPJ`@RPK"
+    "`@yPKa@XPL@AoPLmaoPLp@jPMPAqPN@BbPN`ArPP@@^PQPBEPR@AyPRpAxPT@@dPTp@SPUpbdPW@b_PX@ALP^@aIP`@@[Pa@@xPa`A{Pb@AcPc"
+    "`@uPd@A~Pd`APPf@A\\Pf`A[Ph@ABPhtaBPhxABPiHaBPiPABPi`AtPj@ApPk@AUPl@@EPm@@{Pm`@zPn@A\177Pp@AuPr@AnPt@`sPu@`gPy`"
+    "@CPz@bgP{B`CP|@asP|pbIP}pavP~p`WP\177``eQ@@@MQAp`MQA\177@MQB@@}QCB`}QCPBJQD@@TQED`TQEPAQQF@BDQGNbDQGPBDQGaBHQH"
+    "@AEQH\177aEQJ@AaQJpAFQL@@kQL{`yQL|@kQN@baQP@AgQQZagQQ[AgQQ^agQR@B^QV@BFQX@A^QY`A_QZ@BUQZxbUQ[@BUQ[PabQ\\@@AQ\\"
+    "Z`AQ\\]@AQ]@`AQ`@`aQb`BfQd@``Qf`aeQh@biQiPbKQjp`QQk@A|Ql@`_Qo@bMQp@@KQqpAVQt@aWQu``nQ{`aRQ|@a@Q~paNQ\177@bVR@@"
+    "@ZR~P`\\S@@@cSPo`cTP@@BVD@`pV`@@GVi@A`VipbWVkP@HVl@AzVu@aGVy@aXV|@A]V}Ea]V}PA]V}\177a]V~OA]V\177`BXV\177aaiV"
+    "\177b`qV\177daCV\177p`qW@@BXX_mbXX`@BXXksbXXl@aCXt@bXZ\177p`\177[@@@\177[@A@w[@B`w[D``\177[Dr`w[EU`\177[Epai[p"
+    "@@b[r`@X\\p@`X\\|@`y\\}P`X]@@@X]Eg@y]Ej@X]E{@y]FC@X]FE@y]FL@X]Fj@y]Fn@X]Gi`X]H@@l]K@`X]L@@X]Mr`X]P@@X]`@BG]|@a"
+    "I^@@@i^@p`]^D@aj^JPb`^K@be^SPad^WPam^_``f^`@AZ^d@@@^eK`@^eP@@^qq`X^x@@C_@@@X_DM`X_DP@X_Do`X_Dp@X_El`X_Ep@X_Fm`"
+    "X_Gf@X_H@@w_HA@X_I``X_L@@X_[S`X_[`@X_[w`X_\\@@X_]t`X_^@@X__U`X_`@@X_bp`X_dP@X_d_`X_d`@X_dh`X_dp@X_dq`X_ds@X_d"
+    "\177`X_e@@X_eL`X_eP@X_e_`X_f@@X_fR`X_g@@X_gA`X`@@@qj[W`qj\\@@qk\\u`qk]@@qlzp`qo`@@qp@@`q";
+/* Case folding: first code point of a run, how many, 1 or 2 apart, 65536 and what to add. Then those that fold to two or
+ * three characters. */
+enum { FTI_N_FOLDS = 217, FTI_N_LONG_FOLDS = 104 };
+static const char fti_folds[] =
+    "@AAZAP@`@C@WAP@`@CXGAP@`@D@XBP@A@DrCBP@A@DyHBP@A@EJWBP@A@ExAAO~G@EyCBP@A@E\177AAO{t@FAAAPCR@FBBBP@A@FFAAPCN@FG"
+    "AAP@A@FIBAPCM@FKAAP@A@FNAAPAO@FOAAPCJ@FPAAPCK@FQAAP@A@FSAAPCM@FTAAPCO@FVAAPCS@FWAAPCQ@FXAAP@A@F\\AAPCS@F]AAPCU"
+    "@F_AAPCV@F`CBP@A@FfAAPCZ@FgAAP@A@FiAAPCZ@FlAAP@A@FnAAPCZ@FoAAP@A@FqBAPCY@FsBBP@A@FwAAPC[@FxAAP@A@F|AAP@A@GDAAP"
+    "@B@GEAAP@A@GGAAP@B@GHAAP@A@GJAAP@B@GKIBP@A@G^IBP@A@GqAAP@B@GrBBP@A@GvAAO~_@GwAAO\177H@GxTBP@A@H`AAO}~@HbIBP@A@"
+    "HzAARhk@H{AAP@A@H}AAO}]@H~AARhh@IAAAP@A@ICAAO|}@IDAAPAE@IEAAPAG@IFEBP@A@MEAAPAt@MpBBP@A@MvAAP@A@M\177AAPAt@NFA"
+    "AP@f@NHCAP@e@NLAAPA@@NNBAP@\177@NQKAP@`@N\\AAOtY@N]EAP@`@NcAAP@_@NdHAP@`@N|AAOsy@OCAAO\177\177@OOAAP@H@OPAAO"
+    "\177b@OQAAO\177g@OUAAO\177q@OVAAO\177j@OXLBP@A@OpAAO\177J@OqAAO\177P@OtAAO\177D@OuAAO\177@@OwAAP@A@OyAAO\177y@"
+    "OzAAP@A@O}CAO}~@P@PAPAP@PP`AP@`@Q`QBP@A@RJ[BP@A@S@AAP@O@SAGBP@A@SPpBP@A@TqfAP@pAB`fAQq`ACGAAQq`ACMAAQq`AN`\177"
+    "AY_PAO_QAY_PAOpFAP@HAr@AAN^rArAAAN^sArBAAN^|ArCBAN^~ArEAAN^}ArFAAN_DArGAAN_\\ArIAAP@AArPkAOQ@Ar}CAOQ@Ax@\177BP"
+    "@AAy~LBP@AAz[AAO\177FAz^AANIAAz`pBP@AA|HHAO\177xA|XFAO\177xA|hHAO\177xA|xHAO\177xA}HFAO\177xA}YDBO\177xA}hHAO"
+    "\177xA~HHAO\177xA~XHAO\177xA~hHAO\177xA~xBAO\177xA~zBAO~vA~|AAO\177wA~~AANO{A\177HDAO~jA\177LAAO\177wA\177SAAN"
+    "N}A\177XBAO\177xA\177ZBAO~\\A\177cAANOMA\177hBAO\177xA\177jBAO~PA\177lAAO\177yA\177xBAO~@A\177zBAO~BA\177|AAO"
+    "\177wBDfAANJcBDjAAM}ABDkAAM~zBDrAAP@\\BEpPAO\177pBFCAAP@ABSPZAO\177fBp@pAP@pBq`AAP@ABqbAAMXIBqcAAODZBqdAAMXYBq"
+    "gCBP@ABqmAAMWdBqnAAMXCBqoAAMWaBqpAAMWbBqrAAP@ABquAAP@ABq~BAMWABr@rBP@ABskBBP@ABsrAAP@AJY@EBP@AJYJAAGX~JYKAAGX}"
+    "JYLQBP@AJZ@NBP@AJ\\bGBP@AJ\\r_BP@AJ]yBBP@AJ]}AAGW|J]~EBP@AJ^KAAP@AJ^MAAEkXJ^PBBP@AJ^VJBP@AJ^jAAEj|J^kAAEjqJ^lA"
+    "AEjuJ^mAAEj\177J^nAAEj|J^pAAEknJ^qAAEkVJ^rAAEkkJ^sAAPN`J^tHBP@AJ_DAAO\177PJ_EAAEj}J_FAAGWHJ_GBBP@AJ_KAAEjYJ_LA"
+    "AP@AJ_PAAP@AJ_VCBP@AJ_\\AAEf\177J_uAAP@AOlFAAO\177\177O|aZAP@`PP@hAP@hPRpdAP@hPUpKAP@gPU|OAP@gPVLGAP@gPVTBAP@g"
+    "Pr@sAPA@PuPVAP@`Qb``AP@`Vy@`AP@`^d@bAP@b";
+static const char fti_long_folds[] =
+    "@C_@As@As@@@@Dp@Ai@LG@@@@EI@J|@An@@@@Gp@Aj@LL@@@@NP@Ny@LH@LA@Np@OE@LH@LA@VG@Ue@VB@@@AzV@Ah@Lq@@@AzW@At@LH@@@Az"
+    "X@Aw@LJ@@@AzY@Ay@LJ@@@AzZ@Aa@J~@@@Az^@As@As@@@A}P@OE@LS@@@A}R@OE@LS@L@A}T@OE@LS@LAA}V@OE@LS@MBA~@A|@@Ny@@@A~AA"
+    "|A@Ny@@@A~BA|B@Ny@@@A~CA|C@Ny@@@A~DA|D@Ny@@@A~EA|E@Ny@@@A~FA|F@Ny@@@A~GA|G@Ny@@@A~HA|@@Ny@@@A~IA|A@Ny@@@A~JA|B"
+    "@Ny@@@A~KA|C@Ny@@@A~LA|D@Ny@@@A~MA|E@Ny@@@A~NA|F@Ny@@@A~OA|G@Ny@@@A~PA|`@Ny@@@A~QA|a@Ny@@@A~RA|b@Ny@@@A~SA|c@N"
+    "y@@@A~TA|d@Ny@@@A~UA|e@Ny@@@A~VA|f@Ny@@@A~WA|g@Ny@@@A~XA|`@Ny@@@A~YA|a@Ny@@@A~ZA|b@Ny@@@A~[A|c@Ny@@@A~\\A|d@Ny"
+    "@@@A~]A|e@Ny@@@A~^A|f@Ny@@@A~_A|g@Ny@@@A~`A}`@Ny@@@A~aA}a@Ny@@@A~bA}b@Ny@@@A~cA}c@Ny@@@A~dA}d@Ny@@@A~eA}e@Ny@@"
+    "@A~fA}f@Ny@@@A~gA}g@Ny@@@A~hA}`@Ny@@@A~iA}a@Ny@@@A~jA}b@Ny@@@A~kA}c@Ny@@@A~lA}d@Ny@@@A~mA}e@Ny@@@A~nA}f@Ny@@@A"
+    "~oA}g@Ny@@@A~rA}p@Ny@@@A~s@Nq@Ny@@@A~t@Nl@Ny@@@A~v@Nq@MB@@@A~w@Nq@MB@NyA~|@Nq@Ny@@@A\177BA}t@Ny@@@A\177C@Nw@Ny"
+    "@@@A\177D@Nn@Ny@@@A\177F@Nw@MB@@@A\177G@Nw@MB@NyA\177L@Nw@Ny@@@A\177R@Ny@LH@L@A\177S@Ny@LH@LAA\177V@Ny@MB@@@A"
+    "\177W@Ny@LH@MBA\177b@OE@LH@L@A\177c@OE@LH@LAA\177d@OA@LS@@@A\177f@OE@MB@@@A\177g@OE@LH@MBA\177rA}|@Ny@@@A\177s"
+    "@OI@Ny@@@A\177t@ON@Ny@@@A\177v@OI@MB@@@A\177w@OI@MB@NyA\177|@OI@Ny@@@Ol@@Af@Af@@@OlA@Af@Ai@@@OlB@Af@Al@@@OlC@A"
+    "f@Af@AiOlD@Af@Af@AlOlE@As@At@@@OlF@As@At@@@OlS@Ut@Uv@@@OlT@Ut@Ue@@@OlU@Ut@Uk@@@OlV@U~@Uv@@@OlW@Ut@Um@@@";
 /* ---- end of the Unicode tables ---- */
 
 enum { FTI_CP_CLASS_BITS = 0x1FFF, FTI_CP_NOT_NFC = 1 << 13, FTI_CP_DECOMPOSES = 1 << 14, FTI_CP_LOWERS = 1 << 15,
@@ -13224,12 +13377,1103 @@ static int fti_bert_is_cjk(uint32_t cp)
         || (cp >= 0x2F800 && cp <= 0x2FA1F);
 }
 
+/* appendix: regular expressions ---------------------------------------------------------------------------------------
+ *
+ * tokenizer.json may cut text by any expression that Oniguruma reads, so here is a matcher for them: what a model family
+ * publishes and no scanner of chapter 1 knows runs here. An expression becomes a tree, the tree a small program:
+ *
+ *     a+(?:b|c)      0 char a
+ *                    1 split 0, 2        try to go on at 0; if that fails, at 2
+ *                    2 split 3, 5
+ *                    3 char b
+ *                    4 jump 6
+ *                    5 char c
+ *                    6 match
+ *
+ * A split leaves a frame on a stack of our own: where else to go, and where in the text. Whatever fails goes back to the
+ * last frame, so alternatives are tried in the order they are written: the first way through wins, not the longest.
+ * An atomic group or a look-around opens a barrier on the stack and, done, throws away all frames above it.
+ *
+ * Three things are less simple than they look.
+ *   Empty rounds. (a|b??)* may go round without eating anything, for ever. A round that ate nothing leaves the loop.
+ *     `fed` says of how many of the loops around us, outermost first, the round at hand has eaten: entering round k
+ *     lowers it to k, a character raises it to all.
+ *   Hostile expressions. (a+)+b takes 2^n steps on n letters a, because the same split is tried at the same place over
+ *     and over. Whether it fails depends on nothing but split, place and `fed`, so once a search has taken many steps,
+ *     failures are noted, one bit each, and nothing fails twice. Notes last for the whole text, and the time is bounded
+ *     by length of the program times length of the text (a look-around or atomic group that holds is run again).
+ *   Look-behind. Its program is compiled back to front and walks to the left: no width has to be known.
+ *
+ * Not read, each an error that quotes the place: back references and calls, conditions, callouts, (?~ ), \X, \y, atomic
+ * parts in a look-behind, \K in a look-around, properties other than categories, scripts and POSIX classes.
+ * Usual mistake: to take another engine's word for what an expression means. In Oniguruma . is anything but \n, ^ and $
+ * are those of lines, a{2}+ is (?:a{2})+, a{3,1} is (?>a{1,3}), (?m:.) what others call (?s:.), and (?i:ss) finds U+00DF.
+ */
+enum { FTI_RE_EMPTY, FTI_RE_TEXT, FTI_RE_SET, FTI_RE_LIST, FTI_RE_EITHER, FTI_RE_REPEAT, FTI_RE_ATOMIC, FTI_RE_LOOK,
+       FTI_RE_AT, FTI_RE_KEEP };                            /* of the tree */
+enum { FTI_RE_CHAR, FTI_RE_ONE, FTI_RE_SPLIT, FTI_RE_JUMP, FTI_RE_ROUND, FTI_RE_FED, FTI_RE_OPEN, FTI_RE_OPEN_NOT,
+       FTI_RE_CUT, FTI_RE_BACK, FTI_RE_REFUSE, FTI_RE_PLACE, FTI_RE_BEGIN, FTI_RE_MATCH };      /* of the program */
+enum { FTI_RE_FOLD = 1, FTI_RE_DOTALL = 2, FTI_RE_SPACED = 4, FTI_RE_BEHIND = 8, FTI_RE_LOOKS = 16 };   /* switches */
+enum { FTI_RE_MOST_OPS = 1 << 16, FTI_RE_MOST_DEPTH = 120, FTI_RE_PATIENCE = 1 << 14 };
+#define FTI_RE_NO_END UINT32_MAX
+
+/* A set of characters: items in a row, each a range or categories that is added, or a step between nested classes. */
+enum { FTI_SET_RANGE, FTI_SET_KINDS, FTI_SET_SCRIPT, FTI_SET_PUSH, FTI_SET_OR, FTI_SET_AND, FTI_SET_NOT };
+typedef struct fti_set_item { uint32_t what, a, b, c; } fti_set_item;     /* KINDS: classes, all bits, bits not covered */
+typedef struct fti_set { uint32_t ascii[4]; int first, n; uint8_t fold, negated; } fti_set;
+
+/* back: walks to the left. state: of a split, the first of its bits in the notes; loops: how many are around it. */
+typedef struct fti_re_op { uint8_t what, back, loops; uint32_t x, y, state; } fti_re_op;
+typedef struct fti_regex {
+    fti_re_op *op; fti_set *set; fti_set_item *item;        /* stb arrays */
+    uint32_t states;
+    uint8_t begins[256];                                    /* a match may begin with this byte; empty: or anywhere */
+    int empty, from_here;                                   /* from_here: has \G, so notes hold for one search only */
+} fti_regex;
+
+static void fti_regex_free(fti_regex *re)
+{
+    if (!re) return;
+    arrfree(re->op);
+    arrfree(re->set);
+    arrfree(re->item);
+    FTUNE_FREE(re);
+}
+
+/* ---- characters: categories, scripts, case ---- */
+
+/* Category of a character as a bit, and what else it counts as. */
+enum { FTI_GC_L = 0x1F, FTI_GC_M = 0xE0, FTI_GC_ND = 0x100, FTI_GC_NL = 0x200, FTI_GC_N = 0x700, FTI_GC_PC = 0x800,
+       FTI_GC_P = 0x3F800, FTI_GC_S = 0x3C0000, FTI_GC_ZS = 0x400000, FTI_GC_Z = 0x1C00000, FTI_GC_CC = 0x2000000,
+       FTI_GC_CN = 0x10000000, FTI_GC_C = 0x1E000000, FTI_GC_ALL = 0x1FFFFFFF, FTI_GC_ALPHABETIC = 0x20000000,
+       FTI_GC_UPPER = 0x40000000 };
+#define FTI_GC_LOWER 0x80000000u
+#define FTI_GC_WORD  (FTI_GC_L | FTI_GC_M | FTI_GC_ND | FTI_GC_NL | FTI_GC_PC | FTI_GC_ALPHABETIC)
+
+/* Classes of the kind table and the categories they are made of. */
+static const struct { unsigned kind; uint32_t bits; } fti_gc_classes[] = {
+    { FTI_CP_UPPER, 3 }, { FTI_CP_LOWER, 4 }, { FTI_CP_MODIFIER, 8 }, { FTI_CP_CASELESS, 16 }, { FTI_CP_NONSPACING, 32 },
+    { FTI_CP_MARK, FTI_GC_M }, { FTI_CP_NUMBER, FTI_GC_N }, { FTI_CP_PUNCT, FTI_GC_P }, { FTI_CP_CONTROL, FTI_GC_CC },
+    { FTI_CP_FORMAT, 1 << 26 }, { FTI_CP_UNASSIGNED, 3 << 27 } };
+
+/* Row of a table of `width` characters a row, the last whose code point is not above cp; -1: none. */
+static int fti_row_before(const char *table, int width, int n, uint32_t cp)
+{
+    int low = -1, high = n - 1;
+    while (low < high) {
+        int mid = (low + high + 1) / 2;
+        if (fti_spelled_cp(table + width * mid) > cp) high = mid - 1; else low = mid;
+    }
+    return low;
+}
+
+static uint32_t fti_gc(uint32_t cp)
+{
+    static const struct { unsigned kind; int bit; } otherwise[] = { { FTI_CP_UPPER, 0 }, { FTI_CP_LOWER, 2 },
+        { FTI_CP_MODIFIER, 3 }, { FTI_CP_CASELESS, 4 }, { FTI_CP_NONSPACING, 5 }, { FTI_CP_MARK, 6 },
+        { FTI_CP_NUMBER, 10 }, { FTI_CP_PUNCT, 17 }, { FTI_CP_CONTROL, 25 }, { FTI_CP_FORMAT, 26 },
+        { FTI_CP_UNASSIGNED, 28 }, { FTI_CP_SPACE, 22 } };
+    unsigned kind = cp <= 0x10FFFF ? fti_cp_class(cp) : FTI_CP_UNASSIGNED;
+    int row = fti_row_before(fti_fine, 5, FTI_N_FINE, cp);
+    if (row >= 0 && cp - fti_spelled_cp(fti_fine + 5 * row) < (unsigned)(fti_fine[5 * row + 3] & 63))
+        return fti_fine_bits[fti_fine[5 * row + 4] & 63];
+    if ((kind & FTI_CP_UNASSIGNED) && ((cp >= 0xE000 && cp < 0xF900) || (cp >= 0xF0000 && (cp & 0xFFFF) < 0xFFFE)))
+        return 1u << 27;
+    for (size_t i = 0; i < sizeof otherwise / sizeof *otherwise; i++)
+        if (kind & otherwise[i].kind) return 1u << otherwise[i].bit;
+    return 1u << 21;
+}
+
+/* Number of its script, and 2048 where an older table has none. */
+static uint32_t fti_script(uint32_t cp)
+{
+    const char *row;
+    if (cp >= 0x40000)                                      /* tags, selectors, others */
+        cp = cp == 0xE0001 || cp - 0xE0020 < 96 ? ',' : cp - 0xE0100 < 240 ? 0x300 : 0xE000;
+    row = fti_script_runs + 5 * fti_row_before(fti_script_runs, 5, FTI_N_SCRIPT_RUNS, cp);
+    return (uint32_t)(row[3] & 63) << 6 | (uint32_t)(row[4] & 63);
+}
+
+static int fti_is_word_char(const char *p)
+{
+    uint32_t cp;
+    if (!fti_utf8_decode(p, p + 4, &cp)) return 0;
+    return (fti_gc(cp) & FTI_GC_WORD) || cp == 0x200C || cp == 0x200D;
+}
+
+/* The characters that fold to the same one as cp, cp among them; how many. */
+enum { FTI_MOST_FOLDED = 6 };
+static int fti_same_case(uint32_t cp, uint32_t out[FTI_MOST_FOLDED])
+{
+    uint32_t to = cp, first, step, n;
+    int count = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (const char *row = fti_folds; row < fti_folds + 8 * FTI_N_FOLDS; row += 8) {
+            uint32_t add = fti_spelled_cp(row + 5) - 65536, x = pass ? to - add : cp;
+            first = fti_spelled_cp(row);
+            n = (uint32_t)(row[3] & 63);
+            step = (uint32_t)(row[4] & 63);
+            if (x - first >= n * step || (x - first) % step) continue;
+            if (!pass) { to = cp + add; break; }
+            if (count + 1 < FTI_MOST_FOLDED) out[count++] = x;
+        }
+    out[count++] = to;
+    return count;
+}
+
+/* ---- sets ---- */
+
+static int fti_set_plain(const fti_regex *re, const fti_set *s, uint32_t cp)
+{
+    uint32_t in = 0, bits = 0;                              /* a stack of truth values, the top one lowest */
+    for (int i = s->first; i < s->first + s->n; i++) {
+        const fti_set_item *x = &re->item[i];
+        switch (x->what) {
+        case FTI_SET_RANGE:  in |= cp - x->a <= x->b - x->a; break;
+        case FTI_SET_SCRIPT:
+            in |= cp <= 0x10FFFF && (fti_script(cp) & 2047) == x->a && !(fti_cp_class(cp) & FTI_CP_UNASSIGNED);
+            break;
+        case FTI_SET_PUSH:   in <<= 1; break;
+        case FTI_SET_OR:     in = in >> 1 | (in & 1); break;
+        case FTI_SET_AND:    in = in >> 1 & (~(uint32_t)1 | (in & 1)); break;
+        case FTI_SET_NOT:    in ^= 1; break;
+        default:
+            if ((in & 1) || cp > 0x10FFFF) break;
+            if (fti_cp_class(cp) & x->a) in |= 1;
+            else if (x->c) { if (!bits) bits = fti_gc(cp); in |= (bits & x->c) != 0; }
+        }
+    }
+    return (int)(in & 1);
+}
+
+static int fti_set_has(const fti_regex *re, const fti_set *s, uint32_t cp)
+{
+    uint32_t same[FTI_MOST_FOLDED];
+    int n = 1, in = 0;
+    same[0] = cp;
+    if (s->fold) n = fti_same_case(cp, same);
+    while (n-- && !in) in = fti_set_plain(re, s, same[n]);
+    return in != s->negated;
+}
+
+/* ---- matching ---- */
+
+enum { FTI_FRAME_ELSE, FTI_FRAME_FAILED, FTI_FRAME_BARRIER, FTI_FRAME_NOT };
+/* keep: where the match begins; of a barrier: the one before it. */
+typedef struct fti_re_frame { uint32_t op, at, keep; uint8_t what, fed; } fti_re_frame;
+
+/* One expression on one text. */
+typedef struct fti_search {
+    const fti_regex *re;
+    const char *text; uint32_t n, from, last;               /* last: where the match before ended */
+    fti_re_frame *stack;                                    /* stb array */
+    uint64_t **note; size_t notes;                          /* pages of 4096 bytes, made when first written */
+    uint32_t steps;
+} fti_search;
+
+static void fti_search_forget(fti_search *s)
+{
+    for (size_t i = 0; s->note && i < s->notes; i++) FTUNE_FREE(s->note[i]);
+    FTUNE_FREE(s->note);
+    s->note = NULL;
+    s->steps = 0;
+}
+
+static void fti_search_free(fti_search *s)
+{
+    fti_search_forget(s);
+    arrfree(s->stack);
+}
+
+/* The word of the notes with the bit of this split at this place. make: if it is not there yet (NULL: no memory). */
+static uint64_t *fti_search_note(fti_search *s, const fti_re_op *o, uint32_t at, unsigned fed, int make, unsigned *bit)
+{
+    uint64_t i = (uint64_t)at * s->re->states + o->state + (fed < o->loops ? fed : o->loops);
+    uint64_t **page = &s->note[i >> 15];
+    if (!*page && make) *page = (uint64_t *)fti_calloc(512, sizeof **page);
+    *bit = (unsigned)(i & 63);
+    return *page ? *page + (i >> 6 & 511) : NULL;
+}
+
+static int fti_search_place(const fti_search *s, uint32_t at, uint32_t what)
+{
+    const char *p = s->text + at;
+    int before = 0, after = 0;
+    uint32_t cp;
+    switch (what) {
+    case 'A': return at == 0;
+    case 'z': return at == s->n;
+    case 'Z': return at == s->n || (at + 1 == s->n && *p == '\n');
+    case 'G': return at == s->from;
+    case '^': return at == 0 || (p[-1] == '\n' && at < s->n);
+    case '$': return at == s->n || *p == '\n';
+    }
+    if (at) before = (fti_next(fti_char_before(p), p, &cp), fti_set_has(s->re, s->re->set, cp));
+    if (at < s->n) after = (fti_next(p, s->text + s->n, &cp), fti_set_has(s->re, s->re->set, cp));
+    return (before != after) == (what == 'b');
+}
+
+/* From `at` on: 1 and the match; 0: none; -1: no memory. */
+static int fti_search_at(fti_search *s, uint32_t at, uint32_t *begin, uint32_t *end)
+{
+    const fti_regex *re = s->re;
+    const char *text = s->text;
+    uint32_t pc = 0, keep = at, barrier = 0, cp;            /* barrier: frames up to and with the last open one */
+    unsigned fed = 255, bit;
+    arrsetlen(s->stack, 0);
+    for (;;) {
+        const fti_re_op *o = &re->op[pc];
+        fti_re_frame f;
+        uint64_t *note;
+        int ok = 1;
+        switch (o->what) {
+        case FTI_RE_CHAR: case FTI_RE_ONE: {
+            uint32_t len = 1;
+            const char *p = text + at;
+            if (o->back ? !at : at == s->n) { ok = 0; break; }
+            if (o->back) p = fti_char_before(p);
+            if (!((cp = (uint8_t)*p) & 0x80)) {
+                ok = o->what == FTI_RE_CHAR ? cp == o->x : (int)(re->set[o->x].ascii[cp >> 5] >> (cp & 31) & 1);
+            } else {
+                len = (uint32_t)fti_next(p, text + s->n, &cp);
+                ok = o->what == FTI_RE_CHAR ? cp == o->x : fti_set_has(re, &re->set[o->x], cp);
+            }
+            at = o->back ? (uint32_t)(p - text) : at + len;
+            fed = 255;
+            pc++;
+            break;
+        }
+        case FTI_RE_SPLIT:
+            note = s->note ? fti_search_note(s, o, at, fed, 0, &bit) : NULL;
+            if (note && (*note >> bit & 1)) { ok = 0; break; }
+            if (!s->note && s->steps++ > FTI_RE_PATIENCE + s->n / 64) {
+                s->notes = (size_t)(((uint64_t)(s->n + 1) * re->states >> 15) + 1);
+                if (!(s->note = (uint64_t **)fti_calloc(s->notes, sizeof *s->note))) return -1;
+            }
+            f.op = pc; f.at = at; f.keep = keep; f.what = FTI_FRAME_ELSE; f.fed = (uint8_t)fed;
+            if (!fti_push(s->stack, f)) return -1;
+            pc = o->x;
+            break;
+        case FTI_RE_JUMP:  pc = o->x; break;
+        case FTI_RE_ROUND: if (fed > o->x) fed = o->x; pc++; break;
+        case FTI_RE_FED:   pc = fed > o->x ? pc + 1 : o->y; break;
+        case FTI_RE_PLACE: ok = fti_search_place(s, at, o->x); pc++; break;
+        case FTI_RE_BEGIN: keep = at; pc++; break;
+        case FTI_RE_OPEN: case FTI_RE_OPEN_NOT:
+            f.op = o->x; f.at = at; f.keep = barrier; f.fed = (uint8_t)fed;
+            f.what = o->what == FTI_RE_OPEN ? FTI_FRAME_BARRIER : FTI_FRAME_NOT;
+            if (!fti_push(s->stack, f)) return -1;
+            barrier = (uint32_t)arrlen(s->stack);
+            pc++;
+            break;
+        case FTI_RE_CUT: case FTI_RE_BACK: case FTI_RE_REFUSE:
+            f = s->stack[barrier - 1];
+            arrsetlen(s->stack, barrier - 1);
+            barrier = f.keep;
+            if (o->what == FTI_RE_BACK) { at = f.at; fed = f.fed; }
+            ok = o->what != FTI_RE_REFUSE;
+            pc++;
+            break;
+        default:
+            *begin = keep;
+            *end = at;
+            return 1;
+        }
+        while (!ok) {                                       /* back to the last frame that has another way */
+            if (!arrlen(s->stack)) return 0;
+            f = arrlast(s->stack);
+            ok = f.what == FTI_FRAME_ELSE || f.what == FTI_FRAME_NOT;
+            if (f.what == FTI_FRAME_FAILED) {
+                if (!(note = fti_search_note(s, &re->op[f.op], f.at, f.fed, 1, &bit))) return -1;
+                *note |= UINT64_C(1) << bit;
+            } else if (f.what == FTI_FRAME_ELSE) {
+                keep = f.keep;
+                pc = re->op[f.op].y;
+                if (s->note) arrlast(s->stack).what = FTI_FRAME_FAILED;
+            } else {
+                barrier = f.keep;
+                pc = f.op;
+            }
+            at = f.at;
+            fed = f.fed;
+            if (f.what != FTI_FRAME_ELSE || !s->note) (void)arrpop(s->stack);
+        }
+    }
+}
+
+static void fti_search_begin(fti_search *s, const fti_regex *re, const char *text, size_t n)
+{
+    fti_search_forget(s);
+    s->re = re;
+    s->text = text;
+    s->n = (uint32_t)n;
+    s->from = 0;
+    s->last = FTI_RE_NO_END;
+}
+
+/* The next match: 1; there is none: 0; no memory: -1. No empty match right behind the match before. */
+static int fti_search_next(fti_search *s, ft_span *x)
+{
+    uint32_t begin = 0, end = 0, at = s->from;
+    int found = 0;
+    if (s->re->from_here) fti_search_forget(s);
+    for (; at <= s->n && !found; at++) {
+        if (at < s->n && ((uint8_t)s->text[at] & 0xC0) == 0x80) continue;
+        if (s->re->empty || (at < s->n && s->re->begins[(uint8_t)s->text[at]]))
+            found = fti_search_at(s, at, &begin, &end);
+        if (found > 0 && begin == end && end == s->last) {
+            for (found = 0, at = end; at + 1 < s->n && ((uint8_t)s->text[at + 1] & 0xC0) == 0x80; at++) { }
+            s->from = at + 1;
+            if (s->re->from_here) fti_search_forget(s);
+        }
+    }
+    s->from = s->last = end;
+    x->begin = begin;
+    x->end = end;
+    return found;
+}
+
+/* ---- reading an expression ---- */
+
+/* TEXT: letters a .. a + b; SET: a; REPEAT: a to b times; LOOK: a 1 if it must not hold; AT: which. empty: may match
+ * without eating anything. */
+typedef struct fti_re_node { uint8_t what, how, empty, height; uint32_t a, b; int child, last, next; } fti_re_node;
+enum { FTI_RE_GREEDY, FTI_RE_LAZY, FTI_RE_POSSESSIVE };     /* how, of REPEAT; of TEXT: FTI_RE_FOLD */
+
+typedef struct fti_re_reader {
+    const char *begin, *p, *end;
+    unsigned on;                                            /* switches */
+    int no_memory, bare;                                    /* bare: a property outside brackets */
+    const char *wrong, *place;                              /* what is wrong, and where */
+    fti_re_node *node; uint32_t *letter;                    /* stb arrays */
+    fti_regex *re;
+} fti_re_reader;
+
+static int fti_re_fail(fti_re_reader *r, const char *wrong)
+{
+    if (!r->wrong) { r->wrong = wrong; r->place = r->p; }
+    return -1;
+}
+
+static int fti_re_full(fti_re_reader *r) { r->no_memory = 1; return fti_re_fail(r, "no memory"); }
+
+static int fti_re_node_new(fti_re_reader *r, int what, uint32_t a, uint32_t b, int child)
+{
+    fti_re_node x;
+    memset(&x, 0, sizeof x);
+    x.what = (uint8_t)what;
+    x.a = a;
+    x.b = b;
+    x.child = x.last = child;
+    x.next = -1;
+    x.empty = what != FTI_RE_TEXT && what != FTI_RE_SET;
+    if (child >= 0) {
+        x.height = (uint8_t)(r->node[child].height + 1);
+        if (what != FTI_RE_LOOK) x.empty = r->node[child].empty;
+        if (x.height > FTI_RE_MOST_DEPTH) return fti_re_fail(r, "fewer parts inside each other");
+    }
+    return fti_push(r->node, x) ? (int)arrlen(r->node) - 1 : fti_re_full(r);
+}
+
+/* Put a part behind the others of a list or an alternative (in a look-behind in front of them). */
+static int fti_re_append(fti_re_reader *r, int list, int part)
+{
+    fti_re_node *l = &r->node[list], *x = &r->node[part];
+    if (l->height <= x->height) l->height = (uint8_t)(x->height + 1);
+    if (l->height > FTI_RE_MOST_DEPTH) return fti_re_fail(r, "fewer parts inside each other");
+    if (l->child < 0) l->empty = x->empty;
+    else l->empty = l->what == FTI_RE_EITHER ? l->empty || x->empty : l->empty && x->empty;
+    if (l->child < 0) l->child = l->last = part;
+    else if (l->what == FTI_RE_LIST && (r->on & FTI_RE_BEHIND)) { x->next = l->child; l->child = part; }
+    else { r->node[l->last].next = part; l->last = part; }
+    return list;
+}
+
+static int fti_set_add(fti_re_reader *r, uint32_t what, uint32_t a, uint32_t b)
+{
+    fti_set_item x = { what, a, b, 0 };
+    fti_set *s;
+    if (r->wrong) return -1;
+    s = &arrlast(r->re->set);
+    if (what == FTI_SET_KINDS) {
+        if (s->n && arrlast(r->re->item).what == what) {    /* [\p{Lu}\p{Lt}] is one look at the class */
+            x.a |= arrlast(r->re->item).a;
+            x.b |= arrlast(r->re->item).b;
+            (void)arrpop(r->re->item);
+            s->n--;
+        }
+        x.c = x.b;
+        for (size_t i = 0; i < sizeof fti_gc_classes / sizeof *fti_gc_classes; i++)
+            if ((fti_gc_classes[i].bits & ~x.b) == 0) { x.a |= fti_gc_classes[i].kind; x.c &= ~fti_gc_classes[i].bits; }
+    }
+    s->n++;
+    return fti_push(r->re->item, x) ? 0 : fti_re_full(r);
+}
+
+static int fti_set_begin(fti_re_reader *r)
+{
+    fti_set s;
+    memset(&s, 0, sizeof s);
+    s.first = (int)arrlen(r->re->item);
+    return fti_push(r->re->set, s) ? 0 : fti_re_full(r);
+}
+
+/* The set is complete: its number, -1 after an error. */
+static int fti_set_end(fti_re_reader *r, int fold)
+{
+    fti_set *s;
+    if (r->wrong) return -1;
+    s = &arrlast(r->re->set);
+    s->fold = fold != 0;
+    for (uint32_t c = 0; c < 128; c++) if (fti_set_has(r->re, s, c)) s->ascii[c >> 5] |= 1u << (c & 31);
+    return (int)arrlen(r->re->set) - 1;
+}
+
+static int fti_re_set(fti_re_reader *r, int set)
+{
+    return set < 0 ? -1 : fti_re_node_new(r, FTI_RE_SET, (uint32_t)set, 0, -1);
+}
+
+/* Properties with a name of their own: 0 in \p{..} and in [:..:], 1 only there, 2 only in \p{..}. */
+static const struct { const char *name; uint32_t bits; int where; } fti_properties[] = {
+    { "alpha", FTI_GC_L | FTI_GC_NL | FTI_GC_ALPHABETIC, 0 }, { "digit", FTI_GC_ND, 0 }, { "upper", 1 | FTI_GC_UPPER, 0 },
+    { "alnum", FTI_GC_L | FTI_GC_NL | FTI_GC_ALPHABETIC | FTI_GC_ND, 0 }, { "lower", 4 | FTI_GC_LOWER, 0 },
+    { "punct", FTI_GC_P | FTI_GC_S, 1 }, { "punct", FTI_GC_P, 2 }, { "cntrl", FTI_GC_CC, 0 }, { "space", FTI_GC_Z, 0 },
+    { "blank", FTI_GC_ZS, 0 }, { "graph", FTI_GC_ALL & ~(FTI_GC_Z | FTI_GC_CC | FTI_GC_CN), 0 }, { "xdigit", 0, 0 },
+    { "print", (FTI_GC_ALL & ~(FTI_GC_Z | FTI_GC_CC | FTI_GC_CN)) | FTI_GC_ZS, 0 }, { "ascii", 0, 0 },
+    { "word", FTI_GC_WORD, 0 }, { "lc", 7, 2 }, { "any", FTI_GC_ALL, 2 }, { "assigned", FTI_GC_ALL & ~FTI_GC_CN, 2 },
+    { "letter", FTI_GC_L, 2 }, { "mark", FTI_GC_M, 2 }, { "number", FTI_GC_N, 2 }, { "punctuation", FTI_GC_P, 2 },
+    { "symbol", FTI_GC_S, 2 }, { "separator", FTI_GC_Z, 2 }, { "other", FTI_GC_C, 2 }, { "uppercaseletter", 1, 2 },
+    { "titlecaseletter", 2, 2 }, { "lowercaseletter", 4, 2 }, { "modifierletter", 8, 2 }, { "otherletter", 16, 2 },
+    { "nonspacingmark", 32, 2 }, { "spacingmark", 64, 2 }, { "enclosingmark", 128, 2 }, { "decimalnumber", FTI_GC_ND, 2 },
+    { "letternumber", FTI_GC_NL, 2 }, { "othernumber", 1 << 10, 2 }, { "whitespace", FTI_GC_Z, 2 },
+    { "alphabetic", FTI_GC_L | FTI_GC_NL | FTI_GC_ALPHABETIC, 2 }, { "uppercase", 1 | FTI_GC_UPPER, 2 },
+    { "lowercase", 4 | FTI_GC_LOWER, 2 } };
+
+/* What a property of this name (spaces, - and _ taken out, small letters) adds to the set; false: there is none. */
+static int fti_set_named(fti_re_reader *r, const char *name, int posix)
+{
+    const char *s = fti_script_names, *q;
+    size_t n = strlen(name), k;
+    uint32_t bits = 0;
+    for (k = 0; k < sizeof fti_properties / sizeof *fti_properties; k++) {
+        int where = fti_properties[k].where, spaces = !strcmp(name, "space") || !strcmp(name, "whitespace");
+        if (strcmp(name, fti_properties[k].name) || (where && (where == 1) != posix)) continue;
+        fti_set_add(r, FTI_SET_KINDS, 0, fti_properties[k].bits);
+        if (spaces || !strcmp(name, "blank")) fti_set_add(r, FTI_SET_RANGE, 9, spaces ? 13 : 9);
+        if (spaces) fti_set_add(r, FTI_SET_RANGE, 0x85, 0x85);
+        if (!strcmp(name, "ascii")) fti_set_add(r, FTI_SET_RANGE, 0, 127);
+        if (r->bare && !strcmp(name, "word"))              /* alone it takes these, in [..] it does not */
+            for (q = "\xB2\xB3\xB9\xB9\xBC\xBE"; *q; q += 2) fti_set_add(r, FTI_SET_RANGE, (uint8_t)q[0], (uint8_t)q[1]);
+        for (q = "09AFaf"; *q && !strcmp(name, "xdigit"); q += 2) fti_set_add(r, FTI_SET_RANGE, (uint32_t)q[0], (uint32_t)q[1]);
+        return 1;
+    }
+    for (k = 0; fti_cp_categories[k] && n && n < 3 && !posix; k += 2)         /* "l", "lu" */
+        if ((fti_cp_categories[k] | 32) == name[0] && (n == 1 || fti_cp_categories[k + 1] == name[1])) bits |= 1u << k / 2;
+    if (bits) { fti_set_add(r, FTI_SET_KINDS, 0, bits); return 1; }
+    for (uint32_t i = 0; *s && !posix; i++, s += strcspn(s, " ") + 1) {
+        for (q = s, k = 0; *q != ' '; q++) if (*q != '_') { if ((*q | 32) != name[k]) break; k++; }
+        if (*q == ' ' && !name[k]) { fti_set_add(r, FTI_SET_SCRIPT, i, 0); return 1; }
+    }
+    return 0;
+}
+
+/* The property named by p[0, n), which may begin with ^. False: none. */
+static int fti_set_property(fti_re_reader *r, const char *p, size_t n, int posix, int negated)
+{
+    char name[48];
+    size_t k = 0;
+    if (n && *p == '^') { negated = !negated; p++; n--; }
+    for (; n && k < sizeof name - 1; p++, n--)
+        if (*p && !strchr(" -_", *p)) name[k++] = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
+    name[k] = 0;
+    if (negated) fti_set_add(r, FTI_SET_PUSH, 0, 0);
+    if (!fti_set_named(r, name, posix)) return 0;
+    if (negated) { fti_set_add(r, FTI_SET_NOT, 0, 0); fti_set_add(r, FTI_SET_OR, 0, 0); }
+    return 1;
+}
+
+/* \d and its like: 1, and it is in the set; 0: another escape. r->p stands behind the backslash. */
+static int fti_re_class_escape(fti_re_reader *r)
+{
+    static const char letters[] = "dswhDSWHpP", *const names[] = { "digit", "space", "word", "xdigit" };
+    const char *found = r->p < r->end && *r->p ? strchr(letters, *r->p) : NULL, *close;
+    size_t i = found ? (size_t)(found - letters) : 0;
+    if (!found || (i >= 8 && (r->p + 1 == r->end || r->p[1] != '{'))) return 0;
+    if (i < 8) { r->p++; return fti_set_property(r, names[i & 3], strlen(names[i & 3]), 1, i >= 4); }
+    close = (const char *)memchr(r->p, '}', (size_t)(r->end - r->p));
+    if (!close || !fti_set_property(r, r->p + 2, (size_t)(close - r->p) - 2, 0, i == 9)) {
+        fti_re_fail(r, "a known property");
+        return 1;
+    }
+    r->p = close + 1;
+    return 1;
+}
+
+static uint32_t fti_re_digits(fti_re_reader *r, unsigned base, int most)
+{
+    uint32_t x = 0;
+    for (; most-- && r->p < r->end; r->p++) {
+        unsigned c = (unsigned char)*r->p, d = c - '0' < 10u ? c - '0' : (c | 32) - 'a' < 6u ? (c | 32) - 'a' + 10 : 99;
+        if (d >= base) break;
+        x = x < 0x10FFFF ? x * base + d : x;
+    }
+    return x;
+}
+
+/* A character written as itself or with a backslash, which is read already: escaped. */
+static uint32_t fti_re_letter(fti_re_reader *r, int escaped, int in_class)
+{
+    static const char from[] = "tnrfvae", to[] = "\t\n\r\f\v\a\033";
+    uint32_t cp = 0;
+    const char *c = r->p, *found;
+    if (c == r->end) { fti_re_fail(r, "a character"); return 0; }
+    r->p += fti_next(c, r->end, &cp);
+    if (!escaped && cp > 0x10FFFF) fti_re_fail(r, "UTF-8");
+    if (!escaped) return cp;
+    if (*c && (found = strchr(from, *c)) != NULL) return (unsigned char)to[found - from];
+    if (*c == 'b' && in_class) return 8;
+    if (*c == '0') return fti_re_digits(r, 8, 2);
+    if (*c == 'u') { cp = fti_re_digits(r, 16, 4); if (r->p != c + 5) fti_re_fail(r, "four hexadecimal digits"); }
+    else if (*c == 'x' && r->p < r->end && *r->p == '{') {
+        r->p++;
+        cp = fti_re_digits(r, 16, 8);
+        if (r->p == c + 2 || r->p == r->end || *r->p++ != '}') fti_re_fail(r, "\\x{..}");
+    } else if (*c == 'x') {
+        cp = fti_re_digits(r, 16, 2);
+        if (r->p == c + 1 || cp > 127) fti_re_fail(r, "two digits, or \\x{..} for what is not ASCII");
+    } else if (*c && strchr("123456789kgXyYcCM", *c)) fti_re_fail(r, "no back reference, call, \\X, \\y or control character");
+    if (cp > 0x10FFFF || cp - 0xD800 < 0x800u) fti_re_fail(r, "a character of Unicode");
+    return cp;
+}
+
+static int fti_re_eat(fti_re_reader *r, const char *text)
+{
+    size_t n = strlen(text);
+    if ((size_t)(r->end - r->p) < n || memcmp(r->p, text, n)) return 0;
+    r->p += n;
+    return 1;
+}
+
+/* What stands in [..], into the set; r->p is behind the [. Returns whether it begins with ^. */
+static int fti_re_class(fti_re_reader *r, int depth)
+{
+    int negated = fti_re_eat(r, "^"), both = 0;
+    uint32_t a, b;
+    if (depth > 12) return fti_re_fail(r, "fewer classes inside each other");
+    for (const char *first = r->p; !r->wrong; ) {
+        const char *close = NULL;
+        if (r->p == r->end) return fti_re_fail(r, "a ] that ends the class");
+        if (*r->p == ']' && r->p > first) break;
+        if (*r->p == ']' && !memchr(r->p + 1, ']', (size_t)(r->end - r->p) - 1))
+            return fti_re_fail(r, "a class of something");
+        if (fti_re_eat(r, "&&")) {
+            if (both) fti_set_add(r, FTI_SET_AND, 0, 0);
+            both = 1;
+            fti_set_add(r, FTI_SET_PUSH, 0, 0);
+            continue;
+        }
+        if (r->end - r->p > 2 && r->p[0] == '[' && r->p[1] == ':')
+            close = (const char *)memchr(r->p + 2, ':', (size_t)(r->end - r->p) - 2);
+        if (close && close + 1 < r->end && close[1] == ']') {
+            if (!fti_set_property(r, r->p + 2, (size_t)(close - r->p) - 2, 1, 0))
+                return fti_re_fail(r, "a known class");
+            r->p = close + 2;
+            continue;
+        }
+        if (fti_re_eat(r, "[")) {
+            fti_set_add(r, FTI_SET_PUSH, 0, 0);
+            if (fti_re_class(r, depth + 1) > 0) fti_set_add(r, FTI_SET_NOT, 0, 0);
+            fti_set_add(r, FTI_SET_OR, 0, 0);
+            continue;
+        }
+        b = (uint32_t)fti_re_eat(r, "\\");
+        if (b && fti_re_class_escape(r)) continue;
+        a = b = fti_re_letter(r, (int)b, 1);
+        if (r->end - r->p > 1 && r->p[0] == '-' && r->p[1] == '[') return fti_re_fail(r, "no - in front of [");
+        if (r->end - r->p > 1 && *r->p == '-' && r->p[1] != ']' && memcmp(r->p + 1, "&&", r->end - r->p > 2 ? 2 : 1)) {
+            r->p++;
+            b = fti_re_letter(r, fti_re_eat(r, "\\"), 1);
+            if (b < a) return fti_re_fail(r, "a range that goes up");
+        }
+        fti_set_add(r, FTI_SET_RANGE, a, b);
+    }
+    r->p++;
+    if (both) fti_set_add(r, FTI_SET_AND, 0, 0);
+    return r->wrong ? -1 : negated;
+}
+
+static int fti_re_text(fti_re_reader *r, const uint32_t *letter, int n)
+{
+    int node = fti_re_node_new(r, FTI_RE_TEXT, (uint32_t)arrlen(r->letter), (uint32_t)n, -1);
+    if (node >= 0) r->node[node].how = r->on & FTI_RE_FOLD;
+    for (int i = 0; i < n; i++) if (!fti_push(r->letter, letter[i])) return fti_re_full(r);
+    return node;
+}
+
+/* A class in brackets. Where case does not count, what folds to several letters is another way to match it. */
+static int fti_re_brackets(fti_re_reader *r)
+{
+    int negated, node, either, i, n, set = (int)arrlen(r->re->set);
+    fti_set_begin(r);
+    negated = fti_re_class(r, 0);
+    if (r->wrong) return -1;
+    r->re->set[set].negated = (uint8_t)negated;
+    node = fti_re_set(r, fti_set_end(r, r->on & FTI_RE_FOLD));
+    if (node < 0 || negated || !(r->on & FTI_RE_FOLD)) return node;
+    either = fti_re_node_new(r, FTI_RE_EITHER, 0, 0, node);
+    for (i = 0; i < FTI_N_LONG_FOLDS && either >= 0; i++) {
+        uint32_t part[4];
+        for (n = 0; n < 4; n++) part[n] = fti_spelled_cp(fti_long_folds + 12 * i + 3 * n);
+        if (!fti_set_plain(r->re, &r->re->set[set], part[0])) continue;
+        if ((n = fti_re_text(r, part + 1, part[3] ? 3 : 2)) < 0) return -1;
+        if (fti_re_append(r, either, n) < 0) return -1;
+    }
+    return either >= 0 && r->node[either].last == node ? node : either;
+}
+
+static int fti_re_either(fti_re_reader *r);
+
+/* A part of its own, whatever it is made of. */
+static int fti_re_wrap(fti_re_reader *r, int node) { return node < 0 ? -1 : fti_re_node_new(r, FTI_RE_LIST, 0, 0, node); }
+
+/* What follows "(". */
+static int fti_re_group(fti_re_reader *r)
+{
+    unsigned before = r->on, bit;
+    int what = FTI_RE_LIST, not_ = 0, off = 0, node;
+    const char *open = r->p;
+    if (fti_re_eat(r, "*")) return fti_re_fail(r, "no callout");
+    if (fti_re_eat(r, "?")) {
+        if (fti_re_eat(r, ":")) what = FTI_RE_EMPTY;
+        else if (fti_re_eat(r, ">")) what = FTI_RE_ATOMIC;
+        else if (fti_re_eat(r, "=") || (not_ = fti_re_eat(r, "!"))) {
+            what = FTI_RE_LOOK;
+            r->on = (r->on & ~(unsigned)FTI_RE_BEHIND) | FTI_RE_LOOKS;
+        } else if (fti_re_eat(r, "<=") || (not_ = fti_re_eat(r, "<!"))) {
+            what = FTI_RE_LOOK;
+            r->on |= FTI_RE_BEHIND | FTI_RE_LOOKS;
+        } else if (fti_re_eat(r, "<")) {                      /* a name, which nothing can refer to */
+            while (r->p < r->end && *r->p != '>') r->p++;
+            if (!fti_re_eat(r, ">")) return fti_re_fail(r, "a name in < >");
+        } else {
+            for (; r->p < r->end && *r->p != ':' && *r->p != ')'; r->p++) {
+                bit = *r->p == 'i' ? FTI_RE_FOLD : *r->p == 'm' ? FTI_RE_DOTALL : *r->p == 'x' ? FTI_RE_SPACED : 0;
+                if (*r->p == '-') off = 1;
+                else if (!bit) return fti_re_fail(r, "(?: (?= (?! (?<= (?<! (?> or the switches i, m, x");
+                else if (off) r->on &= ~bit;
+                else r->on |= bit;
+            }
+            if (fti_re_eat(r, ")")) {                       /* (?i): up to the end of the group around it */
+                node = fti_re_wrap(r, fti_re_either(r));
+                r->on = before;
+                return node;
+            }
+            r->p += r->p < r->end;
+        }
+    }
+    node = fti_re_either(r);
+    if (node >= 0 && !fti_re_eat(r, ")")) { r->p = open; return fti_re_fail(r, "a ) for each ("); }
+    if (node >= 0 && what == FTI_RE_LIST) {
+        node = fti_re_wrap(r, node);
+        if (node >= 0) r->node[node].b = *open == '?' && open[1] != '<' ? 0 : 2;        /* a capture, see fti_re_size */
+    }
+    else if (node >= 0 && what != FTI_RE_EMPTY) {
+        node = fti_re_node_new(r, what, (uint32_t)not_, 0, node);
+        if (node >= 0) { r->node[node].how = (r->on & FTI_RE_BEHIND) != 0; r->node[node].empty |= what == FTI_RE_LOOK; }
+    }
+    r->on = before;
+    return node;
+}
+
+/* The set of one escape or of the dot. */
+static int fti_re_set_of(fti_re_reader *r, const char *name, uint32_t a, uint32_t b, int negated)
+{
+    fti_set_begin(r);
+    if (name) fti_set_property(r, name, strlen(name), 1, 0); else fti_set_add(r, FTI_SET_RANGE, a, b);
+    if (!r->wrong) arrlast(r->re->set).negated = (uint8_t)negated;
+    return fti_re_set(r, fti_set_end(r, 0));
+}
+
+static int fti_re_atom(fti_re_reader *r)
+{
+    const char *p = r->p;
+    uint32_t cp;
+    if (fti_re_eat(r, "(")) return fti_re_group(r);
+    if (fti_re_eat(r, "[")) return fti_re_brackets(r);
+    if (strchr("*+?", *p) && *p) return fti_re_fail(r, "something to repeat");
+    if (fti_re_eat(r, "^") || fti_re_eat(r, "$")) return fti_re_node_new(r, FTI_RE_AT, (uint32_t)*p, 0, -1);
+    cp = r->on & FTI_RE_DOTALL ? 0x110000 : '\n';           /* what . leaves out */
+    if (fti_re_eat(r, ".")) return fti_re_set_of(r, NULL, cp, cp, 1);
+    if (fti_re_eat(r, "\\") && r->p < r->end) {
+        p = r->p++;
+        if (*p && strchr("AzZGbB", *p)) return fti_re_node_new(r, FTI_RE_AT, (uint32_t)*p, 0, -1);
+        if (*p == 'N') return fti_re_set_of(r, NULL, '\n', '\n', 1);
+        if (*p == 'O') return fti_re_set_of(r, NULL, 0x110000, 0x110000, 1);
+        if (*p == 'K' && (r->on & FTI_RE_LOOKS)) return fti_re_fail(r, "no \\K in a look-around");
+        if (*p == 'K') return fti_re_node_new(r, FTI_RE_KEEP, 0, 0, -1);
+        if (*p == 'R') {
+            const char *end = r->end;
+            r->p = "(?>\\r\\n|[\\n-\\r\\x{85}\\x{2028}\\x{2029}])";
+            r->end = r->p + strlen(r->p);
+            int node = fti_re_atom(r);
+            r->p = p + 1;
+            r->end = end;
+            return node;
+        }
+        r->p = p;
+        r->bare = 1;
+        fti_set_begin(r);
+        if (fti_re_class_escape(r)) {
+            r->bare = 0;
+            return fti_re_set(r, fti_set_end(r, 0));
+        }
+        r->bare = 0;
+        if (r->wrong) return -1;
+        (void)arrpop(r->re->set);
+        p = r->p - 1;
+    }
+    cp = fti_re_letter(r, p < r->p, 0);
+    return r->wrong ? -1 : fti_re_text(r, &cp, 1);
+}
+
+/* White space and comments where (?x) is on, (?#..) everywhere. */
+static void fti_re_skip(fti_re_reader *r)
+{
+    for (;;) {
+        if (fti_re_eat(r, "(?#")) while (r->p < r->end && *r->p++ != ')') { }
+        else if ((r->on & FTI_RE_SPACED) && r->p < r->end && *r->p && strchr(" \t\n\r\f\v", *r->p)) r->p++;
+        else if ((r->on & FTI_RE_SPACED) && fti_re_eat(r, "#")) while (r->p < r->end && *r->p++ != '\n') { }
+        else return;
+    }
+}
+
+/* {n} {n,} {n,m} {,m} at r->p; anything else is text. most FTI_RE_NO_END: no upper bound. */
+static int fti_re_interval(fti_re_reader *r, uint32_t *least, uint32_t *most)
+{
+    const char *begin = r->p, *digit = r->p + 1;
+    int low, ok;
+    if (!fti_re_eat(r, "{")) return 0;
+    *least = *most = fti_re_digits(r, 10, 7);
+    low = r->p > digit;
+    if ((ok = fti_re_eat(r, ",")) != 0) {
+        digit = r->p;
+        *most = fti_re_digits(r, 10, 7);
+        if (r->p == digit) { *most = FTI_RE_NO_END; ok = low; }
+    } else ok = low;
+    if (ok && fti_re_eat(r, "}")) return 1;
+    r->p = begin;
+    return 0;
+}
+
+/* The repetitions behind a part. */
+static int fti_re_repeats(fti_re_reader *r, int part)
+{
+    for (uint32_t least, most; part >= 0; ) {
+        int what = r->node[part].what, how = FTI_RE_GREEDY, interval;
+        fti_re_skip(r);
+        interval = fti_re_interval(r, &least, &most);
+        if (!interval) {
+            if (fti_re_eat(r, "*")) { least = 0; most = FTI_RE_NO_END; }
+            else if (fti_re_eat(r, "+")) { least = 1; most = FTI_RE_NO_END; }
+            else if (fti_re_eat(r, "?")) { least = 0; most = 1; }
+            else return part;
+            if (fti_re_eat(r, "+")) how = FTI_RE_POSSESSIVE;
+        } else if (least > most) { uint32_t x = least; least = most; most = x; how = FTI_RE_POSSESSIVE; }
+        if (what == FTI_RE_AT || what == FTI_RE_LOOK) return fti_re_fail(r, "no repetition of a place");
+        if (least > 100000 || (most > 100000 && most != FTI_RE_NO_END)) return fti_re_fail(r, "repetitions up to 100000");
+        if (how == FTI_RE_GREEDY && !(interval && least == most) && fti_re_eat(r, "?")) how = FTI_RE_LAZY;
+        if ((part = fti_re_node_new(r, FTI_RE_REPEAT, least, most, part)) < 0) return -1;
+        r->node[part].how = (uint8_t)how;
+        r->node[part].empty |= !least;
+    }
+    return -1;
+}
+
+/* Parts one after the other, up to | or ). Letters side by side are one text. */
+static int fti_re_list(fti_re_reader *r)
+{
+    int list = fti_re_node_new(r, FTI_RE_LIST, 0, 0, -1), last = -1, part, n = 0;
+    for (fti_re_skip(r); list >= 0 && r->p < r->end && *r->p != '|' && *r->p != ')'; fti_re_skip(r)) {
+        int letters = (part = fti_re_atom(r));
+        if (part < 0 || (part = fti_re_repeats(r, part)) < 0) return -1;
+        fti_re_node *x = &r->node[part], *before = last < 0 ? NULL : &r->node[last];
+        if (part == letters && before && x->what == FTI_RE_TEXT && before->what == FTI_RE_TEXT && x->how == before->how
+            && before->a + before->b == x->a && !(r->on & FTI_RE_BEHIND)) { before->b += x->b; continue; }
+        if (fti_re_append(r, list, last = part) < 0) return -1;
+        n++;
+    }
+    return n == 1 ? last : list;
+}
+
+static int fti_re_either(fti_re_reader *r)
+{
+    int either = fti_re_list(r), part;
+    if (either < 0 || r->p == r->end || *r->p != '|') return either;
+    either = fti_re_node_new(r, FTI_RE_EITHER, 0, 0, either);
+    while (either >= 0 && fti_re_eat(r, "|")) either = (part = fti_re_list(r)) < 0 ? -1 : fti_re_append(r, either, part);
+    return either;
+}
+
+/* ---- from tree to program ---- */
+
+static uint32_t fti_re_op_add(fti_re_reader *r, int what, uint32_t x, int back, int loops)
+{
+    fti_re_op o;
+    memset(&o, 0, sizeof o);
+    o.what = (uint8_t)what;
+    o.back = (uint8_t)back;
+    o.loops = (uint8_t)loops;
+    o.x = x;
+    if (what == FTI_RE_SPLIT) { o.state = r->re->states; r->re->states += (uint32_t)loops + 1; }
+    if (arrlen(r->re->op) >= FTI_RE_MOST_OPS) fti_re_fail(r, "a smaller expression");
+    else if (!fti_push(r->re->op, o)) fti_re_full(r);
+    return r->wrong ? 0 : (uint32_t)arrlen(r->re->op) - 1;
+}
+
+static uint32_t fti_re_here(const fti_re_reader *r) { return (uint32_t)arrlen(r->re->op); }
+
+/* A letter, or one that differs from it in case only; and what else folds to the letters of this row, if any. */
+static void fti_re_write_letter(fti_re_reader *r, uint32_t letter, int fold, const char *row, int back)
+{
+    uint32_t same[FTI_MOST_FOLDED];
+    int n = fold ? fti_same_case(letter, same) : 1;
+    if (n == 1 && !row) { fti_re_op_add(r, FTI_RE_CHAR, letter, back, 0); return; }
+    fti_set_begin(r);
+    while (n-- && fold) fti_set_add(r, FTI_SET_RANGE, same[n], same[n]);
+    for (int i = 0; row && i < FTI_N_LONG_FOLDS; i++) {
+        uint32_t cp = fti_spelled_cp(fti_long_folds + 12 * i);
+        if (!memcmp(fti_long_folds + 12 * i + 3, row + 3, 9)) fti_set_add(r, FTI_SET_RANGE, cp, cp);
+    }
+    n = fti_set_end(r, 0);
+    if (n >= 0) fti_re_op_add(r, FTI_RE_ONE, (uint32_t)n, back, 0);
+}
+
+/* Of what folds to several letters, a row: the text begins with its letters (*n of them), or with itself (*n 1). */
+static const char *fti_re_long_fold(const uint32_t *letter, uint32_t count, uint32_t *n)
+{
+    uint32_t same[FTI_MOST_FOLDED];
+    for (uint32_t size = 3; size; size--)
+        for (const char *row = fti_long_folds; row < fti_long_folds + 12 * FTI_N_LONG_FOLDS; row += 12) {
+            uint32_t k = 0, long_ = fti_spelled_cp(row + 9) ? 3 : 2;
+            if (size > count || (size > 1 && size != long_)) continue;
+            if (size == 1) k = fti_spelled_cp(row) == *letter;
+            else while (k < size && same[fti_same_case(letter[k], same) - 1] == fti_spelled_cp(row + 3 + 3 * k)) k++;
+            if (k == size) { *n = size; return row; }
+        }
+    return NULL;
+}
+
+static void fti_re_write_text(fti_re_reader *r, const fti_re_node *x, int back, int loops)
+{
+    const uint32_t *letter = r->letter + x->a;
+    uint32_t n, k, split, jump;
+    for (uint32_t i = 0; i < x->b && back; i++) fti_re_write_letter(r, letter[x->b - 1 - i], x->how, NULL, 1);
+    for (uint32_t i = 0; i < x->b && !back && !r->wrong; i += n) {
+        const char *row = x->how ? fti_re_long_fold(letter + i, x->b - i, &n) : NULL;
+        if (!row) { fti_re_write_letter(r, letter[i], x->how, NULL, 0); n = 1; continue; }
+        split = fti_re_op_add(r, FTI_RE_SPLIT, fti_re_here(r) + 1, 0, loops);
+        for (k = 1; k < 4 && fti_spelled_cp(row + 3 * k); k++)
+            fti_re_write_letter(r, fti_spelled_cp(row + 3 * k), 1, NULL, 0);
+        jump = fti_re_op_add(r, FTI_RE_JUMP, 0, 0, loops);
+        if (!r->wrong) r->re->op[split].y = fti_re_here(r);
+        fti_re_write_letter(r, fti_spelled_cp(row), 1, row, 0);
+        if (!r->wrong) r->re->op[jump].x = fti_re_here(r);
+    }
+}
+
+static void fti_re_write(fti_re_reader *r, int node, int back, int loops);
+
+/* Jumps, or splits that still lack their first (x) or second way, each naming the one before it: they lead here. */
+static void fti_re_land(fti_re_reader *r, uint32_t last, int x)
+{
+    while (last != FTI_RE_NO_END && !r->wrong) {
+        uint32_t *way = x ? &r->re->op[last].x : &r->re->op[last].y, before = *way;
+        *way = fti_re_here(r);
+        last = before;
+    }
+}
+
+/* A split that tries what follows it first, or, lazy, last; the other way is left open and names the one before. */
+static uint32_t fti_re_fork(fti_re_reader *r, int lazy, uint32_t before, int loops)
+{
+    uint32_t at = fti_re_op_add(r, FTI_RE_SPLIT, lazy ? before : fti_re_here(r) + 1, 0, loops);
+    if (!r->wrong) r->re->op[at].y = lazy ? at + 1 : before;
+    return at;
+}
+
+/* Instructions that Oniguruma needs for a part, as far as it matters: up to 10 of them, copies included, it copies what
+ * is repeated a number of times; above that it counts, and then a round that ate nothing ends the repetition. */
+static int fti_re_size(const fti_re_reader *r, int node)
+{
+    const fti_re_node *x = &r->node[node];
+    int n = 0, one, least = (int)x->a, most = (int)x->b;
+    for (int c = x->child; c >= 0; c = r->node[c].next) {
+        n += fti_re_size(r, c) + (x->what == FTI_RE_EITHER && r->node[c].next >= 0 ? 2 : 0);
+        if (n > 1000) return 1000;
+    }
+    switch (x->what) {
+    case FTI_RE_LIST:   return n + (int)x->b;               /* a group that captures: 2 more */
+    case FTI_RE_EITHER: return n;
+    case FTI_RE_ATOMIC: return n + 2;
+    case FTI_RE_LOOK:   return n + (x->a ? 5 : 2) + x->how;
+    case FTI_RE_REPEAT: break;
+    default:            return 1;
+    }
+    one = n + (r->node[x->child].empty ? 2 : 0);
+    if (x->how == FTI_RE_POSSESSIVE) one += 2;
+    if (x->b == FTI_RE_NO_END && (least <= 1 || n * least <= 10)) return (least == 1 && n > 10 ? 1 : n * least) + one + 2;
+    if (!most) return 0;
+    if (x->b != FTI_RE_NO_END && x->how != FTI_RE_LAZY && (most == 1 || (n + 1) * (long)most <= 10))
+        return n * least + (n + 1) * (most - least);
+    return one + 2;
+}
+
+static int fti_re_counts(const fti_re_reader *r, const fti_re_node *x)
+{
+    int n = fti_re_size(r, x->child);
+    if (x->b == FTI_RE_NO_END) return x->a > 1 && (long)n * (long)x->a > 10;
+    return x->b > 1 && (x->how == FTI_RE_LAZY || (n + 1) * (long)x->b > 10);
+}
+
+/* Least copies, then a loop, or a chain of copies each of which may be left out. */
+static void fti_re_write_repeat(fti_re_reader *r, const fti_re_node *node, int back, int loops)
+{
+    const fti_re_node x = *node;
+    int endless = x.b == FTI_RE_NO_END, lazy = x.how == FTI_RE_LAZY, empty = r->node[x.child].empty;
+    int counts = empty && fti_re_counts(r, node);
+    uint32_t copies = x.a - (endless && x.a), i, before = FTI_RE_NO_END, fed = FTI_RE_NO_END, start, fork = 0;
+    if (x.how == FTI_RE_POSSESSIVE) fti_re_op_add(r, FTI_RE_OPEN, 0, 0, loops);
+    for (i = 0; i < (endless ? copies + 1 : x.b) && !r->wrong; i++) {
+        int last = endless && i == copies, round = last ? empty : counts;
+        if (i >= copies && !(last && x.a)) before = fork = fti_re_fork(r, lazy, before, loops);
+        start = fti_re_here(r);
+        if (round) fti_re_op_add(r, FTI_RE_ROUND, (uint32_t)loops, 0, loops);
+        fti_re_write(r, x.child, back, loops + round);
+        if (!last && !endless && fti_re_here(r) == start + (uint32_t)round) break;      /* nothing to repeat */
+        if (round) {
+            uint32_t at = fti_re_op_add(r, FTI_RE_FED, (uint32_t)loops, 0, loops);
+            if (!r->wrong) r->re->op[at].y = fed;
+            fed = at;
+        }
+        if (last && !x.a) fti_re_op_add(r, FTI_RE_JUMP, fork, 0, loops);
+        else if (last) {
+            before = fti_re_op_add(r, FTI_RE_SPLIT, lazy ? FTI_RE_NO_END : start, 0, loops);
+            if (!r->wrong) r->re->op[before].y = lazy ? start : FTI_RE_NO_END;
+        }
+    }
+    fti_re_land(r, fed, 0);
+    fti_re_land(r, before, lazy);
+    if (x.how == FTI_RE_POSSESSIVE) fti_re_op_add(r, FTI_RE_CUT, 0, 0, loops);
+}
+
+static void fti_re_write(fti_re_reader *r, int node, int back, int loops)
+{
+    const fti_re_node *x = &r->node[node];
+    uint32_t open, last = FTI_RE_NO_END;
+    int child = x->child, not_ = (int)x->a;
+    if (r->wrong) return;
+    if (back && (x->what == FTI_RE_ATOMIC || (x->what == FTI_RE_REPEAT && x->how == FTI_RE_POSSESSIVE))) {
+        fti_re_fail(r, "no atomic group in a look-behind");
+        return;
+    }
+    switch (x->what) {
+    case FTI_RE_TEXT:   fti_re_write_text(r, x, back, loops); break;
+    case FTI_RE_SET:    fti_re_op_add(r, FTI_RE_ONE, x->a, back, loops); break;
+    case FTI_RE_AT:     fti_re_op_add(r, FTI_RE_PLACE, x->a, 0, loops); r->re->from_here |= x->a == 'G'; break;
+    case FTI_RE_KEEP:   fti_re_op_add(r, FTI_RE_BEGIN, 0, 0, loops); break;
+    case FTI_RE_REPEAT: fti_re_write_repeat(r, x, back, loops); break;
+    case FTI_RE_LIST:   for (; child >= 0; child = r->node[child].next) fti_re_write(r, child, back, loops); break;
+    case FTI_RE_EITHER:
+        for (; child >= 0 && !r->wrong; child = r->node[child].next) {
+            uint32_t fork = r->node[child].next < 0 ? FTI_RE_NO_END : fti_re_fork(r, 0, FTI_RE_NO_END, loops);
+            fti_re_write(r, child, back, loops);
+            if (fork == FTI_RE_NO_END) break;
+            last = fti_re_op_add(r, FTI_RE_JUMP, last, 0, loops);
+            fti_re_land(r, fork, 0);
+        }
+        fti_re_land(r, last, 1);
+        break;
+    case FTI_RE_ATOMIC:
+        fti_re_op_add(r, FTI_RE_OPEN, 0, 0, loops);
+        fti_re_write(r, child, back, loops);
+        fti_re_op_add(r, FTI_RE_CUT, 0, 0, loops);
+        break;
+    default:                                                /* look-around */
+        open = fti_re_op_add(r, not_ ? FTI_RE_OPEN_NOT : FTI_RE_OPEN, 0, 0, loops);
+        fti_re_write(r, child, x->how, loops);
+        fti_re_op_add(r, not_ ? FTI_RE_REFUSE : FTI_RE_BACK, 0, 0, loops);
+        if (!r->wrong) r->re->op[open].x = fti_re_here(r);
+    }
+}
+
+/* With which bytes a match may begin: over all ways to the first character. */
+static int fti_re_begins(fti_regex *re)
+{
+    uint32_t *todo = NULL;
+    uint8_t *seen = (uint8_t *)fti_calloc((size_t)arrlen(re->op), 1);
+    int ok = seen && fti_push(todo, 0);
+    char bytes[4];
+    while (ok && arrlen(todo)) {
+        uint32_t pc = arrpop(todo);
+        const fti_re_op *o = &re->op[pc];
+        if (seen[pc]) continue;
+        seen[pc] = 1;
+        if (o->what == FTI_RE_CHAR) { fti_utf8_encode(o->x, bytes); re->begins[(uint8_t)*bytes] = 1; continue; }
+        if (o->what == FTI_RE_ONE) {
+            const uint32_t *ascii = re->set[o->x].ascii;
+            for (unsigned c = 0; c < 256; c++) if (c > 127 || (ascii[c >> 5] >> (c & 31) & 1)) re->begins[c] = 1;
+            continue;
+        }
+        if (o->what == FTI_RE_MATCH) { re->empty = 1; continue; }
+        if (o->what == FTI_RE_SPLIT || o->what == FTI_RE_FED) ok = fti_push(todo, o->y);
+        if (o->what == FTI_RE_SPLIT || o->what == FTI_RE_JUMP) pc = o->x;
+        else pc = (o->what == FTI_RE_OPEN || o->what == FTI_RE_OPEN_NOT) && o->x ? o->x : pc + 1;
+        ok = ok && fti_push(todo, pc);
+    }
+    FTUNE_FREE(seen);
+    arrfree(todo);
+    return ok;
+}
+
+/* Compile; *out belongs to the caller. Errors: FTUNE_ERR_UNSUPPORTED with the expression and the place. */
+static ft_status fti_regex_new(fti_regex **out, const char *text, size_t n, const char *name, ft_error *err)
+{
+    fti_re_reader r;
+    int tree;
+    memset(&r, 0, sizeof r);
+    r.begin = r.p = text;
+    r.end = text + n;
+    if (!(r.re = *out = (fti_regex *)fti_calloc(1, sizeof **out))) return fti_no_memory(err, sizeof **out);
+    if (n > 65535) fti_re_fail(&r, "at most 65535 bytes");
+    r.bare = 1;
+    fti_set_begin(&r);                                      /* set 0 is \w, for \b */
+    fti_set_property(&r, "word", 4, 1, 0);
+    r.bare = 0;
+    tree = r.wrong ? -1 : fti_set_end(&r, 0);
+    if (tree >= 0) tree = fti_re_either(&r);
+    if (tree >= 0 && r.p < r.end) tree = fti_re_fail(&r, "a ( for each )");
+    if (tree >= 0) fti_re_write(&r, tree, 0, 0);
+    fti_re_op_add(&r, FTI_RE_MATCH, 0, 0, 0);
+    if (!r.wrong && !fti_re_begins(r.re)) fti_re_full(&r);
+    arrfree(r.node);
+    arrfree(r.letter);
+    if (!r.wrong) return FTUNE_OK;
+    fti_regex_free(r.re);
+    *out = NULL;
+    if (r.no_memory) return fti_no_memory(err, n);
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: regular expression: byte %lu: expected %s, found \"%.*s\" of %.*s", name,
+                    (unsigned long)(r.place - r.begin), r.wrong, fti_most((size_t)(r.end - r.place)) / 4, r.place,
+                    fti_most(n), text);
+}
+
 /* appendix: normalizers and pre-tokenizers ----------------------------------------------------------------------------
  *
  * tokenizer.json says in two lists how text is prepared: normalizers rewrite it, pre-tokenizers cut it, each taking
  * what the one before left. Llama 2 puts U+2581 in front and writes it for spaces; ALBERT takes characters apart, drops
- * marks and lowers; Gemma cuts behind a space that no longer occurs. Here is what published models use; another type is
- * an error that names it. Byte-level BPE has scanners of its own (chapter 1), BERT's pair is done while cutting. */
+ * marks and lowers; Gemma cuts behind a space that no longer occurs; DeepSeek cuts by three expressions in turn. Here are
+ * all that Hugging Face tokenizers has. Byte-level BPE has scanners for the best known expressions (chapter 1), BERT's
+ * pair is done while cutting. */
 
 /* Rules of the form "these bytes become those", compiled by SentencePiece (precompiled_charsmap): a double array of
  * units of 4 bytes, and texts that end with 0, at which it points. */
@@ -13240,13 +14484,12 @@ typedef struct fti_charsmap {
 } fti_charsmap;
 enum { FTI_LONGEST_RULE = 255 };
 
-/* What Replace and Split look for: a text, or runs of a class, of least to most characters. classes 0: chars. */
+/* What Replace and Split look for: an expression, one character of a class, or a text. */
 #define FTI_PATTERN_PUNCT 0x80000000u   /* what BERT's tables call punctuation */
-typedef struct fti_pattern { const char *regex; unsigned classes; const char *chars; size_t least, most; ft_text text; }
-    fti_pattern;
+typedef struct fti_pattern { fti_regex *regex; unsigned classes; ft_text text; } fti_pattern;
 
 enum { FTI_STEP_FORM, FTI_STEP_LOWER, FTI_STEP_ACCENTS, FTI_STEP_NMT, FTI_STEP_STRIP, FTI_STEP_PREPEND,
-       FTI_STEP_REPLACE, FTI_STEP_TABLE, FTI_STEP_BERT };
+       FTI_STEP_REPLACE, FTI_STEP_TABLE, FTI_STEP_BERT, FTI_STEP_BYTES };
 typedef struct fti_step {
     int what, form, left, right;        /* left, right: of Strip */
     fti_pattern from; ft_text to;
@@ -13258,8 +14501,11 @@ typedef struct fti_step {
 enum { FTI_ISOLATED, FTI_REMOVED, FTI_CONTIGUOUS, FTI_WITH_PREVIOUS, FTI_WITH_NEXT, FTI_N_BEHAVIORS };
 static const char *const fti_behaviors[] = { "Isolated", "Removed", "Contiguous", "MergedWithPrevious",
                                              "MergedWithNext" };
-/* metaspace: instead, U+2581 for spaces and in front: 1 always, 2 of the text, 3 never; split: cut there. */
-typedef struct fti_cutter { fti_pattern at; int behavior, invert, metaspace, split; } fti_cutter;
+/* What a pre-tokenizer does: cut where a pattern matches (or, invert, where it does not), where the script changes, or
+ * every `length` characters; write U+2581 for spaces and in front (prefix: 1 always, 2 of the text, 3 never; split: cut
+ * there); or write bytes as characters (prefix: with a space in front; split: cut as GPT-2 does). */
+enum { FTI_CUT_PATTERN, FTI_CUT_SCRIPTS, FTI_CUT_LENGTH, FTI_CUT_METASPACE, FTI_CUT_BYTES };
+typedef struct fti_cutter { int what; fti_pattern at; int behavior, invert, prefix, split; size_t length; } fti_cutter;
 
 /* ---- the table of rules ---- */
 
@@ -13373,52 +14619,69 @@ static int fti_step_table(const fti_charsmap *m, const char *text, size_t n, fti
 
 /* ---- patterns ---- */
 
-/* The expressions of published files that are runs of a class. chars NULL and classes 0: not a run. */
-static const fti_pattern fti_patterns[] = {
-    { " {2,}", 0, " ", 2, SIZE_MAX, { NULL, 0 } }, { " +", 0, " ", 1, SIZE_MAX, { NULL, 0 } },
-    { "\\s+", FTI_CP_SPACE, NULL, 1, SIZE_MAX, { NULL, 0 } }, { "\\s", FTI_CP_SPACE, NULL, 1, 1, { NULL, 0 } },
-    { "[\n\r\t]", 0, "\n\r\t", 1, 1, { NULL, 0 } }, { "[\\n\\r\\t]", 0, "\n\r\t", 1, 1, { NULL, 0 } },
-    { "\n", 0, "\n", 1, 1, { NULL, 0 } }, { "\\n", 0, "\n", 1, 1, { NULL, 0 } },
-    { "[0-9]", 0, "0123456789", 1, 1, { NULL, 0 } }, { "[0-9]+", 0, "0123456789", 1, SIZE_MAX, { NULL, 0 } },
-    { "[0-9][0-9][0-9]", 0, "0123456789", 3, 3, { NULL, 0 } },
-    { "\\p{N}", FTI_CP_NUMBER, NULL, 1, 1, { NULL, 0 } }, { "\\p{N}{1,3}", FTI_CP_NUMBER, NULL, 1, 3, { NULL, 0 } },
-    { "\\p{N}+", FTI_CP_NUMBER, NULL, 1, SIZE_MAX, { NULL, 0 } },
-};
+/* A pattern on its way through a text. */
+typedef struct fti_matches { const fti_pattern *f; const char *text; size_t n, at; fti_search search; } fti_matches;
 
-/* Bytes of the match that begins at p; 0: none. */
-static size_t fti_pattern_at(const fti_pattern *f, const char *p, const char *end)
+static void fti_matches_begin(fti_matches *m, const fti_pattern *f, const char *text, size_t n)
 {
-    const char *q = p;
-    size_t count = 0;
-    uint32_t cp;
-    if (f->text.p) return f->text.n <= (size_t)(end - p) && !memcmp(p, f->text.p, f->text.n) ? f->text.n : 0;
-    for (; q < end && count < f->most; count++) {
-        size_t len = fti_next(q, end, &cp);
-        if (f->chars ? !(*q && strchr(f->chars, *q)) : f->classes == FTI_PATTERN_PUNCT ? !fti_bert_is_punct(cp)
-            : cp > 0x10FFFF || !(fti_cp_class(cp) & f->classes)) break;
-        q += len;
-    }
-    return count >= f->least ? (size_t)(q - p) : 0;
+    m->f = f;
+    m->text = text;
+    m->n = n;
+    m->at = 0;
+    if (f->regex) fti_search_begin(&m->search, f->regex, text, n);
 }
 
-/* The first match in p .. end, its length in *n; end: none. */
-static const char *fti_pattern_find(const fti_pattern *f, const char *p, const char *end, size_t *n)
+/* The next match: 1; none: 0; no memory: -1. */
+static int fti_matches_next(fti_matches *m, ft_span *x)
 {
+    const fti_pattern *f = m->f;
+    const char *p = m->text + m->at, *end = m->text + m->n;
+    size_t len = 1;
     uint32_t cp;
-    for (*n = 0; p < end && !(*n = fti_pattern_at(f, p, end)); p += fti_next(p, end, &cp)) { }
-    return p;
+    if (f->regex) return fti_search_next(&m->search, x);
+    for (; p < end; p += len) {
+        len = fti_next(p, end, &cp);
+        if (f->text.p) {
+            if (!f->text.n || f->text.n > (size_t)(end - p) || memcmp(p, f->text.p, f->text.n)) continue;
+            len = f->text.n;
+        } else if (f->classes == FTI_PATTERN_PUNCT ? !fti_bert_is_punct(cp)
+                   : cp > 0x10FFFF || !(fti_cp_class(cp) & f->classes)) continue;
+        x->begin = (size_t)(p - m->text);
+        x->end = m->at = x->begin + len;
+        return 1;
+    }
+    return 0;
 }
 
 /* ---- normalizers ---- */
 
 static int fti_step_replace(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
-    size_t i = 0, len = 1;
+    fti_matches m;
+    ft_span x;
+    size_t i = 0;
+    int ok = 1, found;
+    memset(&m, 0, sizeof m);
+    fti_matches_begin(&m, &s->from, text, n);
+    while (ok && n && (found = fti_matches_next(&m, &x)) != 0) {
+        ok = found > 0 && fti_emit_same(out, origin, text, i, x.begin);
+        i = x.end;
+        if (x.begin == x.end && x.begin) x.begin = (size_t)(fti_char_before(text + x.begin) - text);   /* put in */
+        ok = ok && fti_emit(out, origin, s->to.p, s->to.n, x.begin);
+    }
+    fti_search_free(&m.search);
+    return ok && fti_emit_same(out, origin, text, i, n);
+}
+
+/* Bytes as the characters that files spell them with; each comes from its character. */
+static int fti_emit_spelled(fti_buf *out, uint32_t **origin, const char *text, size_t n, size_t from)
+{
+    char c[4];
+    size_t start = 0;
     int ok = 1;
-    while (ok && len) {
-        size_t at = (size_t)(fti_pattern_find(&s->from, text + i, text + n, &len) - text);
-        ok = fti_emit_same(out, origin, text, i, at) && (!len || fti_emit(out, origin, s->to.p, s->to.n, at));
-        i = at + len;
+    for (size_t i = 0; i < n && ok; i++) {
+        if (((uint8_t)text[i] & 0xC0) != 0x80) start = i;
+        ok = fti_emit(out, origin, c, (size_t)fti_utf8_encode(fti_byte_letter((uint8_t)text[i]), c), from + start);
     }
     return ok;
 }
@@ -13492,6 +14755,7 @@ static int fti_step_run(const fti_step *s, const char *text, size_t n, fti_buf *
     case FTI_STEP_STRIP:   return fti_step_strip(s, text, n, out, origin);
     case FTI_STEP_BERT:    return fti_step_bert(s, text, n, out, origin);
     case FTI_STEP_REPLACE: return fti_step_replace(s, text, n, out, origin);
+    case FTI_STEP_BYTES:   return fti_emit_spelled(out, origin, text, n, 0);
     case FTI_STEP_PREPEND:
         return (!n || fti_emit(out, origin, s->to.p, s->to.n, 0)) && fti_emit_same(out, origin, text, 0, n);
     default:               return fti_step_chars(s, text, n, out, origin);
@@ -13519,60 +14783,166 @@ static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, ft
 
 /* ---- pre-tokenizers ---- */
 
-/* One piece cut by one pre-tokenizer. Matches and what lies between them alternate; the behavior says which of them go
- * and which stay with the one before. */
-static int fti_cut_piece(const fti_cutter *c, const char *text, ft_span piece, ft_span **out)
+/* A match, or what lies between two. The behavior says which of them go and which stay with the one before. */
+typedef struct fti_cutting { const fti_cutter *c; ft_span **out; ptrdiff_t from; int last; } fti_cutting;
+
+static int fti_cut_put(fti_cutting *t, size_t begin, size_t end, int match)
 {
-    const char *p = text + piece.begin, *end = text + piece.end, *q;
-    ptrdiff_t from = arrlen(*out);
-    int last = -1;
-    for (size_t n; p < end; p = q) {
-        ft_span x;
-        int match = (q = fti_pattern_find(&c->at, p, end, &n)) == p, join;
-        if (match) q = p + n;
-        match ^= c->invert;
-        x.begin = (size_t)(p - text);
-        x.end = (size_t)(q - text);
-        join = arrlen(*out) > from && ((c->behavior == FTI_CONTIGUOUS && match == last)
-                                       || (c->behavior == FTI_WITH_PREVIOUS && match && last == 0)
-                                       || (c->behavior == FTI_WITH_NEXT && !match && last == 1));
-        last = match;
-        if (join) arrlast(*out).end = x.end;
-        else if (!(c->behavior == FTI_REMOVED && match) && !fti_push(*out, x)) return 0;
+    ft_span x;
+    int behavior = t->c->behavior, join;
+    match ^= t->c->invert;
+    join = arrlen(*t->out) > t->from && ((behavior == FTI_CONTIGUOUS && match == t->last)
+                                         || (behavior == FTI_WITH_PREVIOUS && match && t->last == 0)
+                                         || (behavior == FTI_WITH_NEXT && !match && t->last == 1));
+    t->last = match;
+    x.begin = begin;
+    x.end = end;
+    if (join) arrlast(*t->out).end = end;
+    else if (!(behavior == FTI_REMOVED && match) && !fti_push(*t->out, x)) return 0;
+    return 1;
+}
+
+/* One piece cut where a pattern matches. Empty matches cut, too, but empty pieces go in the end. */
+static int fti_cut_piece(const fti_cutter *c, fti_matches *m, const char *text, ft_span piece, ft_span **out)
+{
+    fti_cutting t = { c, out, arrlen(*out), -1 };
+    size_t at = piece.begin;
+    ptrdiff_t kept = t.from;
+    ft_span x;
+    int ok = 1, found;
+    fti_matches_begin(m, &c->at, text + piece.begin, piece.end - piece.begin);
+    while (ok && (found = fti_matches_next(m, &x)) != 0) {
+        x.begin += piece.begin;
+        x.end += piece.begin;
+        ok = found > 0 && (x.begin <= at || fti_cut_put(&t, at, x.begin, 0)) && fti_cut_put(&t, x.begin, x.end, 1);
+        at = x.end;
+    }
+    ok = ok && (at == piece.end || fti_cut_put(&t, at, piece.end, 0));
+    for (ptrdiff_t k = t.from; k < arrlen(*out); k++) if ((*out)[k].begin < (*out)[k].end) (*out)[kept++] = (*out)[k];
+    if (arrlen(*out)) arrsetlen(*out, kept);
+    return ok;
+}
+
+/* The script of a character as UnicodeScripts sees it: Japanese is one, a space has none (-1). */
+static int fti_loose_script(uint32_t cp)
+{
+    uint32_t script = fti_script(cp == 0x589 || cp == 0x61C ? ',' : cp == 0x953 || cp == 0x954 ? 0x905 : cp);
+    if (cp == ' ' || (script & 2048) || (fti_cp_class(cp) & FTI_CP_UNASSIGNED)) return -1;
+    return (int)(cp == 0x30FC || script == fti_script(0x3042) || script == fti_script(0x30A2) ? fti_script(0x4E00) : script);
+}
+
+/* Cut in front of a character of another script than the last that had one; what stands before the first is lost. */
+static int fti_cut_scripts(const char *text, ft_span piece, ft_span **out)
+{
+    ft_span x = { piece.end, piece.end };
+    int last = -1, ok = 1;
+    uint32_t cp;
+    for (size_t i = piece.begin, len; i < piece.end && ok; i += len) {
+        int script;
+        len = fti_next(text + i, text + piece.end, &cp);
+        if ((script = fti_loose_script(cp)) < 0 || script == last) continue;
+        x.end = i;
+        if (last >= 0) ok = fti_push(*out, x);
+        x.begin = i;
+        last = script;
+    }
+    x.end = piece.end;
+    return ok && (last < 0 || fti_push(*out, x));
+}
+
+static int fti_cut_length(const fti_cutter *c, const char *text, ft_span piece, ft_span **out)
+{
+    ft_span x = { piece.begin, piece.begin };
+    for (size_t count = 0; x.end < piece.end; ) {
+        x.end++;
+        while (x.end < piece.end && ((uint8_t)text[x.end] & 0xC0) == 0x80) x.end++;
+        if (++count < c->length && x.end < piece.end) continue;
+        if (!fti_push(*out, x)) return 0;
+        x.begin = x.end;
+        count = 0;
     }
     return 1;
 }
 
-/* Rewrites all pieces: x->text becomes x->buf. first: the text begins the caller's text. */
-static int fti_cut_metaspace(const fti_cutter *c, fti_pieces *x, int first, int want_at)
+static int fti_cut_metaspace(const fti_cutter *c, const char *text, ft_span piece, int first, fti_buf *out, uint32_t **at,
+                             ft_span **pieces)
 {
     static const char mark[] = "\xE2\x96\x81";
-    uint32_t **at = want_at ? &x->at : NULL;
-    ft_span *piece = x->piece;
-    int ok = 1;
-    x->piece = NULL;
-    for (ptrdiff_t k = 0; k < arrlen(piece) && ok; k++) {
-        size_t i = piece[k].begin, end = piece[k].end, start = x->buf.n;
-        int front = c->metaspace == 1 || (c->metaspace == 2 && first && i == 0);
-        if (front && x->text[i] != ' ' && (end - i < 3 || memcmp(x->text + i, mark, 3)))
-            ok = fti_emit(&x->buf, at, mark, 3, i);
-        while (i < end && ok) {
-            const char *space = (const char *)memchr(x->text + i, ' ', end - i);
-            size_t stop = space ? (size_t)(space - x->text) : end;
-            ok = fti_emit_same(&x->buf, at, x->text, i, stop) && (!space || fti_emit(&x->buf, at, mark, 3, stop));
-            i = stop + 1;
-        }
-        while (start < x->buf.n && ok) {                    /* cut in front of each mark */
-            ft_span part = { start, x->buf.n };
-            for (size_t q = start + 1; c->split && q + 3 <= part.end; q++)
-                if (x->buf.p[q] == mark[0] && !memcmp(x->buf.p + q, mark, 3)) part.end = q;
-            ok = fti_push(x->piece, part);
-            start = part.end;
-        }
+    size_t i = piece.begin, end = piece.end, start = out->n;
+    int ok = 1, front = c->prefix == 1 || (c->prefix == 2 && first);
+    if (front && text[i] != ' ' && (end - i < 3 || memcmp(text + i, mark, 3))) ok = fti_emit(out, at, mark, 3, i);
+    while (i < end && ok) {
+        const char *space = (const char *)memchr(text + i, ' ', end - i);
+        size_t stop = space ? (size_t)(space - text) : end;
+        ok = fti_emit_same(out, at, text, i, stop) && (!space || fti_emit(out, at, mark, 3, stop));
+        i = stop + 1;
     }
-    arrfree(piece);
-    x->text = x->buf.p;
-    return ok && !x->buf.failed;
+    while (start < out->n && ok) {                          /* cut in front of each mark */
+        ft_span part = { start, out->n };
+        for (size_t q = start + 1; c->split && q + 3 <= part.end; q++)
+            if (out->p[q] == mark[0] && !memcmp(out->p + q, mark, 3)) part.end = q;
+        ok = fti_push(*pieces, part);
+        start = part.end;
+    }
+    return ok;
+}
+
+static int fti_cut_bytes(const fti_cutter *c, const char *text, ft_span piece, fti_buf *out, uint32_t **at, ft_span **pieces)
+{
+    fti_buf spaced = { 0 };
+    const char *p = text + piece.begin, *end = text + piece.end, *begin = p, *q;
+    size_t space = 0;
+    int ok = 1;
+    if (c->prefix && *p != ' ') {
+        fti_buf_add(&spaced, " ", space = 1);
+        fti_buf_add(&spaced, p, (size_t)(end - p));
+        ok = !spaced.failed;
+        begin = p = spaced.p;
+        end = p + spaced.n;
+    }
+    for (; ok && p < end; p = q) {
+        ft_span part = { out->n, 0 };
+        size_t done = p == begin ? space : 0;               /* the space comes from where the piece begins */
+        q = c->split ? fti_split_gpt2(p, end) : end;
+        ok = (!done || fti_emit_spelled(out, at, " ", 1, piece.begin))
+            && fti_emit_spelled(out, at, p + done, (size_t)(q - p) - done, piece.begin + (size_t)(p - begin) + done - space);
+        part.end = out->n;
+        ok = ok && fti_push(*pieces, part);
+    }
+    fti_buf_free(&spaced);
+    return ok;
+}
+
+/* One pre-tokenizer on all pieces. Two of them rewrite the text: x->text is then the new x->buf. */
+static int fti_cut_all(const fti_cutter *c, fti_pieces *x, int first, int want_at)
+{
+    ft_span *before = x->piece;
+    fti_buf out = { 0 };
+    fti_matches m;
+    uint32_t *at = NULL, **from = want_at ? &at : NULL;
+    int ok = 1;
+    memset(&m, 0, sizeof m);
+    x->piece = NULL;
+    for (ptrdiff_t k = 0; k < arrlen(before) && ok; k++)
+        switch (c->what) {
+        case FTI_CUT_SCRIPTS: ok = fti_cut_scripts(x->text, before[k], &x->piece); break;
+        case FTI_CUT_LENGTH:  ok = fti_cut_length(c, x->text, before[k], &x->piece); break;
+        case FTI_CUT_METASPACE:
+            ok = fti_cut_metaspace(c, x->text, before[k], first && !before[k].begin, &out, from, &x->piece);
+            break;
+        case FTI_CUT_BYTES:   ok = fti_cut_bytes(c, x->text, before[k], &out, from, &x->piece); break;
+        default:              ok = fti_cut_piece(c, &m, x->text, before[k], &x->piece);
+        }
+    fti_search_free(&m.search);
+    arrfree(before);
+    if (c->what < FTI_CUT_METASPACE) return ok;
+    for (ptrdiff_t k = 0; x->at && k < arrlen(at); k++) at[k] = x->at[at[k]];
+    arrfree(x->at);
+    fti_buf_free(&x->buf);
+    x->at = at;
+    x->buf = out;
+    x->text = out.p;
+    return ok && !out.failed;
 }
 
 static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x)
@@ -13580,17 +14950,30 @@ static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int
     ft_span all = { 0, n };
     int ok;
     memset(x, 0, sizeof *x);
-    x->text = text;
-    ok = fti_push(x->piece, all);
-    for (ptrdiff_t i = 0; i < arrlen(tok->cuts) && ok; i++) {
-        ft_span *before = x->piece;
-        if (tok->cuts[i].metaspace) { ok = fti_cut_metaspace(&tok->cuts[i], x, first, want_at); continue; }
-        x->piece = NULL;
-        for (ptrdiff_t k = 0; k < arrlen(before) && ok; k++)
-            ok = fti_cut_piece(&tok->cuts[i], x->text, before[k], &x->piece);
-        arrfree(before);
-    }
+    x->text = x->given = text;
+    x->n_given = n;
+    ok = !n || fti_push(x->piece, all);
+    for (ptrdiff_t i = 0; i < arrlen(tok->cuts) && ok; i++) ok = fti_cut_all(&tok->cuts[i], x, first, want_at);
     return ok;
+}
+
+/* Where bytes begin .. end of x->text came from in the text that was given. */
+static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end)
+{
+    ft_span s = { begin, end };
+    if (!x->at) return s;
+    s.begin = x->at[begin];
+    s.end = end > begin ? x->at[end - 1] + 1 : s.begin;
+    while (s.end > s.begin && s.end < x->n_given && ((uint8_t)x->given[s.end] & 0xC0) == 0x80) s.end++;
+    return s;
+}
+
+static void fti_steps_free(ft_tokenizer *tok)
+{
+    for (ptrdiff_t i = 0; i < arrlen(tok->steps); i++) fti_regex_free(tok->steps[i].from.regex);
+    for (ptrdiff_t i = 0; i < arrlen(tok->cuts); i++) fti_regex_free(tok->cuts[i].at.regex);
+    arrfree(tok->steps);
+    arrfree(tok->cuts);
 }
 
 static void fti_pieces_free(fti_pieces *x)
@@ -13811,6 +15194,7 @@ typedef struct fti_sp {
     size_t   longest;                   /* BPE: bytes of the longest piece */
     uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
     int      unused;                    /* some pieces are only for joining and come apart again */
+    int      spelled;                   /* tokens spell bytes (decoder ByteLevel) */
     int      strip;                     /* decoding: 1 one leading space, 2 all of the first piece, 3 all leading */
     ft_text  unk_surface;               /* how .model decodes the unknown token */
 } fti_sp;
@@ -13903,17 +15287,17 @@ typedef struct fti_sp_run {
     const fti_sp *m;
     fti_sink *out;
     const char *p; size_t n;
-    const uint32_t *at;                 /* of each byte: its place in the text given to encode; NULL: shift */
-    size_t shift;
+    const fti_pieces *cut;              /* it is a piece of this, or, NULL, the text */
+    size_t shift;                       /* where it begins there */
     size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
     struct fti_sp_symbol *spare;        /* stb array: room that one stretch leaves to the next */
 } fti_sp_run;
 
 static void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
 {
-    if (r->at) { begin = r->at[begin]; end = end > 0 ? r->at[end - 1] + 1 : 0; if (end < begin) end = begin; }
-    else { begin += r->shift; end += r->shift; }
-    fti_put(r->out, id, begin, end);
+    ft_span s = { begin + r->shift, end + r->shift };
+    if (r->cut) s = fti_pieces_origin(r->cut, s.begin, s.end);
+    fti_put(r->out, id, s.begin, s.end);
 }
 
 static void fti_sp_flush(fti_sp_run *r)
@@ -14258,15 +15642,18 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
 {
     fti_sp_run r = { tok, (const fti_sp *)tok->model, out, text, n, NULL, 0, 0, 0, NULL };
     ft_span all = { 0, n };
-    fti_pieces x = { text, { NULL, 0, 0, 0 }, NULL, NULL };
-    int cut = arrlen(tok->cuts) > 0;
-    int ok = !cut || fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x);
-    ptrdiff_t pieces = cut ? arrlen(x.piece) : 1;
+    fti_pieces x;
+    int cut = arrlen(tok->cuts) > 0, ok = 1;
+    ptrdiff_t pieces;
+    memset(&x, 0, sizeof x);
+    x.text = text;
+    if (cut) ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x);
+    if (cut) r.cut = &x;
+    pieces = cut ? arrlen(x.piece) : 1;
     for (ptrdiff_t k = 0; k < pieces && ok; k++) {
         ft_span piece = cut ? x.piece[k] : all;
         r.p = x.text + piece.begin;
         r.n = piece.end - piece.begin;
-        r.at = x.at ? x.at + piece.begin : NULL;
         r.shift = piece.begin;
         ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
         fti_sp_flush(&r);
@@ -14297,6 +15684,7 @@ static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_bu
     size_t i = 0;
     char b = (char)byte;
     int space = first && m->json && m->strip == 1;          /* Strip: also a space that is written as one */
+    if (m->spelled) { fti_buf_spelled(out, t->p, t->len); return; }
     if (byte >= 0) { if (!(space && b == ' ')) fti_buf_add(out, &b, 1); return; }
     if (!m->json && (size_t)id < m->n) {
         if (m->type[id] == FTI_SP_CONTROL) return;
@@ -14337,7 +15725,7 @@ static void fti_sp_decode_all(const ft_tokenizer *tok, const int32_t *ids, size_
     int first = 1;
     for (i = 0; i < n; i++) {
         if (skip_special && ft_token_is_special(tok, ids[i])) continue;
-        if (m->byte[0] >= 0 && fti_sp_byte_of(fti_vocab_at(&tok->vocab, ids[i])) >= 0) {
+        if (m->byte[0] >= 0 && !m->spelled && fti_sp_byte_of(fti_vocab_at(&tok->vocab, ids[i])) >= 0) {
             if (run == SIZE_MAX) run = out->n;
             fti_sp_decode(tok, ids[i], 0, out);
             continue;
@@ -14889,15 +16277,15 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
 /* ---- tokenizer.json of byte-level BPE; vocab.json with merges.txt ------------------------------------------------ */
 
 /* Bytes spelled by text; as long as text at most. A text with other characters spells itself (an added token). */
-static size_t fti_spelled(const fti_alphabet *a, const char *p, size_t n, char *out)
+static size_t fti_spelled(const char *p, size_t n, char *out)
 {
     const char *end = p + n, *q = p;
     size_t k = 0;
     uint32_t cp;
     while (q < end) {
         int len = (uint8_t)*q < 0x80 ? (cp = (uint8_t)*q, 1) : fti_utf8_decode(q, end, &cp);
-        if (!len || cp >= 324 || a->of_char[cp] < 0) { memcpy(out, p, n); return n; }
-        out[k++] = (char)a->of_char[cp];
+        if (!len || fti_letter_byte(cp) < 0) { memcpy(out, p, n); return n; }
+        out[k++] = (char)fti_letter_byte(cp);
         q += len;
     }
     return k;
@@ -14912,8 +16300,8 @@ static int fti_room_for(fti_room *r, fti_arena *a, size_t n)
     return (r->p = (char *)fti_arena_alloc(a, r->left)) != NULL;
 }
 
-/* Members of an object { "token": id, ... } into the vocabulary. a: their texts are spelled in its characters. */
-static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, const fti_alphabet *a, ft_error *err)
+/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes. */
+static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, int spelled, ft_error *err)
 {
     fti_arena keys = { 0 };                                   /* those written with escapes */
     fti_room room = { NULL, 0 };
@@ -14931,8 +16319,8 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
         else if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
             status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "an id from 0 to 2147483646", err);
         else {
-            size_t n = a ? fti_spelled(a, key.p, key.n, room.p) : key.n;
-            if (!a && n) memcpy(room.p, key.p, n);
+            size_t n = spelled ? fti_spelled(key.p, key.n, room.p) : key.n;
+            if (!spelled && n) memcpy(room.p, key.p, n);
             if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)) status = fti_no_memory(err, n);
             room.p += n;
             room.left -= n;
@@ -14951,8 +16339,8 @@ static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, 
     fti_buf_add(&m->bytes, left.p, left.n);
     fti_buf_add(&m->bytes, right.p, right.n);
     if (m->bytes.failed) return fti_no_memory(err, left.n + right.n);
-    n = fti_spelled(&m->alphabet, left.p, left.n, m->bytes.p);
-    k = fti_spelled(&m->alphabet, right.p, right.n, m->bytes.p + n);
+    n = fti_spelled(left.p, left.n, m->bytes.p);
+    k = fti_spelled(right.p, right.n, m->bytes.p + n);
     if (fti_merges_join(tok, m, m->bytes.p, n, k)) return FTUNE_OK;
     return fti_fail(err, FTUNE_ERR_FORMAT,
                     "%s: line %d: merges[%u]: expected two tokens that make a third, found \"%.*s\" and \"%.*s\"", name,
@@ -15007,14 +16395,15 @@ static ft_status fti_json_keep(ft_tokenizer *tok, const fti_json *j, int node, f
     return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
 }
 
-/* {"String": "a"}, or {"Regex": "a+"} of those that are known; an older file has the text alone. */
+/* {"String": "a"}, or {"Regex": "a+"}; an older file has the text alone. */
 static ft_status fti_json_pattern(ft_tokenizer *tok, const fti_json *j, int node, fti_pattern *f, ft_error *err)
 {
     int regex = fti_json_get(j, node, "Regex"), text = fti_json_get(j, node, "String");
+    ft_text expression;
+    ft_status status;
     if (regex < 0) return fti_json_keep(tok, j, text < 0 ? node : text, &f->text, err);
-    for (size_t i = 0; i < sizeof fti_patterns / sizeof *fti_patterns; i++)
-        if (fti_json_equals(j, regex, fti_patterns[i].regex)) { *f = fti_patterns[i]; return FTUNE_OK; }
-    return fti_json_refuse(j, regex, FTUNE_ERR_UNSUPPORTED, "pattern", "a text, or a run such as \" {2,}\"", err);
+    status = fti_json_keep(tok, j, regex, &expression, err);
+    return status ? status : fti_regex_new(&f->regex, expression.p, expression.n, j->name, err);
 }
 
 static ft_status fti_json_charsmap(ft_tokenizer *tok, const fti_json *j, int node, fti_charsmap **map, ft_error *err)
@@ -15040,7 +16429,7 @@ static ft_status fti_json_normalizer(ft_tokenizer *tok, const fti_json *j, ft_er
         { "NFKD", FTI_STEP_FORM, FTI_NFKD }, { "Lowercase", FTI_STEP_LOWER, 0 }, { "Nmt", FTI_STEP_NMT, 0 },
         { "StripAccents", FTI_STEP_ACCENTS, 0 }, { "Strip", FTI_STEP_STRIP, 0 }, { "Prepend", FTI_STEP_PREPEND, 0 },
         { "Replace", FTI_STEP_REPLACE, 0 }, { "Precompiled", FTI_STEP_TABLE, 0 },
-        { "BertNormalizer", FTI_STEP_BERT, 0 } };
+        { "BertNormalizer", FTI_STEP_BERT, 0 }, { "ByteLevel", FTI_STEP_BYTES, 0 } };
     enum { KINDS = sizeof kind / sizeof *kind };
     fti_json_walk w = fti_json_steps(j, "normalizer", "normalizers");
     ft_status status = FTUNE_OK;
@@ -15050,7 +16439,8 @@ static ft_status fti_json_normalizer(ft_tokenizer *tok, const fti_json *j, ft_er
         for (k = 0; k < KINDS && !fti_is_type(j, node, kind[k].type); k++) { }
         if (k == KINDS)
             return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "NFC, NFD, NFKC, NFKD, Lowercase, "
-                                   "StripAccents, Nmt, Strip, Prepend, Replace, Precompiled or BertNormalizer", err);
+                                   "StripAccents, Nmt, Strip, Prepend, Replace, Precompiled, BertNormalizer or "
+                                   "ByteLevel", err);
         s.what = kind[k].what;
         s.form = kind[k].form | FTI_UNICODE_9;
         s.left = fti_flag(j, node, "strip_left", 1);
@@ -15067,6 +16457,7 @@ static ft_status fti_json_normalizer(ft_tokenizer *tok, const fti_json *j, ft_er
         if (s.what == FTI_STEP_TABLE)
             status = fti_json_charsmap(tok, j, fti_json_get(j, node, "precompiled_charsmap"), &s.map, err);
         if (!status && !fti_push(tok->steps, s)) status = fti_no_memory(err, sizeof s);
+        if (status) fti_regex_free(s.from.regex);
     }
     return status;
 }
@@ -15076,23 +16467,25 @@ static ft_status fti_json_metaspace(fti_cutter *c, const fti_json *j, int node, 
     int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
     if (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81"))
         return fti_json_refuse(j, mark, FTUNE_ERR_UNSUPPORTED, "Metaspace", "U+2581", err);
+    c->what = FTI_CUT_METASPACE;
     c->split = fti_flag(j, node, "split", 1);
-    c->metaspace = fti_flag(j, node, "add_prefix_space", 1) ? 1 : 3;
+    c->prefix = fti_flag(j, node, "add_prefix_space", 1) ? 1 : 3;
     if (!fti_json_is(j, scheme, FTI_STRING)) return FTUNE_OK;
-    c->metaspace = fti_json_equals(j, scheme, "always") ? 1 : fti_json_equals(j, scheme, "first") ? 2
+    c->prefix = fti_json_equals(j, scheme, "always") ? 1 : fti_json_equals(j, scheme, "first") ? 2
                  : fti_json_equals(j, scheme, "never") ? 3 : 0;
-    return c->metaspace ? FTUNE_OK : fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme",
+    return c->prefix ? FTUNE_OK : fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme",
                                                      "always, first or never", err);
 }
 
 /* One pre-tokenizer that is no Sequence, into tok->cuts. */
 static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft_error *err)
 {
+    static const char whitespace[] = "[\\w\\x{200C}\\x{200D}]+|[^\\w\\x{200C}\\x{200D}\\s]+";
     int behavior = fti_json_get(j, node, "behavior"), bert = fti_is_type(j, node, "BertPreTokenizer");
+    int64_t length = fti_json_int(j, fti_json_get(j, node, "length"), 5);
     fti_cutter c;
     ft_status status = FTUNE_OK;
     memset(&c, 0, sizeof c);
-    c.at.least = c.at.most = 1;
     if (bert || fti_is_type(j, node, "WhitespaceSplit")) {
         c.at.classes = FTI_CP_SPACE;
         c.behavior = FTI_REMOVED;
@@ -15110,66 +16503,82 @@ static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft
     } else if (fti_is_type(j, node, "Split")) {
         status = fti_json_pattern(tok, j, fti_json_get(j, node, "pattern"), &c.at, err);
         c.invert = fti_flag(j, node, "invert", 0);
+    } else if (fti_is_type(j, node, "Whitespace")) {        /* words, and what else is no white space; \w is Rust's */
+        status = fti_regex_new(&c.at.regex, whitespace, sizeof whitespace - 1, j->name, err);
+        c.behavior = FTI_REMOVED;
+        c.invert = 1;
+    } else if (fti_is_type(j, node, "ByteLevel")) {
+        c.what = FTI_CUT_BYTES;
+        c.prefix = fti_flag(j, node, "add_prefix_space", 1);
+        c.split = fti_flag(j, node, "use_regex", 1);
+    } else if (fti_is_type(j, node, "UnicodeScripts")) c.what = FTI_CUT_SCRIPTS;
+    else if (fti_is_type(j, node, "FixedLength")) {
+        c.what = FTI_CUT_LENGTH;
+        c.length = (size_t)length;
+        if (length < 1) return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "FixedLength", "a length above 0", err);
     } else if (fti_is_type(j, node, "Metaspace")) status = fti_json_metaspace(&c, j, node, err);
     else if (!c.behavior)
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "Metaspace, WhitespaceSplit, Split, "
-                               "Digits, Punctuation, CharDelimiterSplit or BertPreTokenizer", err);
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "a type that Hugging Face tokenizers has", err);
     if (behavior >= 0 && !status) {
         for (c.behavior = 0; c.behavior < FTI_N_BEHAVIORS; c.behavior++)
             if (fti_json_equals(j, behavior, fti_behaviors[c.behavior])) break;
         if (c.behavior == FTI_N_BEHAVIORS)
-            return fti_json_refuse(j, behavior, FTUNE_ERR_UNSUPPORTED, "behavior", "Isolated, Removed, Contiguous, "
-                                   "MergedWithPrevious or MergedWithNext", err);
+            status = fti_json_refuse(j, behavior, FTUNE_ERR_UNSUPPORTED, "behavior", "Isolated, Removed, Contiguous, "
+                                     "MergedWithPrevious or MergedWithNext", err);
     }
-    return status ? status : fti_push(tok->cuts, c) ? FTUNE_OK : fti_no_memory(err, sizeof c);
+    if (!status && !fti_push(tok->cuts, c)) status = fti_no_memory(err, sizeof c);
+    if (status) fti_regex_free(c.at.regex);
+    return status;
 }
 
 static ft_status fti_json_cuts(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
     ft_status status = FTUNE_OK;
-    for (int node; !status && (node = fti_json_step(j, &w)) >= 0; ) {
-        if (fti_is_type(j, node, "Metaspace") && arrlen(tok->cuts) && arrlast(tok->cuts).metaspace)
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "one Metaspace", err);
-        status = fti_json_cut(tok, j, node, err);
-    }
+    for (int node; !status && (node = fti_json_step(j, &w)) >= 0; ) status = fti_json_cut(tok, j, node, err);
     return status;
 }
 
-static ft_status fti_bpe_pre_tokenizer(fti_bpe *b, const fti_json *j, fti_arena *arena, ft_error *err)
+/* The scanner for a Split with a published expression; NULL: none. These expressions leave nothing between matches, so
+ * removing what does not match keeps all. */
+static const fti_splitter *fti_json_splitter(ft_tokenizer *tok, const fti_json *j, int node)
 {
+    int behavior = fti_json_get(j, node, "behavior"), k;
+    ft_text regex = fti_json_text(j, fti_json_get(j, fti_json_get(j, node, "pattern"), "Regex"), &tok->arena);
+    if (!fti_is_type(j, node, "Split") || !regex.p) return NULL;
+    if (!fti_json_equals(j, behavior, fti_flag(j, node, "invert", 0) ? "Removed" : "Isolated")) return NULL;
+    for (k = 0; k < FTI_N_SPLITTERS; k++)
+        if (fti_splitters[k].regex && strlen(fti_splitters[k].regex) == regex.n
+            && !memcmp(fti_splitters[k].regex, regex.p, regex.n)) return &fti_splitters[k];
+    return NULL;
+}
+
+/* Pre-tokenizers of byte-level BPE, of which the last is ByteLevel. Its expression, or a known one in
+ * front of it, is a scanner's; what comes before cuts first. */
+static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers"), next;
+    fti_bpe *b = (fti_bpe *)tok->model;
     const fti_splitter *none = fti_splitter_find("none", NULL);
-    fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
-    int node, k;
-    b->splitter = none;
-    while ((node = fti_json_step(j, &w)) >= 0) {
-        int known = 0, pattern = -1;
-        if (fti_is_type(j, node, "ByteLevel")) {
-            int regex = fti_flag(j, node, "use_regex", 1);
+    ft_status status = FTUNE_OK;
+    for (int node, after; !status && (node = fti_json_step(j, &w)) >= 0; ) {
+        next = w;
+        after = fti_json_step(j, &next);
+        if (after < 0) {
             b->prefix_space = fti_flag(j, node, "add_prefix_space", 1);
-            known = !regex || b->splitter == none;
-            if (regex) b->splitter = fti_splitter_find("gpt2", NULL);
-            if (b->prefix_space && (b->digits || !regex) && node != w.root) known = 0;   /* each piece would get one */
-        } else if (fti_is_type(j, node, "Digits") && b->splitter == none && !b->digits) {
-            b->digits = fti_flag(j, node, "individual_digits", 0) ? 1 : 2;
-            known = 1;
-        } else if (fti_is_type(j, node, "Split") && b->splitter == none) {
-            int behavior = fti_json_get(j, node, "behavior"), invert = fti_flag(j, node, "invert", 0);
-            ft_text regex = fti_json_text(j, pattern = fti_json_get(j, fti_json_get(j, node, "pattern"), "Regex"),
-                                          arena);
-            for (k = 0; k < FTI_N_SPLITTERS && regex.p; k++)
-                if (fti_splitters[k].regex && strlen(fti_splitters[k].regex) == regex.n
-                    && !memcmp(fti_splitters[k].regex, regex.p, regex.n)) {
-                    b->splitter = &fti_splitters[k];
-                    /* these expressions leave nothing between matches, so removing what does not match keeps all */
-                    known = invert ? fti_json_equals(j, behavior, "Removed") : fti_json_equals(j, behavior, "Isolated");
-                }
+            if (fti_flag(j, node, "use_regex", 1)) b->splitter = fti_splitter_find("gpt2", NULL);
+        } else if (fti_json_step(j, &next) >= 0 || fti_flag(j, after, "use_regex", 1) || fti_flag(j, after, "add_prefix_space", 1)
+                   || !(b->splitter = fti_json_splitter(tok, j, node))) {
+            status = fti_json_cut(tok, j, node, err);
         }
-        if (!known)
-            return fti_json_refuse(j, pattern >= 0 ? pattern : node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
-                                   "a Split with a known expression, Digits, ByteLevel, or such a Sequence", err);
     }
-    return FTUNE_OK;
+    if (!b->splitter) b->splitter = none;
+    if (!status && arrlen(tok->cuts)) {
+        tok->cuts_json.n = j->node[w.root].len;
+        tok->cuts_json.p = fti_arena_copy(&tok->arena, j->text + j->node[w.root].start, tok->cuts_json.n);
+        if (!tok->cuts_json.p) status = fti_no_memory(err, tok->cuts_json.n);
+    }
+    return status;
 }
 
 /* One entry of "merges": ["a", "b"], or "a b", which only U+0020 separates. False: neither. */
@@ -15220,11 +16629,9 @@ static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     int model = fti_json_get(j, 0, "model");
-    fti_alphabet alphabet;
     fti_bpe *b;
     ft_status status;
-    fti_alphabet_init(&alphabet);
-    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), &alphabet, err);
+    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
     if (!status) status = fti_json_normalizer(tok, j, err);
@@ -15234,7 +16641,7 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
         b->form = tok->steps->form;
         arrfree(tok->steps);
     }
-    return fti_bpe_pre_tokenizer(b, j, &tok->arena, err);
+    return fti_bpe_pre_tokenizer(tok, j, err);
 }
 
 /* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
@@ -15287,7 +16694,6 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     const fti_known *known;
     const fti_splitter *splitter;
     fti_config_file config;
-    fti_alphabet alphabet;
     fti_file merges = { 0 };
     int n_added = 0;
     ft_status status;
@@ -15295,8 +16701,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     if (!fti_file_exists(path)) return fti_fail(err, FTUNE_ERR_NOT_FOUND,
                                                 "%s: expected merges.txt beside it, found none", j->name);
     status = fti_config_open(tok, &config, dir, err);
-    fti_alphabet_init(&alphabet);
-    if (!status) status = fti_vocab_json(tok, j, 0, &alphabet, err);
+    if (!status) status = fti_vocab_json(tok, j, 0, 1, err);
     known = status ? NULL : fti_known_find(&tok->vocab, 1);
     if (!name) name = known ? known->splitter : fti_class_splitter(&config);
     if (!status && !name)
@@ -15375,11 +16780,19 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
     return status;
 }
 
-static int fti_has_step(const fti_json *j, const char *part, const char *list, const char *type)
+/* BPE over bytes: they become characters in the last step before the model, and nowhere before. (Of another file the
+ * model joins characters, whatever they stand for.) */
+static int fti_json_is_byte_level(const fti_json *j)
 {
-    fti_json_walk w = fti_json_steps(j, part, list);
-    for (int node; (node = fti_json_step(j, &w)) >= 0; ) if (fti_is_type(j, node, type)) return 1;
-    return 0;
+    fti_json_walk steps = fti_json_steps(j, "normalizer", "normalizers");
+    fti_json_walk cuts = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
+    int node, last = 0;
+    while ((node = fti_json_step(j, &steps)) >= 0) if (fti_is_type(j, node, "ByteLevel")) return 0;
+    while ((node = fti_json_step(j, &cuts)) >= 0) {
+        if (last || fti_is_type(j, node, "Metaspace")) return 0;
+        last = fti_is_type(j, node, "ByteLevel");
+    }
+    return last;
 }
 
 /* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
@@ -15432,14 +16845,14 @@ static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *
     static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
     int model = fti_json_get(j, 0, "model"), byte_level;
     ft_text type = fti_json_type_of(j, model, &tok->arena);
-    byte_level = fti_has_step(j, "pre_tokenizer", "pretokenizers", "ByteLevel")
-                 || fti_has_step(j, "decoder", "decoders", "ByteLevel");
+    byte_level = fti_json_is_byte_level(j);
     if (fti_is_type(j, model, "WordPiece") || (!type.n && fti_json_get(j, model, "max_input_chars_per_word") >= 0))
         return fti_json_wordpiece(tok, j, err);
+    if (fti_is_type(j, model, "WordLevel")) return fti_json_wordpiece(tok, j, err);
     if (fti_is_type(j, model, "Unigram") || (!type.n && fti_json_get(j, model, "unk_id") >= 0))
         return fti_json_unigram(tok, j, err);
     if (!fti_is_type(j, model, "BPE") && (type.n || fti_json_get(j, model, "merges") < 0))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece or Unigram, found \"%.*s\"",
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece, WordLevel or Unigram, found \"%.*s\"",
                         j->name, fti_most(type.n), type.p);
     for (int i = 0; i < 2; i++) {
         int node = fti_json_get(j, model, affix[i]);
@@ -15623,6 +17036,7 @@ FTI_LOADER(fti_load_wordpiece)
 FTI_JSON_LOADER(fti_json_wordpiece)
 {
     int model = fti_json_get(j, 0, "model"), decoder = fti_json_get(j, 0, "decoder");
+    int whole = fti_is_type(j, model, "WordLevel");
     int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
     fti_wordpiece *w = fti_wordpiece_new(tok);
     fti_json_walk cuts = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
@@ -15630,17 +17044,18 @@ FTI_JSON_LOADER(fti_json_wordpiece)
     ft_status status;
     if (!w) return fti_no_memory(err, sizeof *w);
     if ((status = fti_json_normalizer(tok, j, err)) || (status = fti_json_cuts(tok, j, err))) return status;
-    w->fused = fti_is_type(j, fti_json_step(j, &cuts), "BertPreTokenizer") && arrlen(tok->cuts) == 2;
+    w->whole = whole;
+    w->tidy = !whole;
+    if (whole) w->prefix[0] = 0;
+    w->fused = fti_is_type(j, fti_json_step(j, &cuts), "BertPreTokenizer") && arrlen(tok->cuts) == 2 && !whole;
     if (w->fused) arrfree(tok->cuts);
     memset(&w->how, 0, sizeof w->how);
     if (w->fused && arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_BERT) w->how = tok->steps->bert;
     else if (arrlen(tok->steps)) w->fused *= 2;             /* cut as BERT does it, but normalise before */
-    if (fti_has_step(j, "pre_tokenizer", "pretokenizers", "Metaspace"))
-        return fti_json_refuse(j, fti_json_get(j, 0, "pre_tokenizer"), FTUNE_ERR_UNSUPPORTED, "pre_tokenizer",
-                               "none that rewrites the text", err);
     if (fti_is_type(j, decoder, "WordPiece")) w->tidy = fti_flag(j, decoder, "cleanup", 1);
+    else if (fti_is_type(j, decoder, "ByteLevel")) w->bytes = 1;
     else if (decoder >= 0 && !fti_json_is(j, decoder, FTI_NULL))
-        return fti_json_refuse(j, decoder, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece or null", err);
+        return fti_json_refuse(j, decoder, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece, ByteLevel or null", err);
     text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
     if (text.p) {
         if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
@@ -15653,7 +17068,7 @@ FTI_JSON_LOADER(fti_json_wordpiece)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected max_input_chars_per_word from 1 to 10000, "
                         "found %ld", j->name, (long)longest);
     w->max_chars = (int)longest;
-    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), NULL, err);
+    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
@@ -15928,10 +17343,11 @@ static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, ft_error *err
         else if (fti_is_type(j, node, "Metaspace"))
             m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
                 || !fti_flag(j, node, "add_prefix_space", 1) ? 0 : 2;
+        else if (fti_is_type(j, node, "ByteLevel")) m->spelled = 1;
         else if (!fti_is_type(j, node, "Replace") && !fti_is_type(j, node, "ByteFallback")
                  && !fti_is_type(j, node, "Fuse"))
             return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
-                                   "Replace, ByteFallback, Fuse, Strip or Metaspace", err);
+                                   "Replace, ByteFallback, Fuse, Strip, Metaspace or ByteLevel", err);
     }
     return FTUNE_OK;
 }
@@ -16032,7 +17448,7 @@ FTI_JSON_LOADER(fti_json_sentencepiece)
                           "found true", j->name);
     if (!status && !fti_json_is(j, merges, FTI_ARRAY))
         status = fti_json_refuse(j, merges, FTUNE_ERR_FORMAT, "merges", "a list", err);
-    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), NULL, err);
+    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     m->n = (size_t)ft_tokenizer_size(tok);
@@ -16223,12 +17639,12 @@ FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, cons
 
 /* ---- saving ---------------------------------------------------------------------------------------------------- */
 
-static void fti_spell(fti_buf *out, fti_buf *spelled, const fti_alphabet *a, const char *p, size_t n)
+static void fti_spell(fti_buf *out, fti_buf *spelled, const char *p, size_t n)
 {
     size_t i;
     char utf8[4];
     spelled->n = 0;
-    for (i = 0; i < n; i++) fti_buf_add(spelled, utf8, (size_t)fti_utf8_encode(a->of_byte[(uint8_t)p[i]], utf8));
+    for (i = 0; i < n; i++) fti_buf_add(spelled, utf8, (size_t)fti_utf8_encode(fti_byte_letter((uint8_t)p[i]), utf8));
     fti_buf_json(out, spelled->p, spelled->n);
 }
 
@@ -16322,12 +17738,10 @@ static uint32_t *fti_merge_list(const fti_bpe *b)
 static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added, const uint32_t *merges)
 {
     const fti_bpe *b = (const fti_bpe *)tok->model;
-    fti_alphabet alphabet;
     fti_buf spelled = { 0 };
     const char *comma = "";
     size_t i;
     int k;
-    fti_alphabet_init(&alphabet);
     fti_buf_fmt(out, "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
                 "\"continuing_subword_prefix\": \"\", \"end_of_word_suffix\": "
                 "\"\",\n    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": %s,\n    \"vocab\": {",
@@ -16339,7 +17753,7 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
         if (added && !with_added) continue;
         fti_buf_fmt(out, "%s\n      ", comma);
         comma = ",";
-        if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, &alphabet, t->p, t->len);
+        if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, t->p, t->len);
         fti_buf_fmt(out, ": %d", (int)t->id);
     }
     fti_buf_str(out, "\n    },\n    \"merges\": [");
@@ -16349,7 +17763,7 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
         comma = ",";
         for (k = 0; k < 2; k++) {
             ft_text t = ft_token_bytes(tok, b->id[merges[2 * i + (size_t)k]]);
-            fti_spell(out, &spelled, &alphabet, t.p, t.n);
+            fti_spell(out, &spelled, t.p, t.n);
             fti_buf_str(out, k ? "]" : ", ");
         }
     }
@@ -16371,17 +17785,20 @@ static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint
     fti_save_added(tok, out, 0, &loose);
     fti_buf_str(out, "\n  ],\n  \"normalizer\": ");
     if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form & 3]); else fti_buf_str(out, "null");
-    fti_buf_str(out, ",\n  \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
-    if (b->digits) fti_buf_fmt(out, "{\"type\": \"Digits\", \"individual_digits\": %s},\n    ", b->digits == 1
-                               ? "true" : "false");
-    if (regex && !b->prefix_space) {
-        fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
-        fti_buf_json(out, regex, strlen(regex));
-        fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
+    fti_buf_str(out, ",\n  \"pre_tokenizer\": ");
+    if (arrlen(tok->cuts)) fti_buf_add(out, tok->cuts_json.p, tok->cuts_json.n);
+    else {
+        fti_buf_str(out, "{\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
+        if (regex && !b->prefix_space) {
+            fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
+            fti_buf_json(out, regex, strlen(regex));
+            fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
+        }
+        fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, "
+                    "\"use_regex\": %s}\n  ]}", b->prefix_space ? "true" : "false",
+                    b->prefix_space && regex ? "true" : "false");
     }
-    fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, "
-                "\"use_regex\": %s}\n  ]},\n", b->prefix_space ? "true" : "false",
-                b->prefix_space && regex ? "true" : "false");
+    fti_buf_str(out, ",\n");
     fti_buf_str(out, "  \"post_processor\": ");
     fti_save_around(tok, out);
     fti_buf_str(out, ",\n  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "

@@ -11,13 +11,15 @@ Sources, all PyPI:
     tokenizers            lower case, which is Rust's char::to_lowercase (the fast tokenizers' own), again cut to
                           the code points of Unicode 16; where its BERT normaliser, whose tables are about
                           Unicode 8, disagrees with Unicode 16 about marks, punctuation and format characters; and
-                          which characters its normal forms, of Unicode 9, do not know yet
+                          which characters its normal forms, of Unicode 9, do not know yet; its expressions (those of
+                          Oniguruma): what folds to what, letters and cases of other categories; and the scripts
+                          that its UnicodeScripts, of about Unicode 8, knows
 The checksums are computed from these packages, not from the tables, so they check the tables.
 """
 import sys
 import regex
 import unicodedata2 as ud
-from tokenizers import normalizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers.normalizers import BertNormalizer, Lowercase, StripAccents
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -142,8 +144,96 @@ def kinds():
     return out
 
 
+CATEGORIES = ("Lu Lt Ll Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cn").split()
+OTHER_ALPHABETIC, OTHER_UPPER, OTHER_LOWER = (1 << i for i in range(29, 32))
+
+
+def matching(pattern, text):
+    """the characters of a text that an expression matches, as Hugging Face does"""
+    cut = pre_tokenizers.Split(Regex(pattern), "removed", invert=True).pre_tokenize_str(text)
+    return "".join(text[a:b] for _, (a, b) in cut)
+
+
+def categories():
+    """what the class does not tell: first code point, how many, the bits: a category and what else it counts as"""
+    guess = {UPPER: "Lu", LOWER: "Ll", MODIFIER: "Lm", CASELESS: "Lo", MARK | NONSPACING: "Mn", MARK: "Mc", NUMBER: "No",
+             PUNCT: "Po", CONTROL: "Cc", FORMAT: "Cf", SPACE: "Zs", CONTROL | SPACE: "Cc", 0: "So"}
+    everything = "".join(chars[c] for c in range(N) if c not in surrogate)
+    alphabetic, upper, lower = (set(matching(r"[[:%s:]]" % name, everything)) for name in ("alpha", "upper", "lower"))
+    rows = []
+    for c in range(N):
+        if cat[c] in ("Cn", "Co", "Cs"):
+            continue
+        bits = 1 << CATEGORIES.index(cat[c])
+        bits |= (chars[c] in alphabetic and cat[c][0] != "L" and cat[c] != "Nl") * OTHER_ALPHABETIC
+        bits |= (chars[c] in upper and cat[c] != "Lu") * OTHER_UPPER | (chars[c] in lower and cat[c] != "Ll") * OTHER_LOWER
+        if bits == 1 << CATEGORIES.index(guess[classes[c] & ~HAN]):
+            continue
+        if rows and rows[-1][0] + rows[-1][1] == c and rows[-1][2] == bits and rows[-1][1] < 63:
+            rows[-1][1] += 1
+        else:
+            rows.append([c, 1, bits])
+    return rows
+
+
+SCRIPTS = """Adlam Ahom Anatolian_Hieroglyphs Arabic Armenian Avestan Balinese Bamum Bassa_Vah Batak Bengali Bhaiksuki Bopomofo
+Brahmi Braille Buginese Buhid Canadian_Aboriginal Carian Caucasian_Albanian Chakma Cham Cherokee Chorasmian Common Coptic Cuneiform
+Cypriot Cypro_Minoan Cyrillic Deseret Devanagari Dives_Akuru Dogra Duployan Egyptian_Hieroglyphs Elbasan Elymaic Ethiopic Garay
+Georgian Glagolitic Gothic Grantha Greek Gujarati Gunjala_Gondi Gurmukhi Gurung_Khema Han Hangul Hanifi_Rohingya Hanunoo Hatran
+Hebrew Hiragana Imperial_Aramaic Inherited Inscriptional_Pahlavi Inscriptional_Parthian Javanese Kaithi Kannada Katakana Kawi
+Kayah_Li Kharoshthi Khitan_Small_Script Khmer Khojki Khudawadi Kirat_Rai Lao Latin Lepcha Limbu Linear_A Linear_B Lisu Lycian Lydian
+Mahajani Makasar Malayalam Mandaic Manichaean Marchen Masaram_Gondi Medefaidrin Meetei_Mayek Mende_Kikakui Meroitic_Cursive
+Meroitic_Hieroglyphs Miao Modi Mongolian Mro Multani Myanmar Nabataean Nag_Mundari Nandinagari New_Tai_Lue Newa Nko Nushu
+Nyiakeng_Puachue_Hmong Ogham Ol_Chiki Ol_Onal Old_Hungarian Old_Italic Old_North_Arabian Old_Permic Old_Persian Old_Sogdian
+Old_South_Arabian Old_Turkic Old_Uyghur Oriya Osage Osmanya Pahawh_Hmong Palmyrene Pau_Cin_Hau Phags_Pa Phoenician Psalter_Pahlavi
+Rejang Runic Samaritan Saurashtra Sharada Shavian Siddham SignWriting Sinhala Sogdian Sora_Sompeng Soyombo Sundanese Sunuwar
+Syloti_Nagri Syriac Tagalog Tagbanwa Tai_Le Tai_Tham Tai_Viet Takri Tamil Tangsa Tangut Telugu Thaana Thai Tibetan Tifinagh Tirhuta
+Todhri Toto Tulu_Tigalari Ugaritic Vai Vithkuqi Wancho Warang_Citi Yezidi Yi Zanabazar_Square""".split()
+
+
+def scripts():
+    """first code point of a run, its script (the last number: none), and whether UnicodeScripts knows it"""
+    everything = "".join(chars[c] for c in range(N) if assigned(c))
+    of, rows, hf = {}, [], pre_tokenizers.UnicodeScripts()
+    for i, name in enumerate(SCRIPTS):
+        of.update((ord(ch), i) for ch in matching(r"\p{%s}" % name, everything))
+    for c in range(1 << 18):                           # behind: tags and variation selectors, see fti_script
+        if assigned(c):
+            row = [of.get(c, len(SCRIPTS)), bool(hf.pre_tokenize_str(chars[c]))]
+            if not rows or rows[-1][1:] != row:
+                rows.append([c] + row)
+    return rows
+
+
+def folds():
+    """runs of what folds to something else: first code point, how many, 1 or 2 apart, what to add; and what folds to
+    several: code point, up to three"""
+    cased = "".join(chars[c] for c in range(0x20000) if cat[c] in ("Lu", "Ll", "Lt", "Lm", "Nl", "So", "Mn"))
+    single, several = {}, []
+    for ch in cased:
+        if ord(ch) not in single:
+            same = sorted(map(ord, (x for x in matching(r"(?i:\x{%x})" % ord(ch), cased) if len(ch.casefold()) == len(x.casefold()))))
+            to = min(same, key=lambda c: (cat[c] != "Ll", c))
+            single.update((c, to) for c in same)
+    rows = []
+    for c, to in sorted(single.items()):
+        if c == to:
+            continue
+        last = rows[-1] if rows else None
+        if last and last[3] == to - c and last[1] < 63 and (c - last[0] == last[1] * last[2] or (last[1] == 1 and c - last[0] == 2)):
+            last[2] = c - last[0] if last[1] == 1 else last[2]
+            last[1] += 1
+        else:
+            rows.append([c, 1, 1, to - c])
+    for c in range(N):
+        if c not in surrogate and len(chars[c].casefold()) > 1:
+            several.append([c] + [single.get(ord(x), ord(x)) for x in chars[c].casefold()] + [0] * (3 - len(chars[c].casefold())))
+    return rows, several
+
+
 def digits(c):
-    """a code point as three characters, six bits each, from '@' on"""
+    """a number below 2^18 as three characters, six bits each, from '@' on"""
+    assert c < 1 << 18
     return [chr(64 + (c >> k & 63)).replace("\\", "\\\\").replace("\x7f", "\\177") for k in (12, 6, 0)]
 
 
@@ -308,6 +398,29 @@ def tables():
     out.append("enum { FTI_N_LOWER = %d };" % len(ranges))
     out.append("static const char fti_lower_ranges[] =\n%s;" % strings(
         x for a, add in ranges for x in digits(a) + digits(add + 65536)))
+    fine = categories()
+    combined = sorted({r[2] for r in fine})
+    out.append("/* Categories that the class does not tell: first code point (three characters), how many, which of these. A bit for each")
+    out.append(" * of fti_cp_categories, and above them: counts as a letter, as a capital, as a small letter. */")
+    out.append('static const char fti_cp_categories[] = "%s";' % "".join(CATEGORIES))
+    out.append("static const uint32_t fti_fine_bits[%d] = {\n%s\n};" % (len(combined), numbers(combined).replace(",", "u,")))
+    out.append("enum { FTI_N_FINE = %d };" % len(fine))
+    out.append("static const char fti_fine[] =\n%s;" % strings(
+        x for a, n, bits in fine for x in digits(a) + digits(n)[2:] + digits(combined.index(bits))[2:]))
+    runs = scripts()
+    out.append("/* Scripts by name, and where runs of one begin: code point, then number of the script, 2048 more where UnicodeScripts of")
+    out.append(" * Hugging Face, which is older, knows none. */")
+    out.append("static const char fti_script_names[] =\n%s;" % strings(x + " " for x in SCRIPTS))
+    out.append("enum { FTI_N_SCRIPT_RUNS = %d };" % len(runs))
+    out.append("static const char fti_script_runs[] =\n%s;" % strings(
+        x for a, i, known in runs for x in digits(a) + digits(i + 2048 * (not known))[1:]))
+    single_folds, several = folds()
+    out.append("/* Case folding: first code point of a run, how many, 1 or 2 apart, 65536 and what to add. Then those that fold to two or")
+    out.append(" * three characters. */")
+    out.append("enum { FTI_N_FOLDS = %d, FTI_N_LONG_FOLDS = %d };" % (len(single_folds), len(several)))
+    out.append("static const char fti_folds[] =\n%s;" % strings(
+        x for a, n, step, add in single_folds for x in digits(a) + digits(n)[2:] + digits(step)[2:] + digits(add + 65536)))
+    out.append("static const char fti_long_folds[] =\n%s;" % strings(x for row in several for c in row for x in digits(c)))
     out.append(END)
     return "\n".join(out)
 

@@ -121,8 +121,8 @@ static void test_refused(void)
         { "[UNK]\n\xFF\n", FTUNE_ERR_FORMAT, "expected a tokenizer" },
         { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0},\"unk_token\":\"[UNK]\"},\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}",
           FTUNE_ERR_FORMAT, "unknown words" },
-        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}", FTUNE_ERR_UNSUPPORTED,
-          "BertPreTokenizer" },
+        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}},\"pre_tokenizer\":{\"type\":\"Blanks\"}}", FTUNE_ERR_UNSUPPORTED,
+          "Blanks" },
         { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":-1}},\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}", FTUNE_ERR_FORMAT,
           "id" },
         { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0},\"max_input_chars_per_word\":1000000},"

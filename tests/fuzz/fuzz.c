@@ -66,6 +66,29 @@ void fuzz_encode(const uint8_t *data, size_t n)         /* any bytes as text, th
     free(ids);
 }
 
+void fuzz_regex(const uint8_t *data, size_t n)          /* an expression, a 0 byte, a text */
+{
+    ft_error err = { FTUNE_OK, "" };
+    const uint8_t *zero = n ? (const uint8_t *)memchr(data, 0, n) : NULL;
+    const char *text = zero ? (const char *)zero + 1 : "It's 12 \xc3\x9f s\xc5\xbf\r\n \xe6\x9d\xad";
+    size_t m = zero ? fti_utf8_valid(text, n - (size_t)(zero - data) - 1) : strlen(text), last = 0;
+    fti_regex *re = NULL;
+    fti_search s;
+    ft_span x;
+    memset(&s, 0, sizeof s);
+    if (m > 200) m = fti_utf8_valid(text, 200);
+    ft_status st = fti_regex_new(&re, (const char *)data, zero ? (size_t)(zero - data) : n, "fuzz", &err);
+    judge(st, &err);
+    if (st) return;
+    fti_search_begin(&s, re, text, m);
+    while (fti_search_next(&s, &x) > 0) {
+        if (x.begin > x.end || x.end > m || x.begin < last) __builtin_trap();
+        last = x.end;
+    }
+    fti_search_free(&s);
+    fti_regex_free(re);
+}
+
 void fuzz_json(const uint8_t *data, size_t n)
 {
     ft_error err = { FTUNE_OK, "" };

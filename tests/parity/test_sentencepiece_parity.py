@@ -9,7 +9,7 @@ equally good paths ("....") fall differently, and takes a piece that is U+0000 (
     build/venv/bin/pip install --no-deps --target build/sentencepiece_0.1 sentencepiece==0.1.98
 and with 0.2 alone the Unigram models are left out. See many_texts.py.
 
-The families made-* are the files of phi-3, t5-small and bert with other normalizers and pre-tokenizers, as other published
+The families made-* are the files of phi-3, t5-small, bert and roberta with other normalizers and pre-tokenizers, as other published
 models have them: what those do is checked, with a vocabulary that is at hand.
 """
 import json
@@ -67,7 +67,8 @@ def split(pattern, behavior, kind="Regex", invert=False):
 
 MARK = "\u2581"
 META = step("Metaspace", replacement=MARK, prepend_scheme="always", split=True)
-MADE = {     # name: file, normalizer (None: its own), pre_tokenizer
+BYTES = step("ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+MADE = {     # name: file, normalizer (None: its own), pre_tokenizer, and another model, made from the file, if wanted
     "made-gemma": ("phi-3", replace(" ", MARK), split(" ", "MergedWithPrevious", "String")),
     "made-llama2": ("phi-3", sequence("normalizers", step("Prepend", prepend=MARK), replace(" ", MARK)), 0),
     "made-first": ("phi-3", 0, step("Metaspace", replacement=MARK, prepend_scheme="first", split=False)),
@@ -87,6 +88,37 @@ MADE = {     # name: file, normalizer (None: its own), pre_tokenizer
                                          step("CharDelimiterSplit", delimiter="a"), split("\\p{N}+", "Contiguous"))),
     "made-bert-steps": ("bert-base-uncased", sequence("normalizers", step("NFD"), step("Lowercase"), step("StripAccents")),
                         sequence("pretokenizers", step("WhitespaceSplit"), step("Punctuation", behavior="Isolated"))),
+    "made-whitespace": ("bert-base-uncased", step("Lowercase"), step("Whitespace")),
+    "made-scripts": ("t5-small", [None], sequence("pretokenizers", step("UnicodeScripts"), META)),
+    "made-length": ("bert-base-uncased", step("Lowercase"), sequence("pretokenizers", step("WhitespaceSplit"), step("FixedLength", length=4))),
+    "made-bert-meta": ("bert-base-uncased", 0, META),
+    "made-bert-bytes": ("bert-base-uncased", 0, sequence("pretokenizers", split("(?<=\\p{Lu})(?=\\p{Ll})", "Isolated"), BYTES)),
+    "made-t5-bytes": ("t5-small", 0, sequence("pretokenizers", step("ByteLevel", add_prefix_space=True, trim_offsets=True,
+                                                                  use_regex=True), step("Digits", individual_digits=True))),
+    "made-meta-bytes": ("t5-small", 0, sequence("pretokenizers", META, BYTES)),
+    "made-wordlevel": ("bert-base-uncased", 0, sequence("pretokenizers", step("Whitespace"), step("Punctuation", behavior="MergedWithNext")),
+                       lambda j: {"type": "WordLevel", "vocab": j["model"]["vocab"], "unk_token": "[UNK]"}),
+    "made-replace": ("bert-base-uncased", sequence("normalizers", replace("(?<=\\p{L})\\p{M}+|\\p{C}", "", "Regex"), replace("\\b", "-", "Regex"),
+                                                 replace("(?i:ss|the)+?", " x ", "Regex")), step("WhitespaceSplit")),
+    "made-deepseek3": ("roberta-base", 0, sequence("pretokenizers", *[split(x, "Isolated") for x in (
+        "\\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+        "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")], BYTES)),
+    "made-deepseek-coder": ("roberta-base", 0, sequence("pretokenizers", *[split(x, "Isolated") for x in (
+        "[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+")], step("Digits", individual_digits=True), BYTES)),
+    "made-tekken": ("roberta-base", 0, sequence("pretokenizers", split(
+        "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}"
+        "\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", "Isolated"), BYTES)),
+    "made-bloom": ("roberta-base", 0, sequence("pretokenizers", split(" ?[^(\\s|[.,!?…。，、।۔،])]+", "Isolated"), BYTES)),
+    "made-falcon": ("roberta-base", 0, sequence("pretokenizers", step("Punctuation", behavior="Contiguous"), step(
+        "ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True), step("Digits", individual_digits=False), split("[0-9][0-9][0-9]", "Isolated"))),
+    "made-command-r": ("roberta-base", step("NFC"), sequence("pretokenizers", step("Digits", individual_digits=True), step(
+        "ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True))),
+    "made-prefix": ("roberta-base", 0, sequence("pretokenizers", split("(?=[A-Z])", "Isolated"), step("Digits", individual_digits=False),
+                                                step("ByteLevel", add_prefix_space=True, trim_offsets=True, use_regex=True))),
+    "made-removed": ("roberta-base", 0, sequence("pretokenizers", split("\\s+|(?<!\\d)\\.", "Removed"), split("[aeiou]+?", "MergedWithNext"),
+                                                 split("\\w\\b", "MergedWithPrevious", invert=True), BYTES)),
+    "made-bytes": ("roberta-base", step("ByteLevel"), 0),
+    "made-bytes-split": ("roberta-base", sequence("normalizers", step("NFD"), step("ByteLevel")), split("Ġ?[^Ġ]+", "Contiguous")),
     "made-bert-nfkc": ("bert-base-uncased", sequence("normalizers", step("NFKC"), step(
         "BertNormalizer", clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True)), step("BertPreTokenizer")),
 }
@@ -94,12 +126,14 @@ MADE = {     # name: file, normalizer (None: its own), pre_tokenizer
 
 def made(name, build=BUILD):
     """the path of the file made"""
-    source, normalizer, pre = MADE[name]
+    source, normalizer, pre = MADE[name][:3]
     with open(os.path.join(VOCAB, source, "tokenizer.json"), encoding="utf-8") as f:
         j = json.load(f)
     if isinstance(normalizer, list):                # None stands for the file's own
         normalizer = sequence("normalizers", *[s or j["normalizer"] for s in normalizer])
     j["normalizer"], j["pre_tokenizer"] = normalizer or None, pre or None
+    if MADE[name][3:]:
+        j["model"], j["decoder"] = MADE[name][3](j), None
     if source == "phi-3":
         j["added_tokens"] = j["added_tokens"][:3]
     os.makedirs(build, exist_ok=True)
