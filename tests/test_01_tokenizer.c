@@ -382,7 +382,7 @@ static void test_made_ranks(void)
             for (k = 0; k < n_tokens && (t[k].n != x->n || memcmp(t[k].p, x->p, x->n)); k++) ;
             n_tokens += k == n_tokens;
         }
-        for (i = 0; i < round % 4 * round % 7 * 10; i++) {
+        for (i = 0; i < round % 4 * 30; i++) {
             made_token *a = &t[256 + ft_rng_below(&rng, N - 256)], *b = &t[256 + ft_rng_below(&rng, N - 256)], c = *a;
             *a = *b;
             *b = c;
@@ -411,7 +411,7 @@ static void test_made_ranks(void)
         }
         ft_tokenizer_free(tok);
     }
-    CHECK(odd > 20 && odd < 60);
+    CHECK(odd > 20);
 }
 
 /* Several threads give the same ids; the first ids stand for the text they say, whatever the limit. */
