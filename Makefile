@@ -20,7 +20,7 @@ PYTHON   = build/venv/bin/python
 EXAMPLES := $(patsubst examples/%.c,%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,%,$(sort $(wildcard tests/test_*.c)))
 
-.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden course bench bench-lora bench-tokenizer bench-cuda fuzz clean deps venv
+.PHONY: help run test test-parity test-cuda asan tsan check-cxx check-ops examples notebooks golden course bench bench-lora bench-tokenizer bench-linear bench-cuda fuzz clean deps venv
 
 help:
 	@echo 'make run              fine-tune a small language model here and now (about a minute)'
@@ -28,7 +28,8 @@ help:
 	@echo 'make build/ftune      the command-line tool;  build/ftune --help'
 	@echo 'make examples         build examples/01 ... 12 into build/'
 	@echo 'make test-parity      against PyTorch, Transformers, PEFT, tokenizers, tiktoken, SentencePiece (from PyPI, in build/venv)'
-	@echo 'make asan | tsan      the tests under AddressSanitizer and UBSan | ThreadSanitizer'
+	@echo 'make asan             the tests under AddressSanitizer and UBSan'
+	@echo 'make tsan             one tokenizer shared by threads, under ThreadSanitizer'
 	@echo 'make check-cxx        C99, C11, C++17, clang and no-OpenMP builds without a warning'
 	@echo 'make check-ops        ftune_cuda.cu has every entry of the op table (no GPU needed)'
 	@echo 'make test-cuda        the CUDA op table against the CPU one (needs an NVIDIA GPU and its toolkit)'
@@ -36,6 +37,7 @@ help:
 	@echo 'make bench            matmul beside OpenBLAS (needs libopenblas-dev)'
 	@echo 'make bench-lora       a LoRA step on the CPU beside PyTorch + PEFT (in build/venv)'
 	@echo 'make bench-tokenizer  tokenizers beside tiktoken, Hugging Face and SentencePiece'
+	@echo 'make bench-linear     a million equal characters, two, four: does the time grow with the text? Loading times'
 	@echo 'make notebooks        run the notebooks from top to bottom (NumPy and Matplotlib, in build/venv)'
 	@echo 'make golden           make the golden files of tests/golden again'
 	@echo 'make course           build/course.h: ftune.h without what a first reading can leave out'
@@ -63,6 +65,7 @@ build/tests/%: tests/%.c tests/test.h ftune.h | deps
 build/asan/%: tests/%.c tests/test.h ftune.h | deps
 	@mkdir -p build/asan
 	$(CC) $(SANFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=undefined $(INSIDE) $< -o $@ $(LIBS)
+build/tests/test_01_threads build/asan/test_01_threads build/tsan/test_01_threads: LIBS += -pthread
 build/tsan/%: tests/%.c tests/test.h ftune.h | deps
 	@mkdir -p build/tsan
 	$(CC) $(filter-out $(OPENMP),$(SANFLAGS)) -fsanitize=thread $(INSIDE) $< -o $@ $(LIBS)
@@ -78,8 +81,9 @@ test: $(TESTS:%=build/tests/%) examples build/world
 asan: $(TESTS:%=build/asan/%)
 	@sh tests/run.sh $(TESTS:%=build/asan/%)
 
-tsan: $(TESTS:%=build/tsan/%)
-	@sh tests/run.sh $(TESTS:%=build/tsan/%)
+# OpenMP is left out: its locks are invisible to ThreadSanitizer. One test starts threads of its own.
+tsan: build/tsan/test_01_threads
+	@sh tests/run.sh build/tsan/test_01_threads
 
 check-cxx: deps
 	@sh tests/check_cxx.sh
@@ -120,6 +124,11 @@ bench-lora: build/venv/ready | deps
 
 bench-tokenizer: build/ftune build/venv/ready
 	@$(PYTHON) tests/bench/tokenizer.py
+
+build/bench-linear: tests/bench/linear.c build/ftune.o
+	$(CC) $(CFLAGS) -I. -DFTUNE_IMPLEMENTED $< build/ftune.o -o $@ $(LIBS)
+bench-linear: build/bench-linear
+	@build/bench-linear
 
 fuzz: deps
 	@CC=clang SECONDS=$(SECONDS) sh tests/fuzz/run.sh

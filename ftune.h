@@ -1142,8 +1142,12 @@ typedef struct fti_family {
     /* All ids at once, where neighbours matter. NULL: decode, one after the other. */
     void (*decode_all)(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out);
     void (*free_model)(void *model);    /* may be NULL */
+    /* For ft_stream: decoded text p[n] to out, rewritten if the model does that; returns how many bytes at its end have
+     * to wait for more text, FTI_HELD at most, 0 if there is no more. May be NULL. */
+    size_t (*rewrite)(const ft_tokenizer *tok, const char *p, size_t n, int more, fti_buf *out);
     int remembers;                      /* encode makes use of fti_sink.memo */
 } fti_family;
+#define FTI_HELD 12                     /* with a character of which a byte is missing, ft_stream's 16 */
 
 typedef struct fti_token { const char *p; int32_t id; uint32_t len; } fti_token;
 /* len 0: empty; FTI_HIDDEN: see below */
@@ -1303,6 +1307,7 @@ static int fti_by_id(const void *a, const void *b)
 /* Sort, refuse ids given twice, build the table. A text with two ids keeps the last (same_text 1) or is an error. */
 static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
 {
+    enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
     size_t i, k, n = v->n = (size_t)arrlen(v->token);
     for (i = 1; i < n && v->token[i - 1].id < v->token[i].id; i++) ;
     if (i < n) qsort(v->token, n, sizeof *v->token, fti_by_id);
@@ -1322,23 +1327,23 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
     if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
         return fti_no_memory(err, v->cap * sizeof *v->slot);
     v->mix = fti_secret(v->slot);
-    for (i = 0; i < n; i++) {
-        const fti_token *t = &v->token[i];
-        uint64_t key = fti_vocab_key(v, t->p, t->len, 0);
+    for (i = 0; i < n + AHEAD; i++) {
+        const fti_token *t = &v->token[i < AHEAD ? 0 : i - AHEAD], *later = &v->token[i < n ? i : 0];
+        uint64_t key;
         fti_bucket *s;
-        if (!t->len) continue;
-        if ((s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN)) != NULL) {
-            if (!same_text)
-                return fti_fail(err, FTUNE_ERR_FORMAT,
-                                "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
-                                t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
-            s->id = t->id;
-            continue;
-        }
-        for (k = fti_vocab_start(v, fti_vocab_hash(v, key, t->len)); v->slot[k].len; k = k + 1 < v->cap ? k + 1 : 0) ;
-        v->slot[k].key = key;
-        v->slot[k].id = t->id;
-        v->slot[k].len = t->len;
+        if (i < n) FTI_SOON(&v->slot[fti_vocab_start(v, fti_vocab_hash(v, fti_vocab_key(v, later->p, later->len, 0), later->len))]);
+        if (i < AHEAD || !t->len) continue;
+        key = fti_vocab_key(v, t->p, t->len, 0);
+        for (k = fti_vocab_start(v, fti_vocab_hash(v, key, t->len)); (s = &v->slot[k])->len; k = k + 1 < v->cap ? k + 1 : 0)
+            if (s->key == key && s->len == t->len
+                && (t->len <= 8 || fti_same(fti_vocab_at(v, s->id)->p, t->p, t->len))) break;
+        if (s->len && !same_text)
+            return fti_fail(err, FTUNE_ERR_FORMAT,
+                            "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
+                            t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
+        s->key = key;
+        s->id = t->id;
+        s->len = t->len;
     }
     return FTUNE_OK;
 }
@@ -1902,22 +1907,39 @@ static void fti_place_join(const fti_bpe *b, fti_calendar *c, uint32_t i, uint32
     if (p->left != FTI_NONE) fti_place_list(c, p->left, fti_pair_find(b, c->at[p->left].sym, sym));
 }
 
-/* One round: the first merge of all, at all its places from the left. What is new waits for a later merge (where merges
- * are listed in the order learnt), so this is what single joins in their order come to. */
-static size_t fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t n)
+/* Do single joins in their order come to one round? Yes, if no pair that a join makes comes before the next such join. */
+static int fti_round_in_order(const fti_bpe *b, const uint32_t *sym, size_t n, uint32_t l, uint32_t r, uint32_t merge)
+{
+    uint32_t made = fti_joined(b, merge), before = FTI_NONE, left = FTI_NONE, right = FTI_NONE;
+    for (size_t i = 0; i < n; i++) {
+        if (i + 1 == n || sym[i] != l || sym[i + 1] != r) { before = sym[i]; continue; }
+        if (before != left && fti_merge_of(b, left = before, made) < merge) return 0;       /* left, right: known */
+        if (i + 2 < n && sym[i + 2] != right && fti_merge_of(b, made, right = sym[i + 2]) < merge) return 0;
+        before = made;
+        i++;
+    }
+    return 1;
+}
+
+/* One round: the first merge of all, at all its places from the left. 1: done; 0: nothing joins; -1: single joins would
+ * come to something else. Where merges are listed in the order learnt (b->edge), what is new waits for a later merge. */
+static int fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t *n)
 {
     uint32_t least = FTI_NONE, l = FTI_NONE, r = FTI_NONE, merge;
     size_t i, k;
-    for (i = 0; i + 1 < n; i++) {
+    for (i = 0; i + 1 < *n; i++) {
         if (sym[i] == l && sym[i + 1] == r) continue;
         merge = fti_merge_of(b, sym[i], sym[i + 1]);
         if (merge < least) { least = merge; l = sym[i]; r = sym[i + 1]; }
     }
-    for (i = k = 0; i < n && least != FTI_NONE; i++, k++) {
-        if (i + 1 < n && sym[i] == l && sym[i + 1] == r) { sym[k] = fti_joined(b, least); i++; }
+    if (least == FTI_NONE) return 0;
+    if ((!b->edge || b->late) && !fti_round_in_order(b, sym, *n, l, r, least)) return -1;
+    for (i = k = 0; i < *n; i++, k++) {
+        if (i + 1 < *n && sym[i] == l && sym[i + 1] == r) { sym[k] = fti_joined(b, least); i++; }
         else sym[k] = sym[i];
     }
-    return least == FTI_NONE ? n : k;
+    *n = k;
+    return 1;
 }
 
 /* The same for any length. Rounds first, as long as they take away a part that keeps the sum in proportion to n: they
@@ -1928,7 +1950,9 @@ static int fti_merge_long(const fti_bpe *b, uint32_t *sym, size_t *left)
     size_t words = b->n_merges / 64 + 1, n = *left, i;
     uint32_t k;
     int ok;
-    if (b->edge && !b->late) do { i = n; n = fti_merge_round(b, sym, n); } while (n < i - i / 8);
+    do { i = n; ok = fti_merge_round(b, sym, &n); } while (ok > 0 && n < i - i / 8);
+    *left = n;
+    if (!ok) return 1;
     c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
     c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
     c.used = (uint64_t *)fti_calloc(words, sizeof *c.used);
@@ -2255,7 +2279,7 @@ static void fti_bpe_free(void *model)
 }
 
 static const fti_family fti_family_bpe = { "BPE", 1, fti_bpe_normalize, fti_bpe_encode, NULL, NULL,
-                                           fti_bpe_free, 1 };
+                                           fti_bpe_free, NULL, 1 };
 
 /* The byte tokenizer: no vocabulary to learn or load, so tests and first lessons need no file. It takes any bytes. */
 #define FTI_BYTE_OFFSET 16
@@ -2267,7 +2291,7 @@ static ft_status fti_bytes_encode(const ft_tokenizer *tok, const char *text, siz
     for (i = 0; i < n; i++) fti_put(out, (uint8_t)text[i] + FTI_BYTE_OFFSET, i, i + 1);
     return FTUNE_OK;
 }
-static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL, 0 };
+static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL, NULL, 0 };
 
 /* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
@@ -2605,34 +2629,46 @@ FTUNE_API void ft_stream_init(ft_stream *s, const ft_tokenizer *tok, int skip_sp
     s->skip_special = skip_special;
 }
 
+/* Bytes that were held and new ones: what can be shown of them; the others are held. Frees bytes. */
+static ft_text fti_stream_show(ft_stream *s, fti_buf *bytes, int more, char *out, size_t cap)
+{
+    fti_buf whole = { 0 }, rewritten = { 0 }, *shown = &whole;
+    ft_text text = { out, 0 };
+    size_t part = (size_t)fti_buf_lossy(&whole, bytes->p, bytes->n, more), wait = 0;
+    if (s->tok->family->rewrite) {
+        wait = s->tok->family->rewrite(s->tok, whole.p, whole.n, more, &rewritten);
+        shown = &rewritten;
+    }
+    if (wait) memcpy(s->held, whole.p + whole.n - wait, wait);
+    if (part) memcpy(s->held + wait, bytes->p + bytes->n - part, part);
+    s->n_held = (int)(wait + part);
+    s->failed |= bytes->failed || whole.failed || rewritten.failed;
+    text.n = shown->n < cap ? shown->n : fti_utf8_valid(shown->p, cap);    /* never half a character */
+    if (text.n) memcpy(out, shown->p, text.n);
+    fti_buf_free(bytes);
+    fti_buf_free(&whole);
+    fti_buf_free(&rewritten);
+    return text;
+}
+
 FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap)
 {
     const fti_token *t = fti_vocab_at(&s->tok->vocab, id);
-    fti_buf bytes = { 0 }, whole = { 0 };
+    fti_buf bytes = { 0 };
     ft_text text = { out, 0 };
     if (!t || (s->skip_special && ft_token_is_special(s->tok, id))) return text;
     fti_buf_add(&bytes, s->held, (size_t)s->n_held);
     fti_decode_one(s->tok, t, !s->started, &bytes);
     s->started = s->started || bytes.n || !ft_token_is_special(s->tok, id);
-    s->n_held = fti_buf_lossy(&whole, bytes.p, bytes.n, 1);
-    if (s->n_held) memcpy(s->held, bytes.p + bytes.n - s->n_held, (size_t)s->n_held);
-    s->failed |= bytes.failed || whole.failed;
-    text.n = whole.n < cap ? whole.n : fti_utf8_valid(whole.p, cap);       /* never half a character */
-    if (text.n) memcpy(out, whole.p, text.n);
-    fti_buf_free(&bytes);
-    fti_buf_free(&whole);
-    return text;
+    return fti_stream_show(s, &bytes, 1, out, cap);
 }
 
 FTUNE_API ft_text ft_stream_finish(ft_stream *s, char *out, size_t cap)
 {
-    ft_text text = { out, 0 };
-    if (s->n_held && cap >= 3) {
-        memcpy(out, "\xEF\xBF\xBD", 3);
-        text.n = 3;
-    }
-    s->n_held = s->started = 0;
-    return text;
+    fti_buf bytes = { 0 };
+    fti_buf_add(&bytes, s->held, (size_t)s->n_held);
+    s->started = 0;
+    return fti_stream_show(s, &bytes, 0, out, cap);
 }
 
 FTUNE_API int ft_tokenizer_size(const ft_tokenizer *tok)
@@ -2848,7 +2884,10 @@ static int fti_letter_byte(uint32_t c)                        /* -1: it stands f
 }
 
 /* Merges, one after the other, on a finished vocabulary. */
-typedef struct fti_merges { uint32_t *symbol, next, n; int improper; fti_buf bytes; } fti_merges;
+typedef struct fti_merges {
+    uint32_t *symbol, next, n; int improper; fti_buf bytes;
+    size_t made;                                              /* place in the vocabulary of the token made last */
+} fti_merges;
 
 static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, const char *name, ft_error *err)
 {
@@ -2873,19 +2912,29 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
 
 static uint32_t fti_merges_symbol(ft_tokenizer *tok, fti_merges *m, const char *p, size_t n)
 {
-    int32_t id = fti_vocab_find(&tok->vocab, p, n);
-    size_t i = id < 0 ? 0 : (size_t)(fti_vocab_at(&tok->vocab, id) - tok->vocab.token);
+    const fti_vocab *v = &tok->vocab;
+    int32_t id = fti_vocab_find(v, p, n);
+    size_t i = id < 0 ? 0 : v->token[v->n - 1].id == (int32_t)v->n - 1 ? (size_t)id     /* ids without gaps */
+             : (size_t)(fti_vocab_at(v, id) - v->token);
     if (id < 0) return FTI_NONE;
     if (m->symbol[i] == FTI_NONE) ((fti_bpe *)tok->model)->id[m->symbol[i] = m->next++] = id;
     return m->symbol[i];
 }
 
-/* bytes: left[n] and right[k] one after the other. False: one of the three is no token. */
+/* bytes: left[n] and right[k] one after the other. False: one of the three is no token. In most files the tokens stand
+ * in the order of the merges, so the one made is looked for behind the last one. */
 static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, size_t n, size_t k)
 {
     fti_bpe *b = (fti_bpe *)tok->model;
+    const fti_token *t = m->made + 1 < tok->vocab.n ? &tok->vocab.token[m->made + 1] : NULL;
     uint32_t made = m->next, l = fti_merges_symbol(tok, m, bytes, n), r = fti_merges_symbol(tok, m, bytes + n, k);
-    uint32_t both = fti_merges_symbol(tok, m, bytes, n + k);
+    uint32_t both;
+    if (t && t->len == n + k && m->symbol[m->made + 1] == FTI_NONE && !memcmp(t->p, bytes, n + k)) {
+        b->id[both = m->symbol[++m->made] = m->next++] = t->id;
+    } else {
+        both = fti_merges_symbol(tok, m, bytes, n + k);
+        if (both != FTI_NONE) m->made = (size_t)(fti_vocab_at(&tok->vocab, b->id[both]) - tok->vocab.token);
+    }
     if (both != made) m->improper = 1;                        /* a part not made yet, or made once more */
     if (!n || !k || l == FTI_NONE || r == FTI_NONE || both == FTI_NONE) return 0;
     b->join[m->n] = both;
@@ -3524,7 +3573,7 @@ static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first,
 static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
 
 static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
-                                                 fti_wordpiece_decode, NULL, fti_wordpiece_free, 1 };
+                                                 fti_wordpiece_decode, NULL, fti_wordpiece_free, NULL, 1 };
 
 static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
 {
@@ -11410,16 +11459,16 @@ static void fti_json_space(fti_json_parser *s)
     s->p = p;
 }
 
-/* An upper bound of the number of values: one, one more after each comma, one inside each bracket. Strings skipped. */
+/* An upper bound of the number of values: one, one more after each comma, one inside each bracket. Those inside strings
+ * are counted too: memory that is not used costs little, and a loop without branches counts many bytes at once. */
 static size_t fti_json_bound(const char *p, const char *end)
 {
     size_t n = 1;
     while (p < end) {
-        char c = *p++;
-        n += (c == ',') | (c == '[') | (c == '{');
-        if (c != '"') continue;
-        while (p < end && *p != '"') p += *p == '\\' && end - p > 1 ? 2 : 1;
-        p += p < end;
+        uint8_t few = 0;
+        const char *stop = end - p < 255 ? end : p + 255;
+        for (; p < stop; p++) few += (*p == ',') | (*p == '[') | (*p == '{');
+        n += few;
     }
     return n;
 }
@@ -15005,33 +15054,33 @@ static void fti_pieces_free(fti_pieces *x)
  * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is
  * applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate
  * difference: a control token is never a piece, so that a text that only normalises to "</s>" (in full-width letters)
- * stays text. A model may hold a second table that rewrites decoded text; ft_stream, which sees one id at a time, does
- * without. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
+ * stays text. A model may hold a second table that rewrites decoded text; ft_stream then waits until no rule can need
+ * what comes next. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
  * through "...." it may take the other, and it never uses a piece that is U+0000. */
 
 /* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
  * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
  * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
- *   unit [n]  base << 9 | 0x100 if a string ends here | the byte that leads here, or FTI_TRIE_EMPTY
- * The value of the string that ends at a node is that of a further child, FTI_TRIE_VALUE. Neither of the two is a byte
- * of UTF-8. */
-typedef struct fti_trie { uint32_t *unit; size_t n, room; uint32_t root; } fti_trie;
-enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_VALUE = 0xFF, FTI_TRIE_MOST = 1 << 23 };
+ *   unit  base << 8 | the byte that leads here, or FTI_TRIE_EMPTY, which is no byte of UTF-8
+ *   id    of the string that ends here, or -1 */
+typedef struct fti_branch { uint32_t unit; int32_t id; } fti_branch;
+typedef struct fti_trie { fti_branch *slot; size_t n, room, longest; uint32_t root; } fti_trie;
+enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_MOST = 1 << 23 };
 
-/* From the node with this base over byte c: true and the new base, and the value of the string so far or -1. */
-FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *value)
+/* From the node with this base over byte c: true and the new base, and the id of the string so far or -1. */
+FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *id)
 {
-    uint32_t unit = t->unit[*base ^ c];
-    if ((unit & 0xFF) != c) return 0;
-    *base = unit >> 9;
-    *value = unit & 0x100 ? (int32_t)(t->unit[*base ^ FTI_TRIE_VALUE] >> 9) : -1;
+    const fti_branch *s = &t->slot[*base ^ c];
+    if ((s->unit & 0xFF) != c) return 0;
+    *base = s->unit >> 8;
+    *id = s->id;
     return 1;
 }
 
 static void fti_trie_free(fti_trie *t)
 {
-    FTUNE_FREE(t->unit);
-    t->unit = NULL;
+    FTUNE_FREE(t->slot);
+    t->slot = NULL;
 }
 
 static int fti_key_order(const void *a, const void *b)
@@ -15050,19 +15099,20 @@ enum { FTI_TRIE_WINDOW = 24 };
 
 static int fti_trie_room(fti_trie *t, size_t room)
 {
-    uint32_t *unit = (uint32_t *)FTUNE_REALLOC(t->unit, room * sizeof *unit);
-    if (unit) t->unit = unit;
-    t->room = unit ? room : t->room;
-    return unit != NULL;
+    fti_branch *slot = (fti_branch *)FTUNE_REALLOC(t->slot, room * sizeof *slot);
+    if (slot) t->slot = slot;
+    t->room = slot ? room : t->room;
+    return slot != NULL;
 }
 
-static int fti_trie_grow(fti_trie *t, fti_trie_block **blocks)
+static int fti_trie_grow(fti_trie *t, fti_trie_block *blocks)
 {
-    fti_trie_block empty = {{0}, {0}, 0};
+    fti_branch free_slot = { FTI_TRIE_EMPTY, -1 };
     size_t n = t->n + 256;
-    if (n > FTI_TRIE_MOST || (n > t->room && !fti_trie_room(t, n + n / 16))) return 0;
-    while (t->n < n) t->unit[t->n++] = FTI_TRIE_EMPTY;
-    return fti_push(*blocks, empty);
+    if (n > FTI_TRIE_MOST || (n > t->room && !fti_trie_room(t, n + n / 64))) return 0;
+    memset(&blocks[(t->n >> 8) % FTI_TRIE_WINDOW], 0, sizeof *blocks);
+    while (t->n < n) t->slot[t->n++] = free_slot;
+    return 1;
 }
 
 /* A base in this block under which all labels are free; 0: none. */
@@ -15082,22 +15132,23 @@ static uint32_t fti_trie_fit(const fti_trie_block *b, uint32_t block, const unsi
 }
 
 /* Room for these children: their base, or 0 when memory is out. */
-static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsigned char *label, int n)
+static uint32_t fti_trie_place(fti_trie *t, fti_trie_block *blocks, const unsigned char *label, int n)
 {
-    size_t last = (size_t)arrlen(*blocks), first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
+    size_t last = t->n >> 8, first = last > FTI_TRIE_WINDOW ? last - FTI_TRIE_WINDOW : 1;
     uint32_t base = 0;
-    for (size_t i = first; i < last && !base; i++) base = fti_trie_fit(*blocks + i, (uint32_t)i, label, n);
+    for (size_t i = first; i < last && !base; i++)
+        base = fti_trie_fit(&blocks[i % FTI_TRIE_WINDOW], (uint32_t)i, label, n);
     if (!base) {
         if (!fti_trie_grow(t, blocks)) return 0;
-        base = fti_trie_fit(*blocks + last, (uint32_t)last, label, n);
+        base = fti_trie_fit(&blocks[last % FTI_TRIE_WINDOW], (uint32_t)last, label, n);
     }
-    fti_trie_block *b = *blocks + (base >> 8);
+    fti_trie_block *b = &blocks[(base >> 8) % FTI_TRIE_WINDOW];
     b->bases[(base & 255) >> 6] |= (uint64_t)1 << (base & 63);
     for (int k = 0; k < n; k++) {
         unsigned slot = (base ^ label[k]) & 255;
         b->slots[slot >> 6] |= (uint64_t)1 << (slot & 63);
         b->taken++;
-        t->unit[base ^ label[k]] = label[k];
+        t->slot[base ^ label[k]].unit = label[k];
     }
     return base;
 }
@@ -15106,43 +15157,40 @@ static uint32_t fti_trie_place(fti_trie *t, fti_trie_block **blocks, const unsig
 static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys)
 {
     typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
-    fti_trie_block *blocks = NULL;
+    fti_trie_block blocks[FTI_TRIE_WINDOW];
     range *stack = NULL, r = { 0, n_keys, 0, 0 };
     int ok;
     memset(t, 0, sizeof *t);
     qsort(keys, n_keys, sizeof *keys, fti_key_order);
     for (size_t i = 0, nodes = 512; i <= n_keys; i++) {     /* so many nodes, and some gaps: room at once */
         size_t same = 0;
-        if (i == n_keys) { if (!fti_trie_room(t, nodes + nodes / 32)) return 0; break; }
+        if (i == n_keys) { if (!fti_trie_room(t, nodes + nodes / 256 + 256)) return 0; break; }
         while (i && same < keys[i - 1]->len && same < keys[i]->len && keys[i]->p[same] == keys[i - 1]->p[same]) same++;
-        nodes += keys[i]->len - same + 1;
+        nodes += keys[i]->len - same;
+        if (keys[i]->len > t->longest) t->longest = keys[i]->len;
     }
-    ok = fti_trie_grow(t, &blocks) && fti_trie_grow(t, &blocks) && fti_push(stack, r);
+    ok = fti_trie_grow(t, blocks) && fti_trie_grow(t, blocks) && fti_push(stack, r);
     while (ok && arrlen(stack)) {
-        unsigned char label[257];
+        unsigned char label[256];
         size_t begin[257];
         int n = 0;
-        const fti_token *ends = NULL;
         r = arrpop(stack);
-        while (r.lo < r.hi && keys[r.lo]->len == r.depth) ends = keys[r.lo++];
+        while (r.lo < r.hi && keys[r.lo]->len == r.depth) t->slot[r.slot].id = keys[r.lo++]->id;
         for (size_t i = r.lo; i < r.hi; i++) {
             unsigned char c = (unsigned char)keys[i]->p[r.depth];
             if (c >= FTI_TRIE_EMPTY) r.hi = i;              /* no text has it: these strings are never found */
             else if (!n || label[n - 1] != c) { begin[n] = i; label[n++] = c; }
         }
         begin[n] = r.hi;
-        if (ends) label[n] = FTI_TRIE_VALUE;
-        if (!n && !ends) continue;
-        uint32_t base = fti_trie_place(t, &blocks, label, n + (ends != NULL));
+        if (!n) continue;
+        uint32_t base = fti_trie_place(t, blocks, label, n);
         ok = base != 0;
-        if (r.depth) t->unit[r.slot] |= base << 9 | (ends ? 0x100u : 0); else t->root = base;
-        if (ok && ends) t->unit[base ^ FTI_TRIE_VALUE] |= (uint32_t)ends->id << 9;
+        if (r.depth) t->slot[r.slot].unit |= base << 8; else t->root = base;
         for (int k = n; ok && k-- > 0; ) {
             range child = { begin[k], begin[k + 1], r.depth + 1, base ^ label[k] };
             ok = fti_push(stack, child);
         }
     }
-    arrfree(blocks);
     arrfree(stack);
     if (!ok) fti_trie_free(t);
     return ok;
@@ -15173,6 +15221,7 @@ typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_s
 typedef struct fti_sp_rules {
     fti_charsmap map;
     int dummy_prefix, tidy, suffix;     /* tidy: no space twice, in front or at the end (remove_extra_whitespaces) */
+    int spaces;                         /* a space begins neither a rule nor a piece */
     const char *space;                  /* U+2581, or " " */
 } fti_sp_rules;
 
@@ -15186,7 +15235,8 @@ typedef struct fti_sp {
     int      fuse_unk;
     size_t   n;                         /* pieces */
     uint8_t *type;                      /* [n], of .model */
-    float   *score; double *json_score; /* Unigram */
+    float   *given;                     /* [n] scores as .model has them, while it is loaded */
+    double  *score;                     /* Unigram: [n + 1] of id at id + 1; at 0 that of no piece, -infinity */
     double   unknown_score, best_score;
     uint32_t *rank;                     /* BPE of .model: of each piece, 0 joins first, UINT32_MAX: never */
     fti_sp_pair *pair; size_t pair_cap; /* BPE of .json: open addressing, rank UINT32_MAX: empty */
@@ -15230,6 +15280,56 @@ static int fti_sp_emit(const fti_sp_rules *m, fti_buf *out, uint32_t **origin, f
     return ok;
 }
 
+/* Characters that stay, and spaces between them: most text is nothing else. *i moves behind them, or behind the first
+ * thousand bytes or so. */
+static int fti_sp_plain(const fti_sp *m, const fti_sp_rules *s, const char *text, size_t *i, size_t n, fti_buf *out,
+                        uint32_t **origin, int *after_space)
+{
+    size_t stop = n - *i < 1024 ? n : *i + 1024, width = strlen(s->space), room, k, from, len, character = *i;
+    uint32_t *at = NULL, cp;
+    char *o;
+    int after = *after_space;
+    int32_t id;
+    ft_text to;
+    while (stop < n && (text[stop] & 0xC0) == 0x80) stop++;
+    room = width * (stop - *i) + 4;
+    if (!fti_buf_fit(out, room) || (origin && !fti_fit(*origin, room))) return 0;
+    o = out->p + out->n;
+    if (origin) at = *origin + out->n;
+    for (from = *i; from < stop; from += len) {
+        const char *p = text + from;
+        len = 1;
+        if (fti_map_is_plain(&s->map, p, text + n)) {
+            if ((*p & 0xC0) != 0x80) character = from;
+            if (at) *at++ = (uint32_t)character;
+            *o++ = *p;
+            after = 0;
+            continue;
+        }
+        if (*p == ' ' && s->spaces) {
+            for (k = 0; k < width && !after; k++) {
+                if (at) *at++ = (uint32_t)from;
+                *o++ = s->space[k];
+            }
+            after = s->tidy;
+            continue;
+        }
+        if (!(*p & 0x80) || fti_sp_user(m, s, p, n - from, &id) || fti_map_rule(&s->map, p, n - from, 0, &to)
+            || !(len = (size_t)fti_utf8_decode(p, text + n, &cp))) break;
+        for (k = 0; k < len; k++) {
+            if (at) *at++ = (uint32_t)from;
+            *o++ = p[k];
+        }
+        after = 0;
+    }
+    *i = from;
+    *after_space = after;
+    out->n = (size_t)(o - out->p);
+    *o = 0;
+    if (origin) arrsetlen(*origin, out->n);
+    return 1;
+}
+
 static int fti_sp_normalize_model(const fti_sp *m, const fti_sp_rules *s, const char *text, size_t n, fti_buf *out,
                                   uint32_t **origin)
 {
@@ -15244,12 +15344,9 @@ static int fti_sp_normalize_model(const fti_sp *m, const fti_sp_rules *s, const 
     if (i == n) return ok;
     if (s->dummy_prefix && !s->suffix) ok = fti_emit(out, origin, s->space, width, i);
     while (i < n && ok) {
-        for (start = i; i < n && fti_map_is_plain(&s->map, text + i, text + n); i++) { }
-        if (i > start) {
-            ok = fti_emit_same(out, origin, text, start, i);
-            after_space = 0;
-            continue;
-        }
+        start = i;
+        ok = fti_sp_plain(m, s, text, &i, n, out, origin, &after_space);
+        if (i > start) continue;
         size_t len = fti_sp_user(m, s, text + i, n - i, &id);
         if (len) {
             to.p = text + i; to.n = len;
@@ -15293,10 +15390,11 @@ typedef struct fti_sp_run {
     struct fti_sp_symbol *spare;        /* stb array: room that one stretch leaves to the next */
 } fti_sp_run;
 
-static void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
+FTI_INLINE void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
 {
     ft_span s = { begin + r->shift, end + r->shift };
-    if (r->cut) s = fti_pieces_origin(r->cut, s.begin, s.end);
+    if (!r->out->offsets) s.begin = s.end = 0;
+    else if (r->cut) s = fti_pieces_origin(r->cut, s.begin, s.end);
     fti_put(r->out, id, s.begin, s.end);
 }
 
@@ -15316,114 +15414,130 @@ static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
     r->unk_end = end;
 }
 
-static void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t end)
+FTI_INLINE void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t end)
 {
     if (id < 0 || id == r->m->unk) { fti_sp_put_unknown(r, begin, end); return; }
-    fti_sp_flush(r);
+    if (r->unk_begin < r->unk_end) fti_sp_flush(r);
     fti_sp_put(r, id, begin, end);
 }
 
 /* ---- Unigram ---- */
 
-/* The best way to reach a place: its score and the piece that ends there. */
-typedef struct fti_sp_node { double score; uint32_t length; int32_t id; } fti_sp_node;
+/* The best way to reach a place: its score, and the piece that ends there: bytes << 32 | its slot in the tree; slot 0 is
+ * that of a character which is no piece. */
+typedef struct fti_sp_node { double score; uint64_t piece; } fti_sp_node;
 
-static void fti_sp_reach(const fti_sp *m, fti_sp_node *node, double score, uint32_t length, int32_t id)
+/* Of two equally good ways the first stays. The original compares before it rounds; but rounding never turns two numbers
+ * round, so the greater one can be taken after it. No branch, for there would be no guessing it. */
+FTI_INLINE void fti_sp_reach(fti_sp_node *node, double score, uint64_t piece, int json)
 {
-    if (node->length && !(score > node->score)) return;
-    node->score = m->json ? score : (double)(float)score;
-    node->length = length;
-    node->id = id;
+    double rounded = json ? score : (double)(float)score;
+    node->piece ^= (node->piece ^ piece) & (0 - (uint64_t)(score > node->score));
+    node->score = rounded > node->score ? rounded : node->score;
 }
 
-/* From the node at place 0 of the window to the one at size: the pieces, last first, then put in order. */
-static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size_t size)
+/* From the node at byte base of the text to the one at end: the pieces, last first, then put in order. */
+static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size_t end)
 {
-    size_t at = size;
-    uint32_t next = 0;
-    while (at > 0) {                                        /* turn the links round */
-        uint32_t length = node[at].length;
-        node[at].length = next;
-        next = length;
-        at -= length;
+    size_t at = end - base, length;
+    uint64_t piece, next = 0;
+    for (; at > 0; at -= (size_t)(piece >> 32)) {           /* turn the links round */
+        piece = node[at].piece;
+        node[at].piece = next;
+        next = piece;
     }
-    while (at < size) {
-        size_t end = at + next;
-        next = node[end].length;
-        fti_sp_put_piece(r, node[end].id, base + at, base + end);
-        at = end;
+    for (; base < end; base += length) {
+        piece = next;
+        length = (size_t)(piece >> 32);
+        node += length;
+        next = node->piece;
+        fti_sp_put_piece(r, r->m->pieces.slot[(uint32_t)piece].id, base, base + length);
     }
 }
 
-/* Room for place k of the window. The first nodes live on the stack. */
-typedef struct fti_sp_window { fti_sp_node *node; size_t cap; fti_sp_node local[64]; } fti_sp_window;
+/* Nodes of the places that are not decided yet, and of those ahead. The first live on the stack. */
+enum { FTI_SP_WINDOW = 512 };
+typedef struct fti_sp_window { fti_sp_node *node; size_t cap, ready; fti_sp_node local[FTI_SP_WINDOW]; } fti_sp_window;
 
+/* Nodes up to k are ready: no way leads there yet. False: no memory. */
 static int fti_sp_window_fit(fti_sp_window *w, size_t k)
 {
-    while (k >= w->cap) {
-        fti_sp_node *more = (fti_sp_node *)fti_calloc(2 * w->cap, sizeof *more);
-        if (!more) return 0;
-        memcpy(more, w->node, w->cap * sizeof *more);
+    static const fti_sp_node unreached = { -HUGE_VAL, (uint64_t)1 << 32 };      /* so links lead back if sums overflow */
+    if (k >= w->cap) {
+        fti_sp_node *bigger = (fti_sp_node *)fti_alloc(2 * k, sizeof *bigger);
+        if (!bigger) return 0;
+        memcpy(bigger, w->node, w->ready * sizeof *bigger);
         if (w->node != w->local) FTUNE_FREE(w->node);
-        w->node = more;
-        w->cap *= 2;
+        w->node = bigger;
+        w->cap = 2 * k;
     }
+    while (w->ready <= k) w->node[w->ready++] = unreached;
     return 1;
 }
 
-/* The pieces that begin at i, and the character itself when it is no piece. Returns where the longest one ends, 0: no
- * memory. */
-static size_t fti_sp_unigram_from(const fti_sp_run *r, fti_sp_window *w, size_t base, size_t i, size_t len)
+/* The pieces that begin at p, and the character of len bytes itself when it is no piece. Returns where the longest one
+ * ends. Where no piece ends the score is that of none, which is never better. */
+FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node *node, const unsigned char *p, size_t len,
+                                                    const unsigned char *end, int json)
 {
-    const fti_sp *m = r->m;
-    double till = w->node[i - base].score, s;
-    uint32_t state = m->pieces.root;
-    size_t reach = 0, k = i;
-    int32_t id;
-    int whole = 0;
-    while (k < r->n && fti_trie_step(&m->pieces, &state, (unsigned char)r->p[k], &id)) {
-        k++;
-        if (id < 0 || (m->type && m->type[id] == FTI_SP_UNUSED)) continue;
-        if (!fti_sp_window_fit(w, k - base)) return 0;
-        s = (m->json ? m->json_score[id] : (double)m->score[id]) + till;
-        if (m->type && m->type[id] == FTI_SP_USER) s = ((float)(k - i) * (float)m->best_score - 0.1) + till;
-        fti_sp_reach(m, &w->node[k - base], s, (uint32_t)(k - i), id);
-        if (k > reach) reach = k;
-        if (k - i == len) whole = 1;
+    const fti_branch *slot = m->pieces.slot;
+    const double *score = m->score + 1, till = node->score, unknown = m->unknown_score;
+    const unsigned char *reach = p + len, *stop = p + len;
+    const uint64_t byte = (uint64_t)1 << 32;
+    uint32_t at, state = m->pieces.root;
+    uint64_t length = len * byte;
+    for (at = 0; p < stop; p++) {
+        at = state ^ *p;
+        if ((slot[at].unit & 0xFF) != *p) break;
+        state = slot[at].unit >> 8;
     }
-    if (whole) return reach;
-    if (!fti_sp_window_fit(w, i + len - base)) return 0;
-    s = m->json ? m->unknown_score + till : (double)((float)m->unknown_score + (float)till);
-    fti_sp_reach(m, &w->node[i + len - base], s, (uint32_t)len, -1);
-    return reach > i + len ? reach : i + len;
+    node += len;
+    if (p == stop && slot[at].id >= 0) fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
+    else fti_sp_reach(node, json ? unknown + till : (double)((float)unknown + (float)till), length, json);
+    for (; p < end; reach = slot[at].id >= 0 ? p : reach) {
+        at = state ^ *p;
+        if ((slot[at].unit & 0xFF) != *p) break;
+        state = slot[at].unit >> 8;
+        length += byte;
+        p++;
+        fti_sp_reach(++node, score[slot[at].id] + till, length | at, json);
+    }
+    return reach;
 }
 
-/* A place that no piece crosses is on every path, so everything before it is decided: there the window is emptied. It
- * keeps its score, for the sums of the original go on. */
-static int fti_sp_unigram(fti_sp_run *r)
+/* A place that no piece crosses is on every path, so everything before it is decided and may be put. It keeps its score,
+ * for the sums of the original go on. */
+FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
 {
+    const unsigned char *text = (const unsigned char *)r->p, *p = text, *end = p + r->n, *reach = p, *zero = p, *q;
+    size_t len, ahead = r->m->pieces.longest + 4;
     fti_sp_window w;
-    size_t base = 0, reach = 0, i = 0, len, end;
-    w.node = w.local;
-    w.cap = sizeof w.local / sizeof *w.local;
-    memset(w.local, 0, sizeof w.local);
-    for (; i < r->n; i += len) {
-        uint32_t cp;
-        len = fti_next(r->p + i, r->p + r->n, &cp);
-        if (i == reach && i > base) {
-            double till = w.node[i - base].score;
-            fti_sp_backtrack(r, w.node, base, i - base);
-            memset(w.node, 0, (i - base + 1) * sizeof *w.node);
-            w.node[0].score = till;
-            base = i;
+    uint32_t cp;
+    w.node = w.local;                                       /* of the byte at zero */
+    w.cap = FTI_SP_WINDOW;
+    w.ready = 0;
+    if (!fti_sp_window_fit(&w, 0)) return 0;
+    for (w.node->score = 0; p < end; p += len) {
+        len = *p < 0x80 ? 1 : fti_next((const char *)p, (const char *)end, &cp);
+        if (p == reach && p - zero > FTI_SP_WINDOW / 2) {
+            fti_sp_backtrack(r, w.node, (size_t)(zero - text), (size_t)(p - text));
+            w.node[0] = w.node[p - zero];
+            w.ready = 1;
+            zero = p;
         }
-        if (!(end = fti_sp_unigram_from(r, &w, base, i, len))) break;
-        if (end > reach) reach = end;
+        if ((size_t)(p - zero) + ahead >= w.ready && w.ready <= (size_t)(end - zero)) {
+            size_t more = ahead + 64 < (size_t)(end - p) ? ahead + 64 : (size_t)(end - p);
+            if (!fti_sp_window_fit(&w, (size_t)(p - zero) + more)) break;
+        }
+        q = fti_sp_unigram_from(r->m, w.node + (p - zero), p, len, end, json);
+        if (q > reach) reach = q;
     }
-    if (i >= r->n) fti_sp_backtrack(r, w.node, base, r->n - base);
+    if (p >= end) fti_sp_backtrack(r, w.node, (size_t)(zero - text), r->n);
     if (w.node != w.local) FTUNE_FREE(w.node);
-    return i >= r->n;
+    return p >= end;
 }
+
+static int fti_sp_unigram(fti_sp_run *r) { return r->m->json ? fti_sp_unigram_as(r, 1) : fti_sp_unigram_as(r, 0); }
 
 /* ---- BPE over characters ---- */
 
@@ -15536,15 +15650,36 @@ static uint64_t fti_sp_heap_pop(uint64_t *heap, size_t *size)
     return top;
 }
 
+/* The first rank of all, at all its places from the left, as long as nothing new comes before the rest of them; then the
+ * next rank. "aaaa" falls together in a few passes; when eight of them took away less than an eighth of the symbols each,
+ * it is another text. Returns how many symbols are left. */
+static size_t fti_sp_join_passes(const fti_sp_stretch *t)
+{
+    fti_sp_symbol *s = t->s;
+    size_t left = t->n, before;
+    for (int poor = 0; poor < 8; poor += left >= before - before / 8) {
+        uint32_t least = UINT32_MAX, i;
+        before = left;
+        for (i = 0; i < t->n; i = s[i].next) if (s[i].rank < least) least = s[i].rank;
+        for (i = 0; i < t->n && least != UINT32_MAX; i = s[i].next) {
+            if (s[i].rank != least) continue;
+            fti_sp_join(t, i);
+            left--;
+            if (s[i].rank <= least || (i && s[s[i].before].rank <= least)) break;
+        }
+    }
+    return left;
+}
+
 /* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. Each join renews
- * two places, so 3 n entries are room enough. */
+ * two places, so three entries a symbol are room enough. */
 static int fti_sp_join_long(const fti_sp_stretch *t)
 {
     fti_sp_symbol *s = t->s;
-    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)t->n, sizeof *heap);
+    uint64_t *heap = (uint64_t *)fti_alloc(3 * fti_sp_join_passes(t), sizeof *heap);
     size_t size = 0;
     if (!heap) return 0;
-    for (uint32_t i = 0; i < t->n; i++)
+    for (uint32_t i = 0; i < t->n; i = s[i].next)
         if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
     while (size) {
         uint64_t top = fti_sp_heap_pop(heap, &size);
@@ -15746,14 +15881,46 @@ static void fti_sp_decode_all(const ft_tokenizer *tok, const int32_t *ids, size_
     }
 }
 
+/* Can text that begins so still become a rule, or a longer one? */
+static int fti_map_is_open(const fti_charsmap *m, const char *p, size_t n)
+{
+    size_t node = fti_map_offset(fti_map_unit(m, 0)), child;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t unit = fti_map_unit(m, node ^= (unsigned char)p[i]);
+        if (node >= m->n_units || (unit & 0x800000FFu) != (unsigned char)p[i]) return 0;
+        node ^= fti_map_offset(unit);
+    }
+    for (unsigned c = 1; c < 256; c++)
+        if ((child = node ^ c) < m->n_units && (fti_map_unit(m, child) & 0x800000FFu) == c) return 1;
+    return 0;
+}
+
+/* A second table rewrites decoded text. Up to where a rule may need more text, the whole text would come out so too;
+ * not if spaces were tidied up or put in front, but where there is such a table published models do neither. */
+static size_t fti_sp_rewrite(const ft_tokenizer *tok, const char *p, size_t n, int more, fti_buf *out)
+{
+    const fti_sp *m = (const fti_sp *)tok->model;
+    const fti_sp_rules *s = &m->out;
+    size_t i = 0, len;
+    uint32_t cp;
+    ft_text to;
+    if (m->json || !s->map.n_units || s->tidy || s->dummy_prefix) { fti_buf_add(out, p, n); return 0; }
+    for (; i < n; i += len) {
+        if (more && n - i <= FTI_HELD && fti_map_is_open(&s->map, p + i, n - i)) break;
+        if (!(len = fti_map_rule(&s->map, p + i, n - i, 0, &to))) len = fti_next(p + i, p + n, &cp);
+    }
+    if (!fti_sp_normalize_model(m, s, p, i, out, NULL)) out->failed = 1;
+    return n - i;
+}
+
 static void fti_sp_free(void *model)
 {
     fti_sp *m = (fti_sp *)model;
     fti_trie_free(&m->pieces);
     fti_trie_free(&m->user);
     FTUNE_FREE(m->type);
+    FTUNE_FREE(m->given);
     FTUNE_FREE(m->score);
-    FTUNE_FREE(m->json_score);
     FTUNE_FREE(m->rank);
     FTUNE_FREE(m->pair);
     FTUNE_FREE(m->neighbours);
@@ -15761,7 +15928,7 @@ static void fti_sp_free(void *model)
 }
 
 static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
-                                          fti_sp_decode_all, fti_sp_free, 0 };
+                                          fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 0 };
 
 /* ---- building ---- */
 
@@ -15784,7 +15951,8 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
 static int fti_sp_in_text(const ft_tokenizer *tok, int32_t id)
 {
     const fti_sp *m = (const fti_sp *)tok->model;
-    return (size_t)id < m->n && !ft_token_is_special(tok, id) && (m->json || fti_sp_is_piece(m, id));
+    return (size_t)id < m->n && !ft_token_is_special(tok, id)
+        && (m->json || (fti_sp_is_piece(m, id) && m->type[id] != FTI_SP_UNUSED));
 }
 
 static int fti_sp_is_user(const ft_tokenizer *tok, int32_t id)
@@ -15821,11 +15989,11 @@ static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error 
     fti_sp_ranked *by_score = (fti_sp_ranked *)fti_alloc(m->n, sizeof *by_score);
     uint32_t rank = 0;
     for (size_t i = 0; by_score && i < m->n; i++) {
-        fti_sp_ranked x = { m->score[i], (int32_t)i };
+        fti_sp_ranked x = { m->given[i], (int32_t)i };
         by_score[i] = x;
     }
-    FTUNE_FREE(m->score);
-    m->score = NULL;
+    FTUNE_FREE(m->given);
+    m->given = NULL;
     m->rank = (uint32_t *)fti_alloc(m->n, sizeof *m->rank);
     m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
     if (!by_score || !m->rank || !m->neighbours) { FTUNE_FREE(by_score); return fti_no_memory(err, m->n * 8); }
@@ -17216,7 +17384,7 @@ static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_fi
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, "
                         "found another thing", f->name, (int)id);
     m->type[id] = (uint8_t)type;
-    m->score[id] = score;
+    m->given[id] = score;
     if (type == FTI_SP_UNKNOWN) m->unk = id;
     if (type == FTI_SP_UNUSED) m->unused = 1;
     return fti_model_token(tok, added, id, piece, type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN, f->name, err);
@@ -17230,8 +17398,8 @@ static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_f
     ft_status status = FTUNE_OK;
     int32_t id = 0;
     m->type = (uint8_t *)fti_calloc(m->n, 1);
-    m->score = (float *)fti_calloc(m->n, sizeof *m->score);
-    if (!fti_added_map(tok, &added) || !m->type || !m->score || !fti_fit(tok->vocab.token, m->n + 16))
+    m->given = (float *)fti_calloc(m->n, sizeof *m->given);
+    if (!fti_added_map(tok, &added) || !m->type || !m->given || !fti_fit(tok->vocab.token, m->n + 16))
         status = fti_no_memory(err, m->n);
     while (!status && fti_proto_next(&c) > 0)
         if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &added, id++, c.bytes, err);
@@ -17292,18 +17460,28 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *
         const fti_token *t = fti_vocab_at(&tok->vocab, (int32_t)i);
         if (m->type[i] == FTI_SP_USER && t) m->in.map.begins[(unsigned char)*t->p] = 1;
         if (m->type[i] != FTI_SP_NORMAL) continue;
-        if (m->score[i] < m->unknown_score) m->unknown_score = m->score[i];
-        if (m->score[i] > m->best_score) m->best_score = m->score[i];
+        if (m->given[i] < m->unknown_score) m->unknown_score = m->given[i];
+        if (m->given[i] > m->best_score) m->best_score = m->given[i];
     }
-    m->in.map.begins[' '] = m->out.map.begins[' '] = 1;
     m->unknown_score = (float)m->unknown_score - 10.0f;
     m->strip = m->in.tidy ? 3 : m->in.dummy_prefix;
     if (f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
     if (!status) status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
     if (!status) status = fti_map_read(&m->out.map, f->table[1].p, f->table[1].n, f->name, err);
+    m->in.spaces = !m->in.map.begins[' '];
+    m->out.spaces = !m->out.map.begins[' '];
+    m->in.map.begins[' '] = m->out.map.begins[' '] = 1;
     if (!status && !fti_trie_of(&m->user, tok, fti_sp_is_user)) status = fti_no_memory(err, m->n * sizeof(char *));
     if (status || !m->unigram) return status ? status : fti_sp_finish_bpe(tok, m, err);
-    return fti_trie_of(&m->pieces, tok, fti_sp_in_text) ? FTUNE_OK : fti_no_memory(err, m->n * sizeof(char *));
+    if (!fti_trie_of(&m->pieces, tok, fti_sp_in_text) || !(m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score)))
+        return fti_no_memory(err, m->n * sizeof *m->score);
+    m->score[0] = -HUGE_VAL;
+    for (size_t i = 0; i < m->n; i++)                       /* user-defined pieces are nearly free */
+        m->score[i + 1] = m->type[i] != FTI_SP_USER ? m->given[i]
+            : (float)ft_token_bytes(tok, (int32_t)i).n * (float)m->best_score - 0.1;
+    FTUNE_FREE(m->given);
+    m->given = NULL;
+    return FTUNE_OK;
 }
 
 FTI_LOADER(fti_load_sentencepiece)
@@ -17404,8 +17582,8 @@ FTI_JSON_LOADER(fti_json_unigram)
     m->unigram = 1;
     m->n = j->node[vocab].count;
     m->unknown_score = 0;
-    m->json_score = (double *)fti_calloc(m->n, sizeof *m->json_score);
-    if (!m->json_score || !fti_fit(tok->vocab.token, m->n)) return fti_no_memory(err, m->n * sizeof(double));
+    m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score);
+    if (!m->score || !fti_fit(tok->vocab.token, m->n)) return fti_no_memory(err, m->n * sizeof(double));
     for (node = fti_json_child(j, vocab); node >= 0; node = fti_json_next(j, node), id++) {
         int text = fti_json_child(j, node), score = fti_json_next(j, text);
         size_t n;
@@ -17416,9 +17594,10 @@ FTI_JSON_LOADER(fti_json_unigram)
         if (!fti_vocab_add(&tok->vocab, id, room.p, n)) return fti_no_memory(err, n);
         room.p += n;
         room.left -= n;
-        m->json_score[id] = fti_sp_json_score(j, score);
-        if (!id || m->json_score[id] < m->unknown_score) m->unknown_score = m->json_score[id];
+        m->score[id + 1] = fti_sp_json_score(j, score);
+        if (!id || m->score[id + 1] < m->unknown_score) m->unknown_score = m->score[id + 1];
     }
+    m->score[0] = -HUGE_VAL;
     m->unknown_score -= 10;
     status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
     node = fti_json_get(j, model, "unk_id");
