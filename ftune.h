@@ -1304,7 +1304,8 @@ static int fti_by_id(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Sort, refuse ids given twice, build the table. A text with two ids keeps the last (same_text 1) or is an error. */
+/* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or the
+ * first (2: DeepSeek adds a token that reads as the bytes of another one do). */
 static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
 {
     enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
@@ -1341,6 +1342,7 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
             return fti_fail(err, FTUNE_ERR_FORMAT,
                             "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
                             t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
+        if (s->len && same_text == 2) continue;
         s->key = key;
         s->id = t->id;
         s->len = t->len;
@@ -1991,18 +1993,18 @@ done:
     return ok;
 }
 
-/* Join sym[n]; returns how many are left, 0 for no memory. */
+/* Join sym[n]; returns how many are left, SIZE_MAX for no memory. */
 static size_t fti_join(const fti_bpe *b, uint32_t *sym, size_t n)
 {
     uint32_t merge;
-    if (n > FTI_SHORT) return fti_merge_long(b, sym, &n) ? n : 0;
+    if (n > FTI_SHORT) return fti_merge_long(b, sym, &n) ? n : SIZE_MAX;
     if (n != 2) return n < 2 ? n : fti_merge_short(b, sym, n, 1);
     if ((merge = fti_merge_of(b, sym[0], sym[1])) == FTI_NONE) return 2;
     sym[0] = fti_joined(b, merge);
     return 1;
 }
 
-/* The symbols that a piece becomes; 0: no memory. Characters that are one token (b->of_char) are begun with, and the
+/* The symbols that a piece becomes; SIZE_MAX: no memory. Characters that are one token (b->of_char) are begun with, and the
  * piece is cut where two characters meet that meet in no token: nothing is ever joined there. A run of Chinese falls
  * into parts of a character or two, most of which need no look-up at all. See fti_bpe_chars. */
 static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_t *sym)
@@ -2012,9 +2014,9 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     size_t begin = 0, part = 0;                               /* behind the last cut, in s and in sym */
     uint32_t cp, last = 0, whole, before = FTI_NONE, behind;  /* merges that would take a part of the character away */
     int one, last_one = 1, cut;                               /* one: the character stays one symbol */
-    if (!b->of_char) {
-        for (i = 0; i < n; i++) sym[i] = s[i];
-        return fti_join(b, sym, n);
+    if (!b->of_char || !b->complete) {                        /* bytes without an id are not there */
+        for (i = 0; i < n; i++) if (b->id[s[i]] >= 0) sym[k++] = s[i];
+        return fti_join(b, sym, k);
     }
     for (i = 0; i < n; i += len, last = cp, last_one = one, before = behind) {
         if ((s[i] | last) < 0x80) {                           /* ASCII: no borders to look at before its end */
@@ -2040,7 +2042,7 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
         }
         if (cut) {
             if (k - part > 1) {
-                if (!(m = fti_join(b, sym + part, k - part))) return 0;
+                if ((m = fti_join(b, sym + part, k - part)) == SIZE_MAX) return SIZE_MAX;
                 k = part + m;
             }
             part = k;
@@ -2050,18 +2052,23 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     }
     if (bytes < n) k += fti_start_bytes(b, s + begin, bytes - begin, n - begin, n - begin, sym + k);
     n = fti_join(b, sym + part, k - part);
-    return n ? part + n : 0;
+    return n == SIZE_MAX ? n : part + n;
 }
 
 /* A piece on its way. Longer than any token and than what is remembered: hash 0. */
 typedef struct fti_coming { size_t end; uint64_t key, first, hash; fti_seen *seen; } fti_coming;     /* first: 8 bytes */
 
-FTI_INLINE void fti_put_ids(const ft_tokenizer *tok, const int32_t *ids, size_t n, size_t at, fti_sink *out)
+/* The ids of text[at, end); bytes without an id are passed over. */
+static void fti_put_ids(const ft_tokenizer *tok, const char *text, size_t at, size_t end, const int32_t *ids, size_t n,
+                        fti_sink *out)
 {
-    size_t i, end;
-    for (i = 0; i < n; i++, at = end) {
-        end = out->offsets && ids[i] >= 0 ? at + fti_vocab_at(&tok->vocab, ids[i])->len : at + 1;
-        if (ids[i] >= 0) fti_put(out, ids[i], at, end);
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    size_t i, begin = at;
+    for (i = 0; i < n; i++) {
+        uint32_t left = out->offsets ? fti_vocab_at(&tok->vocab, ids[i])->len : 0;
+        for (; left && at < end && b->id[(uint8_t)text[at]] < 0; at++) ;
+        for (begin = at; left && at < end; at++) left -= b->id[(uint8_t)text[at]] >= 0;
+        fti_put(out, ids[i], begin, at);
     }
 }
 
@@ -2076,6 +2083,7 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     uint32_t few[FTI_SHORT], *sym = few;
     size_t n = piece->end - at, size = n, i;
     int32_t *ids, one;
+    ft_status status = FTUNE_OK;
     if (whole) {
         one = whole->id;
         ids = &one;
@@ -2084,15 +2092,16 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
         if (n > FTI_SHORT && !(sym = (uint32_t *)fti_alloc(n, sizeof *sym))) return fti_no_memory(err, n * sizeof *sym);
         n = fti_bpe_symbols(b, p, n, sym);
         ids = (int32_t *)sym;
-        for (i = 0; i < n; i++) ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
+        for (i = 0; i < n && n != SIZE_MAX; i++) ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
     }
-    if (b->complete && n) fti_seen_put(piece->seen, p, size, ids, n);
-    if (b->complete && !out->offsets && out->n + n <= out->cap) {
+    if (n == SIZE_MAX) status = fti_no_memory(err, size * sizeof(fti_place));
+    else if (!out->offsets && out->n + n <= out->cap) {
         memcpy(out->ids + out->n, ids, n * sizeof *ids);
         out->n += n;
-    } else fti_put_ids(tok, ids, n, at, out);
+    } else fti_put_ids(tok, text, at, piece->end, ids, n, out);
+    if (!status) fti_seen_put(piece->seen, p, size, ids, n);
     if (sym != few) FTUNE_FREE(sym);
-    return n ? FTUNE_OK : fti_no_memory(err, size * sizeof(fti_place));
+    return status;
 }
 
 /* A few pieces ahead are cut before the first is looked up, so that memory is asked for all of them at once. */
@@ -2132,7 +2141,7 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
             else if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) {
                 memcpy(out->ids + out->n, s->ids, sizeof s->ids);
                 out->n += s->n_ids;
-            } else fti_put_ids(tok, s->ids, s->n_ids, at, out);
+            } else fti_put_ids(tok, text, at, end, s->ids, s->n_ids, out);
         }
     }
     return status;
@@ -16800,7 +16809,7 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
     fti_bpe *b;
     ft_status status;
     status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 2, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
     if (!status) status = fti_json_normalizer(tok, j, err);
     if (status) return status;
