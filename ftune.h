@@ -1894,7 +1894,6 @@ static void fti_place_list(fti_calendar *c, uint32_t i, uint32_t merge)
     if (p->after != FTI_NONE) c->at[p->after].before = i;
     c->head[merge] = i;
     c->used[merge / 64] |= UINT64_C(1) << (merge & 63);
-    if (merge / 64 < c->word) c->word = merge / 64;           /* only vocabularies no training makes go back */
 }
 
 static void fti_place_join(const fti_bpe *b, fti_calendar *c, uint32_t i, uint32_t sym)
@@ -1944,6 +1943,64 @@ static int fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t *n)
     return 1;
 }
 
+/* A heap of numbers, the smallest on top. */
+static void fti_queue_push(uint64_t *heap, size_t *size, uint64_t key)
+{
+    size_t i = (*size)++;
+    for (; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = key;
+}
+
+static uint64_t fti_queue_pop(uint64_t *heap, size_t *size)
+{
+    uint64_t top = heap[0], last = heap[--*size];
+    size_t i = 0, c;
+    for (; (c = 2 * i + 1) < *size; i = c) {
+        if (c + 1 < *size && heap[c + 1] < heap[c]) c++;
+        if (heap[c] >= last) break;
+        heap[i] = heap[c];
+    }
+    heap[i] = last;
+    return top;
+}
+
+static void fti_queue_pair(const fti_bpe *b, const uint32_t *sym, size_t i, size_t k, uint64_t *queue, size_t *size)
+{
+    uint32_t merge = fti_merge_of(b, sym[i], sym[k]);
+    if (merge != FTI_NONE) fti_queue_push(queue, size, (uint64_t)merge << 32 | i);
+}
+
+/* Merges in any order: single joins, the next one taken from a heap of merge << 32 | place. An entry is stale when its
+ * place waits for another merge by now. False: no memory. */
+static int fti_merge_queue(const fti_bpe *b, uint32_t *sym, size_t *left)
+{
+    size_t n = *left, size = 0, i, k;
+    uint64_t *queue = (uint64_t *)fti_alloc(3 * n, sizeof *queue);
+    uint32_t *next = (uint32_t *)fti_alloc(n, sizeof *next), *last = (uint32_t *)fti_alloc(n + 1, sizeof *last);
+    int ok = queue && next && last;
+    for (i = 0; i < n && ok; i++) {
+        next[i] = (uint32_t)i + 1;
+        last[i + 1] = (uint32_t)i;
+        if (i + 1 < n) fti_queue_pair(b, sym, i, i + 1, queue, &size);
+    }
+    while (ok && size) {
+        uint64_t top = fti_queue_pop(queue, &size);
+        i = (size_t)(top & UINT32_MAX);
+        if (sym[i] == FTI_NONE || (k = next[i]) == n || fti_merge_of(b, sym[i], sym[k]) != top >> 32) continue;
+        sym[i] = fti_joined(b, (uint32_t)(top >> 32));
+        sym[k] = FTI_NONE;
+        next[i] = next[k];
+        last[next[k]] = (uint32_t)i;
+        if (next[i] < n) fti_queue_pair(b, sym, i, next[i], queue, &size);
+        if (i) fti_queue_pair(b, sym, last[i], i, queue, &size);
+    }
+    for (i = 0, *left = 0; i < n && ok; i = next[i]) sym[(*left)++] = sym[i];
+    FTUNE_FREE(queue);
+    FTUNE_FREE(next);
+    FTUNE_FREE(last);
+    return ok;
+}
+
 /* The same for any length. Rounds first, as long as they take away a part that keeps the sum in proportion to n: they
  * make short work of "aaaa", and need no memory. False: no memory. */
 static int fti_merge_long(const fti_bpe *b, uint32_t *sym, size_t *left)
@@ -1955,6 +2012,7 @@ static int fti_merge_long(const fti_bpe *b, uint32_t *sym, size_t *left)
     do { i = n; ok = fti_merge_round(b, sym, &n); } while (ok > 0 && n < i - i / 8);
     *left = n;
     if (!ok) return 1;
+    if (!b->edge || b->late) return fti_merge_queue(b, sym, left);
     c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
     c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
     c.used = (uint64_t *)fti_calloc(words, sizeof *c.used);
@@ -15638,27 +15696,6 @@ static void fti_sp_join(const fti_sp_stretch *t, uint32_t i)
     if (i) fti_sp_look(t, s[i].before);
 }
 
-/* A heap of numbers, the smallest on top. */
-static void fti_sp_heap_push(uint64_t *heap, size_t *size, uint64_t key)
-{
-    size_t i = (*size)++;
-    for (; i && heap[(i - 1) / 2] > key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = key;
-}
-
-static uint64_t fti_sp_heap_pop(uint64_t *heap, size_t *size)
-{
-    uint64_t top = heap[0], last = heap[--*size];
-    size_t i = 0, c;
-    for (; (c = 2 * i + 1) < *size; i = c) {
-        if (c + 1 < *size && heap[c + 1] < heap[c]) c++;
-        if (heap[c] >= last) break;
-        heap[i] = heap[c];
-    }
-    heap[i] = last;
-    return top;
-}
-
 /* The first rank of all, at all its places from the left, as long as nothing new comes before the rest of them; then the
  * next rank. "aaaa" falls together in a few passes; when eight of them took away less than an eighth of the symbols each,
  * it is another text. Returns how many symbols are left. */
@@ -15689,14 +15726,14 @@ static int fti_sp_join_long(const fti_sp_stretch *t)
     size_t size = 0;
     if (!heap) return 0;
     for (uint32_t i = 0; i < t->n; i = s[i].next)
-        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
+        if (s[i].rank != UINT32_MAX) fti_queue_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
     while (size) {
-        uint64_t top = fti_sp_heap_pop(heap, &size);
+        uint64_t top = fti_queue_pop(heap, &size);
         uint32_t i = (uint32_t)top, before = s[i].before;
         if (s[i].rank != top >> 32) continue;
         fti_sp_join(t, i);
-        if (s[i].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
-        if (i && s[before].rank != UINT32_MAX) fti_sp_heap_push(heap, &size, (uint64_t)s[before].rank << 32 | before);
+        if (s[i].rank != UINT32_MAX) fti_queue_push(heap, &size, (uint64_t)s[i].rank << 32 | i);
+        if (i && s[before].rank != UINT32_MAX) fti_queue_push(heap, &size, (uint64_t)s[before].rank << 32 | before);
     }
     FTUNE_FREE(heap);
     return 1;
