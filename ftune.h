@@ -194,12 +194,17 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
 FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *ids, size_t n_ids, int skip_special,
                                         char *text, size_t cap, size_t *n_text, ft_error *err);
 
-/* Decode one id at a time, holding back the bytes of a character until it is complete. */
+/* Decode one id at a time, holding back the bytes of a character until it is complete. The parts together are what
+ * ft_tokenizer_decode makes of all ids, but for text that later ids take back: with ByteFallback (Llama 2), a byte that
+ * makes no character turns its whole run of bytes into U+FFFD, also characters already shown. */
 typedef struct ft_stream {
     const ft_tokenizer *tok;
     int  skip_special, started, n_held;
     int  failed;                        /* no memory: text is missing */
     char held[16];
+    int32_t window[16];                 /* the last ids, where a decoder looks at neighbours */
+    int  n_window;
+    size_t shown;                       /* bytes of their text that are out */
 } ft_stream;
 FTUNE_API void   ft_stream_init(ft_stream *s, const ft_tokenizer *tok, int skip_special);
 /* What can be shown now, written to out. A capacity of 1024 holds any token of the vocabularies known so far. */
@@ -228,7 +233,9 @@ typedef struct ft_tokenizer_train_options {
 FTUNE_API ft_tokenizer_train_options ft_tokenizer_train_options_default(void);
 FTUNE_API ft_status ft_tokenizer_train(ft_tokenizer **out, const char *const *texts, const size_t *lengths, int n_texts,
                                        const ft_tokenizer_train_options *opt, ft_error *err);
-/* dir/tokenizer.json and dir/tokenizer_config.json, as Hugging Face writes them. eos/pad/bos from the attributes. */
+/* dir/tokenizer.json and dir/tokenizer_config.json, as Hugging Face writes them. eos/pad/bos from the attributes; how
+ * text is prepared and decoded as the tokenizer.json said that was loaded. Byte-level BPE without affixes, fuse_unk or
+ * byte_fallback; other models are FTUNE_ERR_UNSUPPORTED. */
 FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, ft_error *err);
 /* The ordinary tokens as a tiktoken rank file; ids must be ranks (merges in the order of their ids). */
 FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const char *path, ft_error *err);
@@ -1175,6 +1182,8 @@ typedef struct fti_attribute { char name[32]; int32_t id; } fti_attribute;
 
 #define FTI_MAX_AROUND 8
 #define FTI_MEMOS      64
+enum { FTI_PART_UNK = 4, FTI_N_PARTS };
+static const char *const fti_part_names[] = { "normalizer", "pre_tokenizer", "post_processor", "decoder", "unk_token" };
 struct ft_tokenizer {
     const fti_family *family;
     void         *model;                /* the family's own: fti_bpe, ... */
@@ -1182,7 +1191,8 @@ struct ft_tokenizer {
     fti_added_set raw, normal;          /* looked for in the text; in the normalised text */
     struct fti_step *steps;             /* stb array: normalizers of tokenizer.json; see the appendix */
     struct fti_cutter *cuts;            /* stb array: its pre-tokenizers, but for what the scanner of byte-level BPE does */
-    ft_text       cuts_json;            /* as the file spells them, if there are some; to save them */
+    struct fti_decoder *decoders;       /* stb array: its decoders; none: family->decode */
+    ft_text       part[FTI_N_PARTS];    /* what of tokenizer.json is saved as it was read; p NULL: made anew */
     int32_t      *special;              /* stb array: ids of control tokens, ascending */
     int32_t       before[FTI_MAX_AROUND], after[FTI_MAX_AROUND];     /* what FTUNE_ADD_SPECIAL adds */
     int           n_before, n_after;
@@ -1361,7 +1371,8 @@ static void fti_vocab_free(fti_vocab *v)
 /* ---- words met before ------------------------------------------------------------------------------------------ *
  * Words come again: short ones are remembered with their ids, each in the place its hash gives, a line of the
  * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
- * tokenizer without waiting for one another and there are never more memos than calls at one time. */
+ * tokenizer without waiting for one another and there are never more memos than calls at one time. A word must give
+ * the same ids wherever it stands: those of BPE and WordPiece do. */
 
 #define FTI_SEEN       65536
 #define FTI_SEEN_BYTES 30
@@ -1742,11 +1753,12 @@ static void fti_pair_put(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
     size_t i;
     b->pair_bits[hash >> 50] |= fti_pair_two(hash);
     for (i = fti_pair_start(b, hash); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
-        if ((b->pair[i] ^ key) >> 22 == 0) return;
+        if ((b->pair[i] ^ key) >> 22 == 0) break;
     b->pair[i] = key | (merge + 1);
 }
 
-/* The first merge of a pair counts. p[n] are the bytes it makes, p[cut] the first of its right part. */
+/* Of a pair given twice the last merge counts (b->edge and b->over keep the first, which is safe). p[n] are the bytes
+ * it makes, p[cut] the first of its right part. */
 static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge, const char *p, size_t cut, size_t n)
 {
     const uint8_t *s = (const uint8_t *)p;
@@ -1757,8 +1769,8 @@ static void fti_pair_add(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
     fti_over_add(b, s, cut, n, merge);
     if (left < 256 && right < 256) {
         uint16_t *m = &b->byte_pair[left << 8 | right];
-        if (*m > FTI_LATE) *m = (uint16_t)(merge < FTI_LATE ? merge : FTI_LATE);
-        if (*m < FTI_LATE) return;
+        *m = (uint16_t)(merge < FTI_LATE ? merge : FTI_LATE);
+        if (merge < FTI_LATE) return;
     }
     fti_pair_put(b, left, right, merge);
 }
@@ -2598,6 +2610,9 @@ FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *tex
     return ft_tokenizer_encode_spans(tok, text, text_len, special, NULL, 0, ids, NULL, cap, n_ids, err);
 }
 
+/* Appends what tok->decoders make of these ids, all known. */
+static void fti_decoders_run(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out);
+
 /* ---- ids -> text ----------------------------------------------------------------------------------------------- */
 
 /* The bytes at p are not UTF-8: how many of them are one error? The longest beginning of a character, at least one
@@ -2671,11 +2686,13 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
                               ft_tokenizer_size(tok), (int)ids[i]);
             goto done;
         }
-        if (tok->family->decode_all || (skip_special && ft_token_is_special(tok, t->id))) continue;
+        if (arrlen(tok->decoders) || tok->family->decode_all || (skip_special && ft_token_is_special(tok, t->id)))
+            continue;
         fti_decode_one(tok, t, first, &bytes);
         first = first && !bytes.n && ft_token_is_special(tok, t->id);      /* <s> in front adds nothing to the text */
     }
-    if (tok->family->decode_all) tok->family->decode_all(tok, ids, n_ids, skip_special, &bytes);
+    if (arrlen(tok->decoders)) fti_decoders_run(tok, ids, n_ids, skip_special, &bytes);
+    else if (tok->family->decode_all) tok->family->decode_all(tok, ids, n_ids, skip_special, &bytes);
     fti_buf_lossy(&out, bytes.p, bytes.n, 0);
     if (bytes.failed || out.failed) { status = fti_no_memory(err, bytes.n); goto done; }
     *n_text = out.n;
@@ -2718,12 +2735,52 @@ static ft_text fti_stream_show(ft_stream *s, fti_buf *bytes, int more, char *out
     return text;
 }
 
+/* Where decoders look at neighbours, what a new id adds is what it makes the text of the last ids longer by. U+FFFD at
+ * the end may become characters, and wait. In time the oldest ids go, if the others make the end of the same text (a
+ * character of which they miss the beginning aside). */
+enum { FTI_WINDOW = sizeof ((ft_stream *)0)->window / sizeof(int32_t) };
+static ft_text fti_stream_window(ft_stream *s, int last, char *out, size_t cap)
+{
+    fti_buf all = { 0 }, less = { 0 };
+    ft_text text = { out, 0 };
+    size_t ready, head, k = FTI_WINDOW / 2;
+    fti_decoders_run(s->tok, s->window, (size_t)s->n_window, 0, &all);
+    ready = all.n;
+    if (!last && s->n_window < FTI_WINDOW)
+        while (ready >= 3 && !memcmp(all.p + ready - 3, "\xEF\xBF\xBD", 3)) ready -= 3;
+    if (ready > s->shown) {
+        text.n = ready - s->shown < cap ? ready - s->shown : fti_utf8_valid(all.p + s->shown, cap);
+        if (text.n) memcpy(out, all.p + s->shown, text.n);
+        s->shown = ready;
+    }
+    for (; (s->n_window >= FTI_WINDOW * 3 / 4 && s->shown == ready && k) || s->n_window == FTI_WINDOW; k--) {
+        const int32_t *rest = s->window + s->n_window - (k ? k : 1);
+        less.n = head = 0;
+        fti_decoders_run(s->tok, rest, k ? k : 1, 0, &less);
+        while (less.n - head >= 3 && !memcmp(less.p + head, "\xEF\xBF\xBD", 3)) head += 3;
+        if (k && (less.n - head <= all.n - ready || less.n > all.n
+                  || memcmp(all.p + all.n - less.n + head, less.p + head, less.n - head)))
+            continue;
+        memmove(s->window, rest, (k ? k : 1) * sizeof *rest);
+        s->n_window = k ? (int)k : 1;
+        s->shown = less.n - (k ? all.n - ready : 0);
+    }
+    s->failed |= all.failed | less.failed;
+    fti_buf_free(&all);
+    fti_buf_free(&less);
+    return text;
+}
+
 FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap)
 {
     const fti_token *t = fti_vocab_at(&s->tok->vocab, id);
     fti_buf bytes = { 0 };
     ft_text text = { out, 0 };
     if (!t || (s->skip_special && ft_token_is_special(s->tok, id))) return text;
+    if (arrlen(s->tok->decoders)) {
+        s->window[s->n_window++] = id;
+        return fti_stream_window(s, 0, out, cap);
+    }
     fti_buf_add(&bytes, s->held, (size_t)s->n_held);
     fti_decode_one(s->tok, t, !s->started, &bytes);
     s->started = s->started || bytes.n || !ft_token_is_special(s->tok, id);
@@ -2733,6 +2790,13 @@ FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap
 FTUNE_API ft_text ft_stream_finish(ft_stream *s, char *out, size_t cap)
 {
     fti_buf bytes = { 0 };
+    ft_text text;
+    if (s->n_window) {
+        text = fti_stream_window(s, 1, out, cap);
+        s->n_window = s->started = 0;
+        s->shown = 0;
+        return text;
+    }
     fti_buf_add(&bytes, s->held, (size_t)s->n_held);
     s->started = 0;
     return fti_stream_show(s, &bytes, 0, out, cap);
@@ -2855,13 +2919,19 @@ static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
     return FTUNE_OK;
 }
 
-static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_merges)
+static ft_status fti_bpe_limits(size_t tokens, size_t merges, const char *name, ft_error *err)
+{
+    if (tokens + 256 <= FTI_PAIR_SYMBOLS && merges <= FTI_PAIR_MERGES) return FTUNE_OK;
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected at most %u tokens and %u merges, found %lu and %lu", name,
+                    FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES, (unsigned long)tokens, (unsigned long)merges);
+}
+
+/* NULL: no memory. */
+static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
 {
     fti_bpe *b = (fti_bpe *)fti_calloc(1, sizeof *b);
     uint32_t i;
     if (!b) return NULL;
-    tok->family = &fti_family_bpe;
-    tok->model = b;
     b->n_symbols = n_symbols;
     b->n_merges = n_merges;
     b->form = -1;
@@ -2874,7 +2944,10 @@ static fti_bpe *fti_bpe_new(ft_tokenizer *tok, uint32_t n_symbols, uint32_t n_me
     b->over = (uint16_t *)fti_alloc(65536, sizeof *b->over);
     b->over_bits = (uint64_t *)fti_calloc(1024, sizeof *b->over_bits);
     b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
-    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->id) return NULL;
+    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->id) {
+        fti_bpe_free(b);
+        return NULL;
+    }
     memset(b->over, 0xFF, 65536 * sizeof *b->over);
     for (i = 0; i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
     memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
@@ -2961,11 +3034,9 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
     fti_vocab *v = &tok->vocab;
     fti_bpe *b;
     size_t i;
-    if (v->n + 256 > FTI_PAIR_SYMBOLS || n > FTI_PAIR_MERGES)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED,
-                        "%s: expected at most %u tokens and %u merges, found %lu and %lu", name,
-                        FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES, (unsigned long)v->n, (unsigned long)n);
-    b = fti_bpe_new(tok, 256 + (uint32_t)v->n, (uint32_t)n);
+    if (fti_bpe_limits(v->n, n, name, err)) return FTUNE_ERR_UNSUPPORTED;
+    tok->family = &fti_family_bpe;
+    tok->model = b = fti_bpe_new(256 + (uint32_t)v->n, (uint32_t)n);
     if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol))
         || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
         return fti_no_memory(err, n * sizeof *b->join);
@@ -3407,10 +3478,7 @@ typedef struct fti_wordpiece {
     int32_t  unk;
     int      max_chars;                 /* a longer word is [UNK] */
     fti_bert how;                       /* done while cutting; all 0 when the text is normalised before */
-    int      whole;                     /* WordLevel: a word is one token or unknown */
-    int      bytes;                     /* tokens spell bytes (decoder ByteLevel) */
     int      fused;                     /* cut as BertPreTokenizer does it; 1: and nothing but BertNormalizer before */
-    int      tidy;                      /* decoding takes out the space before . , ! ? and 's */
     uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
     uint16_t simple[FTI_WP_SIMPLE];     /* of a character that becomes one character inside a word: that one; else 0 */
 } fti_wordpiece;
@@ -3536,17 +3604,11 @@ static int fti_wordpiece_pieces(const ft_tokenizer *tok, const char *text, size_
     fti_pieces x;
     int ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x), len;
     for (ptrdiff_t k = 0; k < arrlen(x.piece) && ok; k++) {
-        size_t end = x.piece[k].end;
-        for (size_t i = x.piece[k].begin; i < end && !w->whole; i += (size_t)len) {
+        for (size_t i = x.piece[k].begin, end = x.piece[k].end; i < end; i += (size_t)len) {
             uint32_t cp;
             len = fti_utf8_decode(x.text + i, x.text + end, &cp);
             ft_span from = fti_pieces_origin(&x, i, i + (size_t)len);
             fti_wp_add(w, word, cp, from.begin, from.end, out->offsets != NULL);
-        }
-        if (w->whole) {
-            ft_span from = fti_pieces_origin(&x, x.piece[k].begin, end);
-            int32_t id = fti_vocab_find(&tok->vocab, x.text + x.piece[k].begin, end - x.piece[k].begin);
-            fti_put(out, id >= 0 && !ft_token_is_special(tok, id) ? id : w->unk, from.begin, from.end);
         }
         fti_wordpiece_word(tok, word, out);
     }
@@ -3617,30 +3679,10 @@ static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, si
     return fti_steps_run(tok, text, n, out, origin);
 }
 
-/* "##" is taken off, other pieces get a space in front. tidy is the decoder's "cleanup": it takes the space out again
- * before . ? ! , and before contractions. */
-static void fti_wordpiece_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
-{
-    static const char *const close[] = { ".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re" };
-    const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    const fti_token *t = fti_vocab_at(&tok->vocab, id);
-    size_t prefix = strlen(w->prefix);
-    int space = !first;
-    if (w->bytes) { fti_buf_spelled(out, t->p, t->len); return; }
-    if (!first && prefix && t->len >= prefix && !memcmp(t->p, w->prefix, prefix)) {
-        fti_buf_add(out, t->p + prefix, t->len - prefix);
-        return;
-    }
-    for (size_t i = 0; i < sizeof close / sizeof *close && w->tidy; i++)
-        if (t->len >= strlen(close[i]) && !memcmp(t->p, close[i], strlen(close[i]))) space = 0;
-    if (space) fti_buf_add(out, " ", 1);
-    fti_buf_add(out, t->p, t->len);
-}
-
 static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
 
 static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
-                                                 fti_wordpiece_decode, NULL, fti_wordpiece_free, NULL, 1 };
+                                                 NULL, NULL, fti_wordpiece_free, NULL, 1 };
 
 static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
 {
@@ -3650,7 +3692,7 @@ static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
     tok->model = w;
     strcpy(w->prefix, "##");
     w->max_chars = 100;
-    w->how.clean = w->how.cjk = w->how.strip = w->how.lower = w->tidy = 1;
+    w->how.clean = w->how.cjk = w->how.strip = w->how.lower = 1;
     return w;
 }
 
@@ -14583,13 +14625,16 @@ static ft_status fti_regex_new(fti_regex **out, const char *text, size_t n, cons
                     fti_most(n), text);
 }
 
-/* appendix: normalizers and pre-tokenizers ----------------------------------------------------------------------------
+/* appendix: normalizers, pre-tokenizers and decoders ------------------------------------------------------------------
  *
  * tokenizer.json says in two lists how text is prepared: normalizers rewrite it, pre-tokenizers cut it, each taking
  * what the one before left. Llama 2 puts U+2581 in front and writes it for spaces; ALBERT takes characters apart, drops
  * marks and lowers; Gemma cuts behind a space that no longer occurs; DeepSeek cuts by three expressions in turn. Here are
  * all that Hugging Face tokenizers has. Byte-level BPE has scanners for the best known expressions (chapter 1), BERT's
  * pair is done while cutting. */
+
+/* Kept with the readers of files below. */
+static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id);
 
 /* Rules of the form "these bytes become those", compiled by SentencePiece (precompiled_charsmap): a double array of
  * units of 4 bytes, and texts that end with 0, at which it points. */
@@ -15084,19 +15129,193 @@ static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end)
     return s;
 }
 
-static void fti_steps_free(ft_tokenizer *tok)
-{
-    for (ptrdiff_t i = 0; i < arrlen(tok->steps); i++) fti_regex_free(tok->steps[i].from.regex);
-    for (ptrdiff_t i = 0; i < arrlen(tok->cuts); i++) fti_regex_free(tok->cuts[i].at.regex);
-    arrfree(tok->steps);
-    arrfree(tok->cuts);
-}
-
 static void fti_pieces_free(fti_pieces *x)
 {
     fti_buf_free(&x->buf);
     arrfree(x->at);
     arrfree(x->piece);
+}
+
+/* ---- decoders ----
+ * From ids back to text tokenizer.json goes the same way: tokens are a list of texts, each decoder makes another list
+ * of it, and what is left at the end stands in the text one after the other. Which tokens are neighbours matters:
+ * WordPiece puts a space in front of all but the first, Strip after Fuse sees all of the text, without it each token.
+ * The rules are those of Hugging Face, but for what makes it panic (Strip taking more from both sides than there is)
+ * and for an empty suffix, word_delimiter_token or pattern, which here is found nowhere and there between any two
+ * characters. Byte-level BPE without any decoder gives its bytes, where theirs shows their characters. */
+enum { FTI_DECODE_BYTES, FTI_DECODE_FALLBACK, FTI_DECODE_FUSE, FTI_DECODE_SPACED, FTI_DECODE_REPLACE, FTI_DECODE_STRIP,
+       FTI_DECODE_METASPACE, FTI_DECODE_WORDPIECE, FTI_DECODE_BPE, FTI_DECODE_CTC };
+typedef struct fti_decoder {
+    int what, tidy;                     /* tidy: cleanup of WordPiece and CTC */
+    int keep_first;                     /* Metaspace: marks of the first token are spaces too */
+    ft_text mark, delimiter;            /* prefix, suffix, pad_token, replacement or content; word_delimiter_token */
+    size_t start, stop;                 /* Strip */
+    fti_step replace;
+} fti_decoder;
+
+/* Texts one after the other, and where each ends. */
+typedef struct fti_texts { fti_buf text; size_t *end; } fti_texts;
+
+static void fti_texts_end(fti_texts *t) { if (!fti_push(t->end, t->text.n)) t->text.failed = 1; }
+
+static void fti_texts_free(fti_texts *t)
+{
+    fti_buf_free(&t->text);
+    arrfree(t->end);
+}
+
+/* What was written from `at` on with `to` for each `from`; it gets no longer. */
+static void fti_buf_replace(fti_buf *b, size_t at, ft_text from, const char *to)
+{
+    size_t k = at, n = strlen(to);
+    if (!from.n || b->failed) return;
+    while (at < b->n) {
+        if (b->n - at < from.n || memcmp(b->p + at, from.p, from.n)) { b->p[k++] = b->p[at++]; continue; }
+        memcpy(b->p + k, to, n);
+        k += n;
+        at += from.n;
+    }
+    b->n = k;
+}
+
+/* cleanup: the space in front of punctuation and of English endings goes. */
+static void fti_decode_tidy(fti_buf *b, size_t at)
+{
+    static const char *const rule[][2] = { { " .", "." }, { " ?", "?" }, { " !", "!" }, { " ,", "," }, { " ' ", "'" },
+        { " n't", "n't" }, { " 'm", "'m" }, { " do not", " don't" }, { " 's", "'s" }, { " 've", "'ve" },
+        { " 're", "'re" } };
+    for (size_t i = 0; i < sizeof rule / sizeof *rule; i++)
+        fti_buf_replace(b, at, ft_text_of(rule[i][0]), rule[i][1]);
+}
+
+/* "<0xE4>" -> 0xE4; -1: no byte */
+static int fti_byte_of(const char *p, size_t n)
+{
+    static const char digits[] = "0123456789ABCDEF0123456789abcdef";
+    const char *high, *low;
+    if (n != 6 || memcmp(p, "<0x", 3) || p[5] != '>' || !p[3] || !p[4]) return -1;
+    high = strchr(digits + (p[3] >= 'a' ? 16 : 0), p[3]);
+    low = strchr(digits + (p[4] >= 'a' ? 16 : 0), p[4]);
+    return high && low ? (int)((high - digits) % 16 * 16 + (low - digits) % 16) : -1;
+}
+
+/* The bytes written from `at` on become one text, or, if they are not UTF-8, U+FFFD for each. */
+static void fti_decode_run(fti_texts *out, size_t at)
+{
+    size_t n = out->text.n - at, i;
+    if (!n || out->text.failed) return;
+    if (fti_utf8_valid(out->text.p + at, n) == n) { fti_texts_end(out); return; }
+    for (i = out->text.n = at; i < at + n; i++) {
+        fti_buf_str(&out->text, "\xEF\xBF\xBD");
+        fti_texts_end(out);
+    }
+}
+
+static void fti_decode_strip(const fti_decoder *d, const char *p, size_t n, fti_buf *out)
+{
+    size_t k, len = d->mark.n;
+    for (k = 0; k < d->start && n >= len && !memcmp(p, d->mark.p, len); k++) { p += len; n -= len; }
+    for (k = 0; k < d->stop && n >= len && !memcmp(p + n - len, d->mark.p, len); k++) n -= len;
+    fti_buf_add(out, p, n);
+}
+
+/* One text, by a decoder that looks at each of them alone; first, last: of the list. */
+static void fti_decode_text(const fti_decoder *d, const char *p, size_t n, int first, int last, fti_buf *out)
+{
+    size_t at = out->n;
+    if (d->what == FTI_DECODE_STRIP) { fti_decode_strip(d, p, n, out); return; }
+    if (d->what == FTI_DECODE_REPLACE) {
+        if (!fti_step_replace(&d->replace, p, n, out, NULL)) out->failed = 1;
+        return;
+    }
+    if (d->what == FTI_DECODE_WORDPIECE && !first) {
+        int inside = n >= d->mark.n && !memcmp(p, d->mark.p, d->mark.n);
+        if (!inside) fti_buf_add(out, " ", 1);
+        else { p += d->mark.n; n -= d->mark.n; }
+    }
+    fti_buf_add(out, p, n);
+    if (d->what == FTI_DECODE_BPE) fti_buf_replace(out, at, d->mark, last ? "" : " ");
+    if (d->what == FTI_DECODE_METASPACE) fti_buf_replace(out, at, d->mark, first && !d->keep_first ? "" : " ");
+    if (d->what == FTI_DECODE_CTC) fti_buf_replace(out, at, d->mark, "");
+    if (d->tidy) fti_decode_tidy(out, at);
+    if (d->what == FTI_DECODE_CTC && d->tidy) fti_buf_replace(out, at, d->delimiter, " ");
+}
+
+static void fti_decode_step(const fti_decoder *d, const fti_texts *in, fti_texts *out)
+{
+    size_t i, n, from = 0, before = 0, run = 0, n_texts = arrlenu(in->end);
+    const char *p, *last = NULL;
+    for (i = 0; i < n_texts && !out->text.failed; i++, last = p, before = n, from = in->end[i - 1]) {
+        int byte;
+        p = in->text.p + from;
+        n = in->end[i] - from;
+        switch (d->what) {
+        case FTI_DECODE_BYTES:
+            fti_buf_spelled(&out->text, p, n);
+            break;
+        case FTI_DECODE_SPACED: if (i) fti_buf_add(&out->text, " ", 1);                                 /* and: */
+        /* fall through */
+        case FTI_DECODE_FUSE:   fti_buf_add(&out->text, p, n); break;
+        case FTI_DECODE_FALLBACK:
+            if ((byte = fti_byte_of(p, n)) >= 0) {
+                char b = (char)byte;
+                fti_buf_add(&out->text, &b, 1);
+                break;
+            }
+            fti_decode_run(out, run);
+            fti_buf_add(&out->text, p, n);
+            fti_texts_end(out);
+            run = out->text.n;
+            break;
+        default:
+            if (d->what == FTI_DECODE_CTC && last && before == n && !memcmp(last, p, n)) break;
+            run = out->text.n;
+            fti_decode_text(d, p, n, !i, i + 1 == n_texts, &out->text);
+            if (d->what != FTI_DECODE_CTC || out->text.n > run) fti_texts_end(out);
+        }
+    }
+    if (d->what == FTI_DECODE_FALLBACK) fti_decode_run(out, run);
+    if (d->what == FTI_DECODE_FUSE || d->what == FTI_DECODE_SPACED) fti_texts_end(out);
+    if (d->what == FTI_DECODE_BYTES) {
+        fti_buf raw = out->text, whole = { NULL, 0, 0, 0 };
+        fti_buf_lossy(&whole, raw.p, raw.n, 0);
+        whole.failed |= raw.failed;
+        fti_buf_free(&raw);
+        out->text = whole;
+        fti_texts_end(out);
+    }
+}
+
+static void fti_decoders_run(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out)
+{
+    fti_texts list = { { NULL, 0, 0, 0 }, NULL };
+    int spelled = tok->family == &fti_family_bpe;           /* its vocabulary holds bytes, its file their characters */
+    for (size_t i = 0; i < n; i++) {
+        ft_text t = ft_token_bytes(tok, ids[i]);
+        if (skip_special && ft_token_is_special(tok, ids[i])) continue;
+        if (!spelled || fti_added_find(tok, ids[i])) fti_buf_add(&list.text, t.p, t.n);
+        else if (!fti_emit_spelled(&list.text, NULL, t.p, t.n, 0)) list.text.failed = 1;
+        fti_texts_end(&list);
+    }
+    for (ptrdiff_t i = 0; i < arrlen(tok->decoders) && !list.text.failed; i++) {
+        fti_texts next = { { NULL, 0, 0, 0 }, NULL };
+        fti_decode_step(&tok->decoders[i], &list, &next);
+        fti_texts_free(&list);
+        list = next;
+    }
+    fti_buf_add(out, list.text.p, list.text.n);
+    out->failed |= list.text.failed;
+    fti_texts_free(&list);
+}
+
+static void fti_steps_free(ft_tokenizer *tok)
+{
+    for (ptrdiff_t i = 0; i < arrlen(tok->steps); i++) fti_regex_free(tok->steps[i].from.regex);
+    for (ptrdiff_t i = 0; i < arrlen(tok->cuts); i++) fti_regex_free(tok->cuts[i].at.regex);
+    for (ptrdiff_t i = 0; i < arrlen(tok->decoders); i++) fti_regex_free(tok->decoders[i].replace.from.regex);
+    arrfree(tok->steps);
+    arrfree(tok->cuts);
+    arrfree(tok->decoders);
 }
 
 /* appendix: SentencePiece ---------------------------------------------------------------------------------------------
@@ -15117,13 +15336,23 @@ static void fti_pieces_free(fti_pieces *x)
  * The original keeps the sums in single precision over the whole text, so near-ties depend on the rounding; we do the
  * same sums. Usual mistakes: forgetting the U+2581 in front, and decoding piece by piece, which loses the first space.
  *
- * The same models also come as tokenizer.json. There the rules differ in places, and we follow each format's original:
- * merges are a list of pairs; unknown characters are found before joining, not after; the normalisation table is
- * applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. One deliberate
- * difference: a control token is never a piece, so that a text that only normalises to "</s>" (in full-width letters)
- * stays text. A model may hold a second table that rewrites decoded text; ft_stream then waits until no rule can need
- * what comes next. Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways
- * through "...." it may take the other, and it never uses a piece that is U+0000. */
+ * The same models also come as tokenizer.json. There the rules differ in places, and we follow each format's
+ * original: merges are a list of pairs; unknown characters are found before joining, not after; the normalisation
+ * table is applied to grapheme clusters, and takes the shortest match where SentencePiece takes the longest. This is
+ * also where its other models live that take characters for what they are: WordLevel, whose tokens are words, and BPE
+ * with marks for the end of a word (CLIP) or its continuation:
+ *
+ *     ab bab    a b</w> | b a b</w>    [ab</w>] | b [ab</w>]    [ab</w>] [bab</w>]
+ *     abba      a ##b ##b ##a          [ab] [##ba]              [abba]
+ *
+ * Where we differ from Hugging Face on purpose: a control token is never a piece, so that a text that only normalises
+ * to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown characters and the bytes that stand
+ * for one are not joined to anything. With byte tokens for some bytes only, theirs puts the unknown token of one
+ * character behind the bytes of the next; here they keep their order, and the bytes are those of the character
+ * without its affixes. What is no token vanishes where there is no unknown token; WordLevel then is an error. A model
+ * may hold a second table that rewrites decoded text; ft_stream then waits until no rule can need what comes next.
+ * Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways through "...."
+ * it may take the other, and it never uses a piece that is U+0000. */
 
 /* A set of byte strings as a tree whose nodes lie in one array: the child of a node for byte c is the slot base ^ c,
  * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
@@ -15280,9 +15509,7 @@ static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const
 }
 
 enum { FTI_SP_NORMAL = 1, FTI_SP_UNKNOWN, FTI_SP_CONTROL, FTI_SP_USER, FTI_SP_UNUSED, FTI_SP_BYTE };
-enum { FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19 };
-
-typedef struct fti_sp_pair { uint32_t left, right, rank; int32_t joined; } fti_sp_pair;
+enum { FTI_SP_SHORT = 32, FTI_SP_NEIGHBOURS = 1 << 19, FTI_SP_AFFIX = 60 };
 
 /* Normalizer of a .model. */
 typedef struct fti_sp_rules {
@@ -15293,7 +15520,7 @@ typedef struct fti_sp_rules {
 } fti_sp_rules;
 
 typedef struct fti_sp {
-    int unigram, json;
+    int unigram, json, words;           /* words: WordLevel, a piece of text is a token or unknown */
     fti_sp_rules in, out;               /* of .model: of text, and of decoded text if out.map has rules */
     /* the model */
     fti_trie pieces;                    /* Unigram */
@@ -15306,13 +15533,14 @@ typedef struct fti_sp {
     double  *score;                     /* Unigram: [n + 1] of id at id + 1; at 0 that of no piece, -infinity */
     double   unknown_score, best_score;
     uint32_t *rank;                     /* BPE of .model: of each piece, 0 joins first, UINT32_MAX: never */
-    fti_sp_pair *pair; size_t pair_cap; /* BPE of .json: open addressing, rank UINT32_MAX: empty */
-    uint64_t mix;                       /* as fti_vocab's */
+    fti_bpe *bpe;                       /* BPE of .json: its merges; symbol 256 + i is token i, 0 what is no token */
+    int      whole;                     /* a piece of text that is a token becomes it (ignore_merges) */
+    ft_text  prefix, suffix;            /* continuing_subword_prefix, end_of_word_suffix */
     size_t   longest;                   /* BPE: bytes of the longest piece */
-    uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece */
+    uint8_t *neighbours;                /* BPE: bit set of character pairs that stand side by side in some piece; NULL:
+                                         * any, for affixes say more than characters */
     int      unused;                    /* some pieces are only for joining and come apart again */
-    int      spelled;                   /* tokens spell bytes (decoder ByteLevel) */
-    int      strip;                     /* decoding: 1 one leading space, 2 all of the first piece, 3 all leading */
+    int      strip;                     /* decoding of .model: 1 one leading space, 3 all */
     ft_text  unk_surface;               /* how .model decodes the unknown token */
 } fti_sp;
 
@@ -15471,9 +15699,17 @@ static void fti_sp_flush(fti_sp_run *r)
     r->unk_begin = r->unk_end = 0;
 }
 
+/* Are these bytes tokens, which stand for a character that is none? */
+static int fti_sp_falls_back(const fti_sp *m, const char *p, size_t n)
+{
+    while (n && m->byte[(unsigned char)p[n - 1]] >= 0) n--;
+    return !n;
+}
+
 static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
 {
-    if (r->m->byte[0] >= 0) {
+    if (fti_sp_falls_back(r->m, r->p + begin, end - begin)) {
+        fti_sp_flush(r);
         for (size_t i = begin; i < end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
         return;
     }
@@ -15608,38 +15844,12 @@ static int fti_sp_unigram(fti_sp_run *r) { return r->m->json ? fti_sp_unigram_as
 
 /* ---- BPE over characters ---- */
 
-FTI_INLINE size_t fti_sp_pair_start(const fti_sp *m, uint32_t left, uint32_t right)
-{
-    uint64_t h = ((uint64_t)left << 32 | right) * m->mix;
-    return (size_t)((h >> 32) * m->pair_cap >> 32);
-}
-
-/* What a pair of symbols joins to, and how soon. */
-FTI_INLINE const fti_sp_pair *fti_sp_pair_find(const fti_sp *m, uint32_t left, uint32_t right)
-{
-    size_t i = fti_sp_pair_start(m, left, right);
-    while (m->pair[i].rank != UINT32_MAX) {
-        if (m->pair[i].left == left && m->pair[i].right == right) return &m->pair[i];
-        if (++i == m->pair_cap) i = 0;
-    }
-    return NULL;
-}
-
-static void fti_sp_pair_add(fti_sp *m, uint32_t left, uint32_t right, uint32_t rank, int32_t joined)
-{
-    fti_sp_pair *p = (fti_sp_pair *)fti_sp_pair_find(m, left, right), fresh = { left, right, rank, joined };
-    if (!p) {
-        size_t i = fti_sp_pair_start(m, left, right);
-        while (m->pair[i].rank != UINT32_MAX) if (++i == m->pair_cap) i = 0;
-        p = &m->pair[i];
-    }
-    *p = fresh;                                             /* of a pair given twice the last counts */
-}
-
+/* What stands before U+2581 has places of its own, for there words begin. */
 FTI_INLINE uint32_t fti_sp_neighbour_bit(uint32_t a, uint32_t b)
 {
+    if (b == 0x2581) return FTI_SP_NEIGHBOURS + (a & 1023);
     uint64_t h = ((uint64_t)a << 32 | b) * UINT64_C(0xD6E8FEB86659FD93);
-    return (uint32_t)(h >> 40) % FTI_SP_NEIGHBOURS;
+    return (uint32_t)(h >> 40) & (FTI_SP_NEIGHBOURS - 1);
 }
 
 static int fti_sp_is_piece(const fti_sp *m, int32_t id)
@@ -15657,8 +15867,8 @@ static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end)
     return fti_sp_is_piece(r->m, id) ? id : -1;
 }
 
-/* A symbol on its way: text from begin to where the next begins; its id, -1: a character that is no piece; and what it
- * joins to with the next symbol, and how soon. */
+/* A symbol on its way: text from begin to where the next begins; its id, -1: a character that is no piece (of .json:
+ * its symbol); and what it joins to with the next symbol, and how soon. */
 typedef struct fti_sp_symbol { int32_t id, joined; uint32_t rank, begin, next, before; } fti_sp_symbol;
 
 /* One stretch of symbols: s[n] marks its end. left: for UNUSED pieces, how long the first of their two parts was. */
@@ -15670,9 +15880,9 @@ static void fti_sp_look(const fti_sp_stretch *t, uint32_t i)
     fti_sp_symbol *s = t->s, *x = &s[i], *y = &s[x->next];
     x->rank = UINT32_MAX;
     if (x->next >= t->n) return;
-    if (m->json) {
-        const fti_sp_pair *pair = x->id < 0 || y->id < 0 ? NULL : fti_sp_pair_find(m, (uint32_t)x->id, (uint32_t)y->id);
-        if (pair) { x->rank = pair->rank; x->joined = pair->joined; }
+    if (m->bpe) {
+        x->rank = fti_merge_of(m->bpe, (uint32_t)x->id, (uint32_t)y->id);
+        if (x->rank != FTI_NONE) x->joined = (int32_t)fti_joined(m->bpe, x->rank);
         return;
     }
     size_t end = s[y->next].begin;
@@ -15760,15 +15970,53 @@ static void fti_sp_put_unused(const fti_sp_stretch *t, size_t begin, size_t end)
     }
 }
 
-/* Join what stands in t, which ends before byte `to`, and put it. */
-static int fti_sp_bpe_stretch(fti_sp_stretch *t, size_t to)
+/* The symbol that a word of .json begins with for its character at i; 0: none. Affixes belong to the token. */
+static uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
 {
-    fti_sp_symbol end = { -1, -1, UINT32_MAX, (uint32_t)to, 0, 0 }, *s;
-    t->n = (uint32_t)arrlen(t->s);
-    if (!t->n) return 1;
-    if (!fti_push(t->s, end)) return 0;
+    const fti_sp *m = r->m;
+    const char *p = r->p + i;
+    char s[2 * FTI_SP_AFFIX + 4];
+    size_t n = 0;
+    int32_t id;
+    uint32_t cp;
+    if (!m->neighbours) {
+        if (i) { memcpy(s, m->prefix.p, m->prefix.n); n = m->prefix.n; }
+        memcpy(s + n, p, len);
+        n += len;
+        if (i + len == r->n) { memcpy(s + n, m->suffix.p, m->suffix.n); n += m->suffix.n; }
+        p = s;
+        len = n;
+    } else if (len < 4 && fti_utf8_decode(p, p + len, &cp)) return m->bpe->of_char[cp];
+    id = fti_vocab_find(&r->tok->vocab, p, len);
+    if (id < 0 || ft_token_is_special(r->tok, id)) return 0;
+    return 256 + (uint32_t)(fti_vocab_at(&r->tok->vocab, id) - r->tok->vocab.token);
+}
+
+/* A character that is no token, nor its bytes, where there is no unknown token: what is around it comes together. */
+static int fti_sp_vanishes(const fti_sp_run *r, size_t i, size_t n, uint32_t symbol)
+{
+    return !symbol && r->m->unk < 0 && !fti_sp_falls_back(r->m, r->p + i, n);
+}
+
+/* Text [begin, end), which nothing joins to what is around it, of any length: symbol by symbol. */
+static int fti_sp_long(fti_sp_stretch *t, size_t begin, size_t end)
+{
+    fti_sp_run *r = t->r;
+    const fti_sp *m = r->m;
+    fti_sp_symbol x = { -1, -1, UINT32_MAX, (uint32_t)begin, 0, 0 }, *s;
+    uint32_t cp;
+    if (t->s) arrsetlen(t->s, 0);
+    for (size_t i = begin, len = 1; i <= end; i += len) {     /* and one more, the end */
+        if (i < end) len = fti_next(r->p + i, r->p + end, &cp);
+        x.begin = (uint32_t)i;
+        if (i < end) x.id = m->bpe ? (int32_t)fti_sp_first(r, i, len) : fti_sp_id(r, i, i + len);
+        if (i < end && m->bpe && fti_sp_vanishes(r, i, len, (uint32_t)x.id)) continue;
+        x.next = (uint32_t)arrlen(t->s) + 1;
+        x.before = x.next - 2;
+        if (!fti_push(t->s, x)) return 0;
+    }
     s = t->s;
-    for (uint32_t i = 0; i < t->n; i++) { s[i].next = i + 1; s[i].before = i - 1; }
+    t->n = (uint32_t)arrlen(s) - 1;
     for (uint32_t i = 0; i < t->n; i++) fti_sp_look(t, i);
     if (t->n > FTI_SP_SHORT && !fti_sp_join_long(t)) return 0;
     while (t->n <= FTI_SP_SHORT) {
@@ -15779,43 +16027,114 @@ static int fti_sp_bpe_stretch(fti_sp_stretch *t, size_t to)
     }
     for (uint32_t i = 0; i < t->n; i = s[i].next) {
         size_t stop = s[s[i].next].begin;
-        if (t->left && s[i].id >= 0 && t->r->m->type[s[i].id] == FTI_SP_UNUSED) fti_sp_put_unused(t, s[i].begin, stop);
-        else fti_sp_put_piece(t->r, s[i].id, s[i].begin, stop);
+        if (m->bpe && !s[i].id) stop = s[i].begin + fti_next(r->p + s[i].begin, r->p + stop, &cp);   /* one character */
+        if (t->left && s[i].id >= 0 && m->type[s[i].id] == FTI_SP_UNUSED) fti_sp_put_unused(t, s[i].begin, stop);
+        else fti_sp_put_piece(r, m->bpe ? m->bpe->id[s[i].id] : s[i].id, s[i].begin, stop);
     }
-    arrsetlen(t->s, 0);
     return 1;
 }
 
-/* Characters to symbols, cut wherever two characters stand that are neighbours in no piece: joins never cross there. */
+/* The same for a short one of .json, with the joiner of chapter 1. */
+static int fti_sp_short(fti_sp_run *r, size_t begin, size_t end)
+{
+    const fti_sp *m = r->m;
+    const fti_bucket *whole = NULL;
+    uint32_t sym[FTI_SHORT], cp;
+    size_t n = 0, i, len;
+    if (m->neighbours) whole = fti_vocab_bucket(&r->tok->vocab, r->p + begin, end - begin, UINT32_MAX);
+    if (whole) { fti_sp_put_piece(r, whole->id, begin, end); return 1; }
+    for (i = begin; i < end; i += len) sym[n++] = fti_sp_first(r, i, len = fti_next(r->p + i, r->p + end, &cp));
+    n = fti_join(m->bpe, sym, n);
+    for (i = 0; i < n; i++, begin = len) {                    /* len: where this one ends */
+        int32_t id = m->bpe->id[sym[i]];
+        len = begin + (id < 0 ? fti_next(r->p + begin, r->p + end, &cp)
+                       : ft_token_bytes(r->tok, id).n - (begin ? m->prefix.n : 0));
+        fti_sp_put_piece(r, id, begin, len = len < end ? len : end);
+    }
+    return n > 0;
+}
+
+/* The same, remembered if nothing in it is unknown (that could become one with what comes before or behind), and no
+ * piece comes apart, for how may depend on other places. */
+static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
+{
+    fti_sp_run *r = t->r;
+    const fti_sp *m = r->m;
+    const fti_vocab *v = &r->tok->vocab;
+    fti_sink *out = r->out;
+    const char *p = r->p + begin;
+    size_t n = end - begin, before = out->n, i;
+    fti_seen *seen = NULL;
+    int ok, known = r->unk_begin == r->unk_end;
+    if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && before + FTI_SEEN_IDS < out->cap) {
+        uint64_t key = fti_vocab_key(v, p, n, r->n - begin >= 8);
+        seen = fti_seen_line(out->memo, fti_vocab_hash(v, key, n));
+        if (fti_is_seen(seen, n > 8 ? fti_read64(p) : key, p, n)) {
+            fti_sp_flush(r);
+            memcpy(out->ids + out->n, seen->ids, sizeof seen->ids);
+            out->n += seen->n_ids;
+            return 1;
+        }
+    }
+    ok = m->bpe && n <= FTI_SHORT ? fti_sp_short(r, begin, end) : fti_sp_long(t, begin, end);
+    known = known && r->unk_begin == r->unk_end && out->n <= out->cap;
+    for (i = before; seen && known && i < out->n; i++) known = out->ids[i] != m->unk;
+    if (seen && known && ok) fti_seen_put(seen, p, n, out->ids + before, out->n - before);
+    return ok;
+}
+
+FTI_INLINE size_t fti_sp_user_at(const fti_sp_run *r, size_t i, int32_t *id)
+{
+    const fti_sp *m = r->m;
+    if (!m->user.root || !m->in.map.begins[(unsigned char)r->p[i]]) return 0;
+    return fti_sp_user(m, &m->in, r->p + i, r->n - i, id);
+}
+
+/* Cut wherever two characters stand that are neighbours in no piece: joins never cross there. */
 static int fti_sp_bpe(fti_sp_run *r)
 {
     const fti_sp *m = r->m;
     fti_sp_stretch t = { r, r->spare, 0, NULL };
-    uint32_t last = 0, cp;
-    int ok = fti_fit(t.s, 64);
-    if (m->unused && !(t.left = (uint32_t *)fti_calloc(m->n, sizeof *t.left))) ok = 0;
-    for (size_t i = 0, len; i < r->n && ok; i += len) {
-        int32_t id = -1;
-        len = m->user.root && m->in.map.begins[(unsigned char)r->p[i]]
-            ? fti_sp_user(m, &m->in, r->p + i, r->n - i, &id) : 0;
-        if (len) {                                          /* user-defined: whole, and nothing joins it */
-            ok = fti_sp_bpe_stretch(&t, i);
-            fti_sp_put_piece(r, id, i, i + len);
+    int32_t id = m->whole ? fti_sp_id(r, 0, r->n) : -1;
+    size_t i = 0, end, len;
+    uint32_t last, cp, bit;
+    int ok = !m->unused || (t.left = (uint32_t *)fti_calloc(m->n, sizeof *t.left)) != NULL;
+    if (id >= 0) { fti_sp_put(r, id, 0, r->n); return 1; }
+    for (len = 0; m->bpe && m->unk < 0 && i < r->n; i += len) {
+        len = fti_next(r->p + i, r->p + r->n, &cp);
+        if (!fti_sp_vanishes(r, i, len, fti_sp_first(r, i, len))) continue;
+        ok = fti_sp_long(&t, 0, r->n);                        /* all of it, for what is joined are no neighbours here */
+        r->spare = t.s;
+        return ok;
+    }
+    for (i = 0; i < r->n && ok; i = end) {
+        if ((len = fti_sp_user_at(r, i, &id)) > 0) {          /* user-defined: whole, and nothing joins it */
+            fti_sp_put_piece(r, id, i, end = i + len);
             continue;
         }
-        len = fti_next(r->p + i, r->p + r->n, &cp);
-        if (arrlen(t.s)) {
-            uint32_t bit = fti_sp_neighbour_bit(last, cp);
-            if (!(m->neighbours[bit >> 3] >> (bit & 7) & 1)) ok = fti_sp_bpe_stretch(&t, i);
+        end = i + fti_next(r->p + i, r->p + r->n, &last);
+        for (; end < r->n; end += len, last = cp) {
+            len = fti_next(r->p + end, r->p + r->n, &cp);
+            bit = fti_sp_neighbour_bit(last, cp);
+            if (m->neighbours && !(m->neighbours[bit >> 3] >> (bit & 7) & 1)) break;
+            if (fti_sp_user_at(r, end, &id)) break;
         }
-        fti_sp_symbol x = { fti_sp_id(r, i, i + len), -1, UINT32_MAX, (uint32_t)i, 0, 0 };
-        ok = ok && fti_push(t.s, x);
-        last = cp;
+        ok = fti_sp_stretch_put(&t, i, end);
     }
-    ok = ok && fti_sp_bpe_stretch(&t, r->n);
     r->spare = t.s;
     FTUNE_FREE(t.left);
     return ok;
+}
+
+/* A piece is a word; WordLevel knows it or does not. */
+static ft_status fti_sp_word(fti_sp_run *r, ft_error *err)
+{
+    int32_t id = fti_sp_id(r, 0, r->n);
+    if (id < 0 && (id = r->m->unk) < 0)
+        return fti_fail(err, FTUNE_ERR_NOT_FOUND, "text: expected words of the vocabulary, which has no unk_token, "
+                        "found \"%.*s\"", fti_most(r->n), r->p);
+    fti_sp_put(r, id, 0, r->n);
+    return FTUNE_OK;
 }
 
 /* The whole text, or what pre-tokenizers make of it piece by piece. */
@@ -15826,69 +16145,56 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
     fti_pieces x;
     int cut = arrlen(tok->cuts) > 0, ok = 1;
     ptrdiff_t pieces;
+    ft_status status = FTUNE_OK;
     memset(&x, 0, sizeof x);
     x.text = text;
     if (cut) ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x);
     if (cut) r.cut = &x;
     pieces = cut ? arrlen(x.piece) : 1;
-    for (ptrdiff_t k = 0; k < pieces && ok; k++) {
+    for (ptrdiff_t k = 0; k < pieces && ok && !status; k++) {
         ft_span piece = cut ? x.piece[k] : all;
         r.p = x.text + piece.begin;
         r.n = piece.end - piece.begin;
         r.shift = piece.begin;
-        ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
+        if (r.m->words) status = fti_sp_word(&r, err);
+        else ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
         fti_sp_flush(&r);
     }
     fti_pieces_free(&x);
     arrfree(r.spare);
-    return ok ? FTUNE_OK : fti_no_memory(err, n);
+    return ok ? status : fti_no_memory(err, n);
 }
 
 /* ---- ids -> text ---- */
-
-static int fti_sp_byte_of(const fti_token *t)               /* "<0xE4>" -> 0xE4; -1: no byte */
-{
-    static const char digits[] = "0123456789ABCDEF";
-    const char *high, *low;
-    if (t->len != 6 || memcmp(t->p, "<0x", 3) || t->p[5] != '>' || !t->p[3] || !t->p[4]) return -1;
-    high = strchr(digits, t->p[3]);
-    low = strchr(digits, t->p[4]);
-    return high && low ? (int)(high - digits) * 16 + (int)(low - digits) : -1;
-}
 
 static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
 {
     static const char mark[] = "\xE2\x96\x81";
     const fti_sp *m = (const fti_sp *)tok->model;
     const fti_token *t = fti_vocab_at(&tok->vocab, id);
-    int byte = m->byte[0] >= 0 ? fti_sp_byte_of(t) : -1;
+    int byte = m->byte[0] >= 0 ? fti_byte_of(t->p, t->len) : -1;
     size_t i = 0;
     char b = (char)byte;
-    int space = first && m->json && m->strip == 1;          /* Strip: also a space that is written as one */
-    if (m->spelled) { fti_buf_spelled(out, t->p, t->len); return; }
-    if (byte >= 0) { if (!(space && b == ' ')) fti_buf_add(out, &b, 1); return; }
-    if (!m->json && (size_t)id < m->n) {
+    if (byte >= 0) { fti_buf_add(out, &b, 1); return; }
+    if ((size_t)id < m->n) {
         if (m->type[id] == FTI_SP_CONTROL) return;
         if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, m->unk_surface.p, m->unk_surface.n); return; }
     }
-    if (first && m->strip != 2 && m->strip && t->len >= 3 && !memcmp(t->p, mark, 3)) i = 3;
-    if (space && t->len && *t->p == ' ') i = 1;
+    if (first && m->strip && t->len >= 3 && !memcmp(t->p, mark, 3)) i = 3;
     while (i < t->len) {
         if (i + 3 > t->len || memcmp(t->p + i, mark, 3)) { fti_buf_add(out, t->p + i++, 1); continue; }
-        if (!(first && m->strip == 2)) fti_buf_add(out, " ", 1);
+        fti_buf_add(out, " ", 1);
         i += 3;
     }
 }
 
-/* A run of byte tokens that is not UTF-8: one U+FFFD for each byte that belongs to no character (.model), or for each
- * byte of all the run (ByteFallback of tokenizer.json). */
-static void fti_sp_end_run(const fti_sp *m, fti_buf *out, size_t run)
+/* A run of byte tokens that is not UTF-8: one U+FFFD for each byte that belongs to no character. */
+static void fti_sp_end_run(fti_buf *out, size_t run)
 {
     fti_buf whole = { NULL, 0, 0, 0 };
     size_t n = out->n - run, valid = 0;
     if (out->failed || (valid = fti_utf8_valid(out->p + run, n)) == n) return;
-    if (m->json) valid = 0;
-    for (size_t i = 0; i < n; valid = m->json ? 0 : fti_utf8_valid(out->p + run + i, n - i)) {
+    for (size_t i = 0; i < n; valid = fti_utf8_valid(out->p + run + i, n - i)) {
         fti_buf_add(&whole, out->p + run + i, valid);
         i += valid;
         if (i++ < n) fti_buf_str(&whole, "\xEF\xBF\xBD");
@@ -15905,21 +16211,21 @@ static void fti_sp_decode_all(const ft_tokenizer *tok, const int32_t *ids, size_
     size_t run = SIZE_MAX, i;
     int first = 1;
     for (i = 0; i < n; i++) {
+        ft_text t = ft_token_bytes(tok, ids[i]);
         if (skip_special && ft_token_is_special(tok, ids[i])) continue;
-        if (m->byte[0] >= 0 && !m->spelled && fti_sp_byte_of(fti_vocab_at(&tok->vocab, ids[i])) >= 0) {
+        if (m->byte[0] >= 0 && fti_byte_of(t.p, t.n) >= 0) {
             if (run == SIZE_MAX) run = out->n;
             fti_sp_decode(tok, ids[i], 0, out);
             continue;
         }
-        if (run != SIZE_MAX) fti_sp_end_run(m, out, run);
+        if (run != SIZE_MAX) fti_sp_end_run(out, run);
         run = SIZE_MAX;
         first = first && !out->n;
-        fti_sp_decode(tok, ids[i], first && !(m->json && m->strip == 1), out);
-        first = first && !m->json && (m->strip == 3 || ft_token_bytes(tok, ids[i]).p[0] != '\xE2');
+        fti_sp_decode(tok, ids[i], first, out);
+        first = first && (m->strip == 3 || *t.p != '\xE2');
     }
-    if (run != SIZE_MAX) fti_sp_end_run(m, out, run);
-    if (m->json && m->strip == 1 && out->n && *out->p == ' ') memmove(out->p, out->p + 1, --out->n);
-    if (!m->json && m->out.map.n_units) {
+    if (run != SIZE_MAX) fti_sp_end_run(out, run);
+    if (m->out.map.n_units) {
         fti_buf text = { NULL, 0, 0, 0 };
         if (!fti_sp_normalize_model(m, &m->out, out->p, out->n, &text, NULL)) text.failed = 1;
         fti_buf_free(out);
@@ -15968,13 +16274,16 @@ static void fti_sp_free(void *model)
     FTUNE_FREE(m->given);
     FTUNE_FREE(m->score);
     FTUNE_FREE(m->rank);
-    FTUNE_FREE(m->pair);
+    if (m->bpe) fti_bpe_free(m->bpe);
     FTUNE_FREE(m->neighbours);
     FTUNE_FREE(m);
 }
 
 static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
                                           fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 0 };
+/* The same for BPE, which remembers. */
+static const fti_family fti_family_sp_bpe = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
+                                              fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 1 };
 
 /* ---- building ---- */
 
@@ -15985,8 +16294,8 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
     tok->family = &fti_family_sp;
     tok->model = m;
     m->unk = -1;
-    m->mix = fti_secret(m);
     m->in.space = m->out.space = "\xE2\x96\x81";
+    m->prefix = m->suffix = ft_text_of("");
     m->unk_surface = ft_text_of(" \xE2\x81\x87 ");
     m->fuse_unk = 1;
     memset(m->byte, 0xFF, sizeof m->byte);
@@ -16041,7 +16350,7 @@ static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error 
     FTUNE_FREE(m->given);
     m->given = NULL;
     m->rank = (uint32_t *)fti_alloc(m->n, sizeof *m->rank);
-    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
+    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8 + 128, 1);
     if (!by_score || !m->rank || !m->neighbours) { FTUNE_FREE(by_score); return fti_no_memory(err, m->n * 8); }
     qsort(by_score, m->n, sizeof *by_score, fti_sp_by_score);
     for (size_t i = 0; i < m->n; i++) {
@@ -16055,13 +16364,14 @@ static ft_status fti_sp_finish_bpe(const ft_tokenizer *tok, fti_sp *m, ft_error 
     return FTUNE_OK;
 }
 
-/* "<0x00>" .. "<0xFF>": all or none. */
+/* "<0x00>" .. "<0xFF>": all, or, in tokenizer.json, none; of its BPE also some. */
 static ft_status fti_sp_bytes(const ft_tokenizer *tok, fti_sp *m, const char *name, ft_error *err)
 {
     char text[8];
-    for (int b = 0; b < 256; b++) {
+    for (int b = 0, found = 0; b < 256; b++) {
         snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
-        if ((m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) < 0) {
+        found += (m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) >= 0;
+        if (m->byte[b] < 0 && !(m->json && (m->bpe || !found))) {
             m->byte[0] = -1;
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s",
                             name, text);
@@ -16281,7 +16591,8 @@ FTI_LOADER(fti_load_sentencepiece);     /* *.model, protobuf */
 #define FTI_JSON_LOADER(name) static ft_status name(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 FTI_JSON_LOADER(fti_json_wordpiece);
 FTI_JSON_LOADER(fti_json_unigram);
-FTI_JSON_LOADER(fti_json_sentencepiece);    /* BPE over characters, as of Llama 2 */
+FTI_JSON_LOADER(fti_json_char_bpe);     /* BPE over characters, as of Llama 2, or with affixes, as of CLIP */
+FTI_JSON_LOADER(fti_json_word_level);
 
 /* ---- rank files ------------------------------------------------------------------------------------------------- */
 
@@ -16384,10 +16695,12 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
 static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
 {
     fti_vocab *v = &tok->vocab;
-    fti_bpe *b = fti_bpe_new(tok, n_ranks, n_ranks - 256);
+    fti_bpe *b = fti_bpe_new(n_ranks, n_ranks - 256);
     uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
     size_t i;
     int ok;
+    tok->family = &fti_family_bpe;
+    tok->model = b;
     if (!b || !symbol) { FTUNE_FREE(symbol); return fti_no_memory(err, v->n * sizeof *symbol); }
     b->splitter = splitter;
     b->form = splitter->nfc ? FTI_NFC : -1;
@@ -16603,7 +16916,7 @@ static ft_status fti_json_keep(ft_tokenizer *tok, const fti_json *j, int node, f
 {
     ft_text t = fti_json_text(j, node, &tok->arena);
     if (!fti_json_is(j, node, FTI_STRING))
-        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer or pre_tokenizer", "a string", err);
+        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer, pre_tokenizer or decoder", "a string", err);
     out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
     out->n = t.n;
     return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
@@ -16753,6 +17066,51 @@ static ft_status fti_json_cuts(ft_tokenizer *tok, const fti_json *j, ft_error *e
     return status;
 }
 
+/* "decoder" into tok->decoders. Without one the tokens are shown with spaces between them. */
+static ft_status fti_json_decoder(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    static const struct { const char *type; int what; const char *mark; } kind[] = {
+        { "ByteLevel", FTI_DECODE_BYTES, NULL }, { "ByteFallback", FTI_DECODE_FALLBACK, NULL },
+        { "Fuse", FTI_DECODE_FUSE, NULL }, { "Replace", FTI_DECODE_REPLACE, NULL },
+        { "Strip", FTI_DECODE_STRIP, "content" },
+        { "Metaspace", FTI_DECODE_METASPACE, "replacement" }, { "WordPiece", FTI_DECODE_WORDPIECE, "prefix" },
+        { "BPEDecoder", FTI_DECODE_BPE, "suffix" }, { "CTC", FTI_DECODE_CTC, "pad_token" } };
+    enum { KINDS = sizeof kind / sizeof *kind };
+    fti_json_walk w = fti_json_steps(j, "decoder", "decoders");
+    ft_status status = FTUNE_OK;
+    fti_decoder d;
+    for (int node, k; !status && (node = fti_json_step(j, &w)) >= 0; ) {
+        for (k = 0; k < KINDS && !fti_is_type(j, node, kind[k].type); k++) { }
+        if (k == KINDS)
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder", "ByteLevel, ByteFallback, Fuse, Replace, "
+                                   "Strip, Metaspace, WordPiece, BPEDecoder or CTC", err);
+        memset(&d, 0, sizeof d);
+        d.what = kind[k].what;
+        d.tidy = (d.what == FTI_DECODE_WORDPIECE || d.what == FTI_DECODE_CTC) && fti_flag(j, node, "cleanup", 1);
+        d.keep_first = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
+            || !fti_flag(j, node, "add_prefix_space", 1);
+        for (int side = 0; side < 2 && d.what == FTI_DECODE_STRIP; side++) {
+            int64_t most = fti_json_int(j, fti_json_get(j, node, side ? "stop" : "start"), 0);
+            *(side ? &d.stop : &d.start) = most > 0 ? (size_t)most : 0;
+        }
+        if (kind[k].mark) status = fti_json_keep(tok, j, fti_json_get(j, node, kind[k].mark), &d.mark, err);
+        if (!status && d.what == FTI_DECODE_CTC)
+            status = fti_json_keep(tok, j, fti_json_get(j, node, "word_delimiter_token"), &d.delimiter, err);
+        if (!status && d.what == FTI_DECODE_REPLACE) {
+            status = fti_json_pattern(tok, j, fti_json_get(j, node, "pattern"), &d.replace.from, err);
+            if (!status) status = fti_json_keep(tok, j, fti_json_get(j, node, "content"), &d.replace.to, err);
+        }
+        if (!status && (d.what == FTI_DECODE_STRIP || d.what == FTI_DECODE_METASPACE) && !d.mark.n)
+            status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "decoder", "a character", err);
+        if (!status && !fti_push(tok->decoders, d)) status = fti_no_memory(err, sizeof d);
+        if (status) fti_regex_free(d.replace.from.regex);
+    }
+    memset(&d, 0, sizeof d);
+    d.what = w.root >= 0 && !fti_json_is(j, w.root, FTI_NULL) ? FTI_DECODE_FUSE : FTI_DECODE_SPACED;
+    if (!status && !arrlen(tok->decoders) && !fti_push(tok->decoders, d)) status = fti_no_memory(err, sizeof d);
+    return status;
+}
+
 /* The scanner for a Split with a published expression; NULL: none. These expressions leave nothing between matches, so
  * removing what does not match keeps all. */
 static const fti_splitter *fti_json_splitter(ft_tokenizer *tok, const fti_json *j, int node)
@@ -16787,11 +17145,6 @@ static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, ft_
         }
     }
     if (!b->splitter) b->splitter = none;
-    if (!status && arrlen(tok->cuts)) {
-        tok->cuts_json.n = j->node[w.root].len;
-        tok->cuts_json.p = fti_arena_copy(&tok->arena, j->text + j->node[w.root].start, tok->cuts_json.n);
-        if (!tok->cuts_json.p) status = fti_no_memory(err, tok->cuts_json.n);
-    }
     return status;
 }
 
@@ -16840,16 +17193,34 @@ static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model
     return status;
 }
 
+/* What fti_save_tokenizer writes as it was. */
+static ft_status fti_json_parts(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    for (int i = 0; i < FTI_N_PARTS; i++) {
+        int node = fti_json_get(j, i == FTI_PART_UNK ? fti_json_get(j, 0, "model") : 0, fti_part_names[i]);
+        ft_text t = ft_text_of("null");
+        if (node >= 0) { t.p = j->text + j->node[node].start; t.n = j->node[node].len; }
+        if (node >= 0 && j->node[node].type == FTI_STRING) { t.p--; t.n += 2; }        /* with its quotes */
+        if (!(tok->part[i].p = fti_arena_copy(&tok->arena, t.p, t.n))) return fti_no_memory(err, t.n);
+        tok->part[i].n = t.n;
+    }
+    return FTUNE_OK;
+}
+
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
-    int model = fti_json_get(j, 0, "model");
+    int model = fti_json_get(j, 0, "model"), k;
     fti_bpe *b;
     ft_status status;
     status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 2, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
     if (!status) status = fti_json_normalizer(tok, j, err);
+    if (!status) status = fti_json_decoder(tok, j, err);
+    if (!status) status = fti_json_parts(tok, j, err);
     if (status) return status;
+    k = arrlen(tok->decoders) == 1 ? tok->decoders->what : -1;
+    if (k == FTI_DECODE_BYTES || k == FTI_DECODE_SPACED) arrfree(tok->decoders);       /* the bytes themselves */
     b = (fti_bpe *)tok->model;
     if (arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_FORM) {
         b->form = tok->steps->form;
@@ -16943,26 +17314,31 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
 }
 
 /* What FTUNE_ADD_SPECIAL adds. */
-static ft_status fti_around_add(ft_tokenizer *tok, int after, int64_t id, const fti_json *j, int node, ft_error *err)
+/* at: its place in tok->before. What a later step puts around the sentence stands outside of what is there, also where
+ * Hugging Face takes what an earlier template added for a second sentence. */
+static ft_status fti_around_add(ft_tokenizer *tok, int after, int at, int64_t id, const fti_json *j, int node,
+                                ft_error *err)
 {
     int *n = after ? &tok->n_after : &tok->n_before;
     if (*n == FTI_MAX_AROUND || id < 0 || id >= INT32_MAX || !fti_vocab_at(&tok->vocab, (int32_t)id))
         return fti_fail(err, FTUNE_ERR_FORMAT,
                         "%s: line %d: post_processor: expected at most %d ids of tokens, found %ld", j->name,
                         fti_json_line(j, node), FTI_MAX_AROUND, (long)id);
-    (after ? tok->after : tok->before)[(*n)++] = (int32_t)id;
+    if (!after) memmove(tok->before + at + 1, tok->before + at, (size_t)(*n - at) * sizeof *tok->before);
+    (after ? tok->after : tok->before)[after ? *n : at] = (int32_t)id;
+    ++*n;
     return FTUNE_OK;
 }
 
 static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
 {
-    int node, id, after = 0, table = fti_json_get(j, part, "special_tokens");
+    int node, id, after = 0, at = 0, table = fti_json_get(j, part, "special_tokens");
     ft_status status = FTUNE_OK;
     node = fti_json_child(j, fti_json_get(j, part, "single"));
     for (; node >= 0 && !status; node = fti_json_next(j, node)) {
         int special = fti_json_get(j, node, "SpecialToken");
         ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
-        if (special < 0) { after = 1; continue; }             /* { "Sequence": the text itself } */
+        if (special < 0) { after++; continue; }               /* { "Sequence": the text itself } */
         for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
             ft_text key = fti_json_key(j, id, &tok->arena);
             if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
@@ -16971,9 +17347,10 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token",
                             j->name, fti_json_line(j, node));
         for (id = fti_json_child(j, fti_json_get(j, id, "ids")); id >= 0 && !status; id = fti_json_next(j, id))
-            status = fti_around_add(tok, after, fti_json_int(j, id, -1), j, node, err);
+            status = fti_around_add(tok, after, at++, fti_json_int(j, id, -1), j, node, err);
     }
-    return status;
+    return status || after == 1 ? status
+        : fti_json_refuse(j, fti_json_get(j, part, "single"), FTUNE_ERR_UNSUPPORTED, "single", "the text once", err);
 }
 
 static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
@@ -16986,27 +17363,12 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
         else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
             for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
                 int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
-                status = fti_around_add(tok, k, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
+                status = fti_around_add(tok, k, 0, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
             }
         else if (!fti_is_type(j, node, "ByteLevel")) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED,
                 "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
     }
     return status;
-}
-
-/* BPE over bytes: they become characters in the last step before the model, and nowhere before. (Of another file the
- * model joins characters, whatever they stand for.) */
-static int fti_json_is_byte_level(const fti_json *j)
-{
-    fti_json_walk steps = fti_json_steps(j, "normalizer", "normalizers");
-    fti_json_walk cuts = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
-    int node, last = 0;
-    while ((node = fti_json_step(j, &steps)) >= 0) if (fti_is_type(j, node, "ByteLevel")) return 0;
-    while ((node = fti_json_step(j, &cuts)) >= 0) {
-        if (last || fti_is_type(j, node, "Metaspace")) return 0;
-        last = fti_is_type(j, node, "ByteLevel");
-    }
-    return last;
 }
 
 /* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
@@ -17054,26 +17416,50 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
     return status;
 }
 
+static int fti_has_text(const fti_json *j, int object, const char *name)
+{
+    int node = fti_json_get(j, object, name);
+    return fti_json_is(j, node, FTI_STRING) && j->node[node].len > 0;
+}
+
+/* BPE over bytes as chapter 1 has it? They become characters in the last step before the model, and nowhere before. Of
+ * another file the model joins characters, whatever they stand for; also where tokens have affixes, or where more is
+ * made of an unknown character than one token. */
+static int fti_bpe_is_bytes(const fti_json *j, int model)
+{
+    fti_json_walk steps = fti_json_steps(j, "normalizer", "normalizers");
+    fti_json_walk cuts = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
+    int node, last = 0;
+    if (fti_has_text(j, model, "continuing_subword_prefix") || fti_has_text(j, model, "end_of_word_suffix")) return 0;
+    if (fti_flag(j, model, "byte_fallback", 0)) return 0;
+    if (fti_flag(j, model, "fuse_unk", 0) && fti_has_text(j, model, "unk_token")) return 0;
+    while ((node = fti_json_step(j, &steps)) >= 0) if (fti_is_type(j, node, "ByteLevel")) return 0;
+    while ((node = fti_json_step(j, &cuts)) >= 0) {
+        if (last || fti_is_type(j, node, "Metaspace")) return 0;
+        last = fti_is_type(j, node, "ByteLevel");
+    }
+    return last;
+}
+
+/* Which model it is. Older files do not say: it is the first whose fields are there. */
 static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
-    static const char *const affix[] = { "continuing_subword_prefix", "end_of_word_suffix" };
-    int model = fti_json_get(j, 0, "model"), byte_level;
+    static const struct { const char *type, *field; } kind[] = { { "BPE", "merges" }, { "Unigram", "unk_id" },
+        { "WordPiece", "max_input_chars_per_word" }, { "WordLevel", "vocab" } };
+    int model = fti_json_get(j, 0, "model"), k = 0, node;
     ft_text type = fti_json_type_of(j, model, &tok->arena);
-    byte_level = fti_json_is_byte_level(j);
-    if (fti_is_type(j, model, "WordPiece") || (!type.n && fti_json_get(j, model, "max_input_chars_per_word") >= 0))
-        return fti_json_wordpiece(tok, j, err);
-    if (fti_is_type(j, model, "WordLevel")) return fti_json_wordpiece(tok, j, err);
-    if (fti_is_type(j, model, "Unigram") || (!type.n && fti_json_get(j, model, "unk_id") >= 0))
-        return fti_json_unigram(tok, j, err);
-    if (!fti_is_type(j, model, "BPE") && (type.n || fti_json_get(j, model, "merges") < 0))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece, WordLevel or Unigram, found \"%.*s\"",
-                        j->name, fti_most(type.n), type.p);
-    for (int i = 0; i < 2; i++) {
-        int node = fti_json_get(j, model, affix[i]);
-        if (fti_json_is(j, node, FTI_STRING) && j->node[node].len)
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, affix[i], "none", err);
-    }
-    return byte_level ? fti_json_bpe(tok, j, err) : fti_json_sentencepiece(tok, j, err);
+    for (; k < 4; k++)
+        if (type.n ? fti_is_type(j, model, kind[k].type) : fti_json_get(j, model, kind[k].field) >= 0) break;
+    if (k == 4)
+        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece, Unigram or WordLevel, "
+                        "found \"%.*s\"", j->name, fti_most(type.n), type.p);
+    if (k == 1) return fti_json_unigram(tok, j, err);
+    if (k == 2) return fti_json_wordpiece(tok, j, err);
+    if (k == 3) return fti_json_word_level(tok, j, err);
+    if (fti_json_number(j, node = fti_json_get(j, model, "dropout"), 0) != 0)
+        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "dropout", "null or 0: ids are not a matter of chance",
+                               err);
+    return fti_bpe_is_bytes(j, model) ? fti_json_bpe(tok, j, err) : fti_json_char_bpe(tok, j, err);
 }
 
 static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, const char *dir, ft_error *err)
@@ -17163,6 +17549,7 @@ static int fti_wordpiece_is_uncased(const fti_vocab *v)
 static int fti_wordpiece_switches(ft_tokenizer *tok, fti_wordpiece *w, const fti_config_file *c, int wish)
 {
     fti_step s;
+    fti_decoder d;
     memset(&s, 0, sizeof s);
     w->how.lower = fti_wordpiece_is_uncased(&tok->vocab);
     if (c->found) w->how.lower = fti_flag(&c->json, 0, "do_lower_case", w->how.lower);
@@ -17172,7 +17559,11 @@ static int fti_wordpiece_switches(ft_tokenizer *tok, fti_wordpiece *w, const fti
     w->fused = 1;
     s.what = FTI_STEP_BERT;
     s.bert = w->how;
-    return fti_push(tok->steps, s);
+    memset(&d, 0, sizeof d);
+    d.what = FTI_DECODE_WORDPIECE;
+    d.mark = ft_text_of(w->prefix);
+    d.tidy = 1;
+    return fti_push(tok->steps, s) && fti_push(tok->decoders, d);
 }
 
 /* The five control tokens by their names; those the vocabulary lacks are not there. */
@@ -17249,8 +17640,7 @@ FTI_LOADER(fti_load_wordpiece)
 
 FTI_JSON_LOADER(fti_json_wordpiece)
 {
-    int model = fti_json_get(j, 0, "model"), decoder = fti_json_get(j, 0, "decoder");
-    int whole = fti_is_type(j, model, "WordLevel");
+    int model = fti_json_get(j, 0, "model");
     int64_t longest = fti_json_int(j, fti_json_get(j, model, "max_input_chars_per_word"), 100);
     fti_wordpiece *w = fti_wordpiece_new(tok);
     fti_json_walk cuts = fti_json_steps(j, "pre_tokenizer", "pretokenizers");
@@ -17258,18 +17648,12 @@ FTI_JSON_LOADER(fti_json_wordpiece)
     ft_status status;
     if (!w) return fti_no_memory(err, sizeof *w);
     if ((status = fti_json_normalizer(tok, j, err)) || (status = fti_json_cuts(tok, j, err))) return status;
-    w->whole = whole;
-    w->tidy = !whole;
-    if (whole) w->prefix[0] = 0;
-    w->fused = fti_is_type(j, fti_json_step(j, &cuts), "BertPreTokenizer") && arrlen(tok->cuts) == 2 && !whole;
+    w->fused = fti_is_type(j, fti_json_step(j, &cuts), "BertPreTokenizer") && arrlen(tok->cuts) == 2;
     if (w->fused) arrfree(tok->cuts);
     memset(&w->how, 0, sizeof w->how);
     if (w->fused && arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_BERT) w->how = tok->steps->bert;
     else if (arrlen(tok->steps)) w->fused *= 2;             /* cut as BERT does it, but normalise before */
-    if (fti_is_type(j, decoder, "WordPiece")) w->tidy = fti_flag(j, decoder, "cleanup", 1);
-    else if (fti_is_type(j, decoder, "ByteLevel")) w->bytes = 1;
-    else if (decoder >= 0 && !fti_json_is(j, decoder, FTI_NULL))
-        return fti_json_refuse(j, decoder, FTUNE_ERR_UNSUPPORTED, "decoder", "WordPiece, ByteLevel or null", err);
+    if ((status = fti_json_decoder(tok, j, err))) return status;
     text = fti_json_text(j, fti_json_get(j, model, "continuing_subword_prefix"), &tok->arena);
     if (text.p) {
         if (text.n >= sizeof w->prefix || memchr(text.p, 0, text.n))
@@ -17541,6 +17925,7 @@ FTI_LOADER(fti_load_sentencepiece)
     (void)opt;
     if (!m || !copy) return fti_no_memory(err, size);
     if ((status = fti_sp_read(m, &f, copy, size, err))) return status;
+    if (!m->unigram) tok->family = &fti_family_sp_bpe;
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
     if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
@@ -17556,26 +17941,6 @@ FTI_LOADER(fti_load_sentencepiece)
 
 /* ---- SentencePiece as tokenizer.json ----------------------------------------------------------------------------- */
 
-/* Llama 2: Sequence of Replace U+2581 by a space, ByteFallback, Fuse, Strip one space in front. Others: Metaspace. */
-static ft_status fti_sp_json_decoder(fti_sp *m, const fti_json *j, ft_error *err)
-{
-    fti_json_walk w = fti_json_steps(j, "decoder", "decoders");
-    for (int node; (node = fti_json_step(j, &w)) >= 0; ) {
-        if (fti_is_type(j, node, "Strip"))
-            m->strip = fti_json_int(j, fti_json_get(j, node, "start"), 0) == 1
-                && fti_json_equals(j, fti_json_get(j, node, "content"), " ");
-        else if (fti_is_type(j, node, "Metaspace"))
-            m->strip = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
-                || !fti_flag(j, node, "add_prefix_space", 1) ? 0 : 2;
-        else if (fti_is_type(j, node, "ByteLevel")) m->spelled = 1;
-        else if (!fti_is_type(j, node, "Replace") && !fti_is_type(j, node, "ByteFallback")
-                 && !fti_is_type(j, node, "Fuse"))
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder",
-                                   "Replace, ByteFallback, Fuse, Strip, Metaspace or ByteLevel", err);
-    }
-    return FTUNE_OK;
-}
-
 static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json *j, ft_error *err)
 {
     ft_status status;
@@ -17583,7 +17948,7 @@ static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json
     (*m)->json = 1;
     status = fti_json_normalizer(tok, j, err);
     if (!status) status = fti_json_cuts(tok, j, err);
-    return status ? status : fti_sp_json_decoder(*m, j, err);
+    return status ? status : fti_json_decoder(tok, j, err);
 }
 
 /* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That
@@ -17659,57 +18024,128 @@ FTI_JSON_LOADER(fti_json_unigram)
     return status;
 }
 
-FTI_JSON_LOADER(fti_json_sentencepiece)
+/* Which tokens merging makes, and which characters stand side by side in them. Affixes: neither is asked. */
+static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
 {
-    int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges"), node;
-    fti_buf both = { 0 };
+    fti_sp_run r = { tok, m, NULL, NULL, 0, NULL, 0, 0, 0, NULL };
+    uint32_t sym[FTI_SHORT], cp;
+    for (size_t i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        size_t n = 0;
+        r.p = t->p;
+        r.n = t->len;
+        for (size_t at = 0, len; at < t->len && t->len <= FTI_SHORT; at += len)
+            sym[n++] = fti_sp_first(&r, at, len = fti_next(t->p + at, t->p + t->len, &cp));
+        if (!n || ft_token_is_special(tok, t->id) || fti_join(m->bpe, sym, n) != 1 || m->bpe->id[sym[0]] != t->id)
+            fti_hide(&tok->vocab, t);
+    }
+}
+
+static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int list, ft_error *err)
+{
+    const fti_vocab *v = &tok->vocab;
+    fti_buf both = { NULL, 0, 0, 0 };
     fti_arena texts = { 0 };
-    uint32_t rank = 0;
-    fti_sp *m;
-    ft_text unk, left, right;
-    ft_status status = fti_sp_json_begin(tok, &m, j, err);
-    if (!status && fti_flag(j, model, "ignore_merges", 0))
-        status = fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected ignore_merges false where bytes fall back, "
-                          "found true", j->name);
-    if (!status && !fti_json_is(j, merges, FTI_ARRAY))
-        status = fti_json_refuse(j, merges, FTUNE_ERR_FORMAT, "merges", "a list", err);
-    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
-    if (status) return status;
-    m->n = (size_t)ft_tokenizer_size(tok);
-    m->fuse_unk = fti_flag(j, model, "fuse_unk", 0);
-    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
-    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
-    if (fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    m->pair_cap = j->node[merges].count + j->node[merges].count / 2 + 8;
-    m->pair = (fti_sp_pair *)fti_alloc(m->pair_cap, sizeof *m->pair);
-    m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8, 1);
-    if (!m->pair || !m->neighbours) return fti_no_memory(err, m->pair_cap * sizeof *m->pair);
-    memset(m->pair, 0xFF, m->pair_cap * sizeof *m->pair);
-    for (node = fti_json_child(j, merges); node >= 0 && !status; node = fti_json_next(j, node), rank++) {
-        int32_t l, r, joined;
+    uint32_t rank = 0, cp;
+    ft_status status = FTUNE_OK;
+    for (int node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), rank++) {
+        int32_t id[3] = { -1, -1, -1 };
+        uint32_t sym[3];
+        ft_text part[3];
         if (rank % 1024 == 0) fti_arena_free(&texts);
-        if (!fti_json_merge(j, node, &texts, &left, &right)) { status = fti_not_two_pieces(j, node, rank, err); break; }
-        both.n = 0;
-        fti_buf_add(&both, left.p, left.n);
-        fti_buf_add(&both, right.p, right.n);
-        l = fti_vocab_find(&tok->vocab, left.p, left.n);
-        r = fti_vocab_find(&tok->vocab, right.p, right.n);
-        joined = both.failed ? -1 : fti_vocab_find(&tok->vocab, both.p, both.n);
-        if (both.failed) status = fti_no_memory(err, left.n + right.n);
-        else if (l < 0 || r < 0 || joined < 0)
-            status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected both pieces and what they join "
-                              "to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node), rank,
-                              fti_most(l < 0 ? left.n : r < 0 ? right.n : both.n),
-                              l < 0 ? left.p : r < 0 ? right.p : both.p);
-        else {
-            fti_sp_pair_add(m, (uint32_t)l, (uint32_t)r, rank, joined);
-            fti_sp_note_neighbours(m, both.p, both.n);
+        if (!fti_json_merge(j, node, &texts, &part[0], &part[1])) {
+            status = fti_not_two_pieces(j, node, rank, err);
+            break;
         }
+        both.n = 0;
+        fti_buf_add(&both, part[0].p, part[0].n);
+        if (part[1].n >= m->prefix.n) fti_buf_add(&both, part[1].p + m->prefix.n, part[1].n - m->prefix.n);
+        if (both.failed) { status = fti_no_memory(err, part[0].n + part[1].n); break; }
+        part[2].p = both.p;
+        part[2].n = both.n;
+        for (int k = 0; k < 3 && !status; k++) {
+            id[k] = part[1].n < m->prefix.n ? -1 : fti_vocab_find(v, part[k].p, part[k].n);
+            if (id[k] < 0)
+                status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected both pieces and what they "
+                                  "join to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node), rank,
+                                  fti_most(part[k].n), part[k].p);
+            else sym[k] = 256 + (uint32_t)(fti_vocab_at(v, id[k]) - v->token);
+        }
+        if (status) break;
+        if (ft_token_is_special(tok, id[2])) continue;      /* text does not become a control token */
+        fti_pair_put(m->bpe, sym[0], sym[1], rank);
+        m->bpe->join[rank] = sym[2];
+        if (m->neighbours) fti_sp_note_neighbours(m, both.p, both.n);
+    }
+    for (size_t i = 0; i < v->n; i++) {
+        const fti_token *t = &v->token[i];
+        m->bpe->id[256 + i] = t->id;
+        if (t->len && t->len < 4 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len
+            && !ft_token_is_special(tok, t->id))
+            m->bpe->of_char[cp] = 256 + (uint32_t)i;
     }
     fti_arena_free(&texts);
     fti_buf_free(&both);
     return status;
+}
+
+FTI_JSON_LOADER(fti_json_char_bpe)
+{
+    int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges");
+    static const char *const name[] = { "continuing_subword_prefix", "end_of_word_suffix" };
+    fti_sp *m;
+    fti_bpe *b;
+    ft_text unk;
+    ft_status status = fti_sp_json_begin(tok, &m, j, err);
+    for (int i = 0; i < 2 && !status; i++) {
+        ft_text *affix = i ? &m->suffix : &m->prefix;
+        int node = fti_json_get(j, model, name[i]);
+        if (fti_json_is(j, node, FTI_STRING)) status = fti_json_keep(tok, j, node, affix, err);
+        if (!status && affix->n > FTI_SP_AFFIX)
+            status = fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, name[i], "up to 60 bytes", err);
+    }
+    if (!status && !fti_json_is(j, merges, FTI_ARRAY))
+        status = fti_json_refuse(j, merges, FTUNE_ERR_FORMAT, "merges", "a list", err);
+    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (!status) status = fti_bpe_limits(tok->vocab.n, j->node[merges].count, j->name, err);
+    if (status) return status;
+    m->n = (size_t)ft_tokenizer_size(tok);
+    tok->family = &fti_family_sp_bpe;
+    m->whole = fti_flag(j, model, "ignore_merges", 0);
+    m->fuse_unk = fti_flag(j, model, "fuse_unk", 0);
+    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
+    m->bpe = b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, (uint32_t)j->node[merges].count);
+    if (b) {
+        FTUNE_FREE(b->edge);
+        b->edge = NULL;
+        b->join = (uint32_t *)fti_calloc(b->n_merges, sizeof *b->join);
+        b->of_char = (uint32_t *)fti_calloc(65536, sizeof *b->of_char);
+    }
+    if (!m->prefix.n && !m->suffix.n) m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8 + 128, 1);
+    if (!b || !b->join || !b->of_char || (!m->neighbours && !m->prefix.n && !m->suffix.n))
+        return fti_no_memory(err, FTI_SP_NEIGHBOURS);
+    if (fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    if (!status) status = fti_sp_json_merges(tok, m, j, merges, err);
+    if (!status && m->neighbours) fti_sp_json_reach(tok, m);
+    return status;
+}
+
+/* WordLevel: each piece of the pre-tokenizers is a token, or the unknown one. */
+FTI_JSON_LOADER(fti_json_word_level)
+{
+    int model = fti_json_get(j, 0, "model");
+    fti_sp *m;
+    ft_text unk;
+    ft_status status = fti_sp_json_begin(tok, &m, j, err);
+    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    if (status) return status;
+    m->words = 1;
+    unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
+    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
+    return FTUNE_OK;
 }
 
 /* ---- which format is it? ------------------------------------------------------------------------------ *
@@ -17908,6 +18344,7 @@ static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, in
 static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
 {
     int i, n = tok->n_before + tok->n_after;
+    fti_buf_str(out, "  \"post_processor\": ");
     if (!n) {
         fti_buf_str(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": false, "
                          "\"use_regex\": false}");
@@ -17967,10 +18404,10 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
     const char *comma = "";
     size_t i;
     int k;
-    fti_buf_fmt(out, "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
+    fti_buf_fmt(out, "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": %s, "
                 "\"continuing_subword_prefix\": \"\", \"end_of_word_suffix\": "
                 "\"\",\n    \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": %s,\n    \"vocab\": {",
-                    b->whole ? "true" : "false");
+                    tok->part[FTI_PART_UNK].p ? tok->part[FTI_PART_UNK].p : "null", b->whole ? "true" : "false");
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
         int added = (ft_token_is_special(tok, t->id) || arrlen(tok->raw.at)
@@ -17997,37 +18434,44 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
     fti_buf_free(&spelled);
 }
 
-static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
+/* Normalizer, pre-tokenizer, post-processor and decoder of a vocabulary that came without them. */
+static void fti_save_parts(const ft_tokenizer *tok, fti_buf *out)
 {
     static const char *const form[] = { "NFC", "NFD", "NFKC", "NFKD" };
     const fti_bpe *b = (const fti_bpe *)tok->model;
     const char *regex = NULL;
-    int k, loose = 0;
+    int k;
     for (k = 0; k < FTI_N_SPLITTERS && !regex;
          k++) if (fti_splitters[k].split == b->splitter->split) regex = fti_splitters[k].regex;
-    fti_buf_str(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
-                     "  \"added_tokens\": [");
-    fti_save_added(tok, out, 0, &loose);
-    fti_buf_str(out, "\n  ],\n  \"normalizer\": ");
+    fti_buf_str(out, "  \"normalizer\": ");
     if (b->form >= 0) fti_buf_fmt(out, "{\"type\": \"%s\"}", form[b->form & 3]); else fti_buf_str(out, "null");
-    fti_buf_str(out, ",\n  \"pre_tokenizer\": ");
-    if (arrlen(tok->cuts)) fti_buf_add(out, tok->cuts_json.p, tok->cuts_json.n);
-    else {
-        fti_buf_str(out, "{\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
-        if (regex && !b->prefix_space) {
-            fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
-            fti_buf_json(out, regex, strlen(regex));
-            fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
-        }
-        fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, "
-                    "\"use_regex\": %s}\n  ]}", b->prefix_space ? "true" : "false",
-                    b->prefix_space && regex ? "true" : "false");
+    fti_buf_str(out, ",\n  \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [\n    ");
+    if (regex && !b->prefix_space) {
+        fti_buf_str(out, "{\"type\": \"Split\", \"pattern\": {\"Regex\": ");
+        fti_buf_json(out, regex, strlen(regex));
+        fti_buf_str(out, "}, \"behavior\": \"Isolated\", \"invert\": false},\n    ");
     }
-    fti_buf_str(out, ",\n");
-    fti_buf_str(out, "  \"post_processor\": ");
+    fti_buf_fmt(out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": %s, \"trim_offsets\": false, "
+                "\"use_regex\": %s}\n  ]},\n", b->prefix_space ? "true" : "false",
+                b->prefix_space && regex ? "true" : "false");
     fti_save_around(tok, out);
     fti_buf_str(out, ",\n  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
                      "\"trim_offsets\": false, \"use_regex\": false},\n");
+}
+
+static void fti_save_tokenizer(const ft_tokenizer *tok, fti_buf *out, const uint32_t *merges)
+{
+    int loose = 0;
+    fti_buf_str(out, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
+                     "  \"added_tokens\": [");
+    fti_save_added(tok, out, 0, &loose);
+    fti_buf_str(out, "\n  ],\n");
+    if (!tok->part[0].p) fti_save_parts(tok, out);
+    for (int i = 0; i < FTI_PART_UNK && tok->part[i].p; i++) {
+        fti_buf_fmt(out, "  \"%s\": ", fti_part_names[i]);
+        fti_buf_add(out, tok->part[i].p, tok->part[i].n);
+        fti_buf_str(out, ",\n");
+    }
     fti_save_model(tok, out, loose, merges);
 }
 
@@ -18069,8 +18513,6 @@ FTUNE_API ft_status ft_tokenizer_save(const ft_tokenizer *tok, const char *dir, 
     if (tok->family != &fti_family_bpe)
         return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected a byte-level BPE tokenizer to save, found %s", dir,
                         tok->family->name);
-    if (arrlen(tok->steps))
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected at most a normal form as normalizer to save", dir);
     if ((status = fti_make_directory(dir, err))) return status;
     if (!(merges = fti_merge_list((const fti_bpe *)tok->model))) return fti_no_memory(err, 65536);
     fti_save_tokenizer(tok, &json, merges);

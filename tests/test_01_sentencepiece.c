@@ -423,8 +423,38 @@ static void test_no_memory(void)
     }
 }
 
+/* Words met before: the same ids as where offsets are asked for, which nothing remembers; and each id has its place. */
+static void test_words_again(const char *path)
+{
+    static const char *const word[] = { "the", " ", " hello", "\xE4\xB8\xAD", "\xF0\x9F\x98\x80", "aa", " world", ".", "\xE2\x96\x81",
+                                        " internationalization", "\xCF\x80", " 1234", "<sep>", "\n" };
+    enum { CAP = 8192 };
+    static char text[CAP];
+    static int32_t ids[2][CAP];
+    static ft_span at[CAP];
+    ft_tokenizer *tok = path ? load(path) : NULL;
+    ft_error err = { FTUNE_OK, "" };
+    ft_rng rng;
+    ft_rng_seed(&rng, 5);
+    for (int round = 0; tok && round < 50; round++) {
+        size_t len = 0, n[2] = { 0, 0 };
+        for (int i = 0; i < 200; i++) {
+            const char *w = word[ft_rng_below(&rng, sizeof word / sizeof *word)];
+            memcpy(text + len, w, strlen(w));
+            len += strlen(w);
+        }
+        CHECK_OK(ft_tokenizer_encode(tok, text, len, FTUNE_SPECIAL_AS_TEXT, ids[0], CAP, &n[0], &err), err);
+        CHECK_OK(ft_tokenizer_encode_spans(tok, text, len, FTUNE_SPECIAL_AS_TEXT, NULL, 0, ids[1], at, CAP, &n[1], &err), err);
+        CHECK_MSG(n[0] == n[1] && !memcmp(ids[0], ids[1], n[0] * sizeof **ids), "%s: round %d: other ids with offsets", path, round);
+        for (size_t i = 1; i < n[1]; i++) CHECK(at[i - 1].begin <= at[i].begin && at[i].begin <= at[i].end && at[i].end <= len);
+    }
+    ft_tokenizer_free(tok);
+}
+
 int main(void)
 {
+    static const char *const bpe[] = { "vocab/llama2/tokenizer.model", "vocab/baichuan2/tokenizer.model", "vocab/internlm2/tokenizer.model",
+                                       "vocab/phi-3/tokenizer.json" };
     const char *path;
     test_small_models();
     test_control();
@@ -440,6 +470,9 @@ int main(void)
     test_memory();
     test_chatglm3();
     test_linear();
+    test_words_again("tests/data/spm_bpe.model");
+    test_words_again("tests/data/spm_suffix.model");
+    for (int i = 0; i < 4; i++) test_words_again(test_shared(bpe[i]));
     test_no_memory();
     hostile_file("tests/data/spm_bpe.model", 1);
     hostile_file("tests/data/spm_unigram.model", 1);

@@ -60,6 +60,24 @@ long many_decode(const ft_tokenizer *t, const int32_t *ids, const int64_t *ends,
     }
     return (long)used;
 }
+/* how many of the lists come out id by id as they do at once */
+long many_stream(const ft_tokenizer *t, const int32_t *ids, const int64_t *ends, long n, long *odd)
+{
+    static char whole[1 << 20], parts[1 << 20];
+    long same = 0;
+    *odd = -1;
+    for (long i = 0; i < n; i++) {
+        int64_t from = i ? ends[i - 1] : 0;
+        size_t k = 0, m = 0;
+        ft_stream s;
+        ft_stream_init(&s, t, 0);
+        for (int64_t at = from; at < ends[i]; at++) k += ft_stream_push(&s, ids[at], parts + k, sizeof parts - k).n;
+        k += ft_stream_finish(&s, parts + k, sizeof parts - k).n;
+        if (!ft_tokenizer_decode(t, ids + from, (size_t)(ends[i] - from), 0, whole, sizeof whole, &m, NULL) && k == m && !memcmp(whole, parts, k)) same++;
+        else if (*odd < 0) *odd = i;
+    }
+    return same;
+}
 """
 
 
@@ -77,7 +95,7 @@ def library():
     subprocess.run([os.environ.get("CC", "cc"), "-O2", "-fPIC", "-shared", "-w", "-I", ROOT, "-x", "c", "-", "-o", out, "-lm"],
                    input=SHIM.encode(), check=True)
     lib = ctypes.CDLL(out)
-    lib.many_encode.restype = lib.many_decode.restype = ctypes.c_long
+    lib.many_encode.restype = lib.many_decode.restype = lib.many_stream.restype = ctypes.c_long
     return lib
 
 
@@ -111,6 +129,13 @@ class Ours:
         stops = list(itertools.accumulate(max(0, k) for k in lengths))
         return [out.raw[b - max(0, k):b].decode() if k >= 0 else None for b, k in zip(stops, lengths)] if len(lists) < 100 \
             else self.cut(out.raw[:used], lengths)
+
+    def stream(self, lists):
+        """the place of a list that id by id comes out otherwise; None: there is none"""
+        flat = array.array("i", itertools.chain.from_iterable(lists))
+        ends, odd = array.array("q", itertools.accumulate(map(len, lists))), ctypes.c_long()
+        self.lib.many_stream(self.tok, ptr(flat), ptr(ends), ctypes.c_long(len(lists)), ctypes.byref(odd))
+        return odd.value if odd.value >= 0 else None
 
     @staticmethod
     def cut(raw, lengths):
@@ -223,9 +248,9 @@ def shrink(x, differs):
 
 class Family:
     """encode: texts -> lists of ids; decode: lists of ids -> texts, or None; n_ids, bytes_at: for sequences of random
-    ids, of which a part are byte tokens"""
-    def __init__(self, ours, encode, decode=None, n_ids=0, bytes_at=()):
-        self.ours, self.encode, self.decode, self.n_ids, self.bytes_at = ours, encode, decode, n_ids, list(bytes_at)
+    ids, of which a part are byte tokens; stream: ids one by one decode to the same text"""
+    def __init__(self, ours, encode, decode=None, n_ids=0, bytes_at=(), stream=False):
+        self.ours, self.encode, self.decode, self.n_ids, self.bytes_at, self.stream = ours, encode, decode, n_ids, list(bytes_at), stream
 
 
 def check_chunk(f, texts, r, show):
@@ -252,6 +277,10 @@ def check_chunk(f, texts, r, show):
                 l = shrink(l, lambda s: f.ours.decode([s]) != f.decode([s]))
                 show("decode %s\n    ftune %s\n    other %s" % (l, ascii(f.ours.decode([l])[0]), ascii(f.decode([l])[0])))
                 found += 1
+        odd = f.ours.stream(lists) if f.stream else None
+        if odd is not None:
+            show("id by id: another text than %s of %s" % (ascii(a[odd]), shrink(lists[odd], lambda s: f.ours.stream([s]) is not None)))
+            found += 1
     return found, decoded
 
 

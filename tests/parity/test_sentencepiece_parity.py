@@ -10,13 +10,14 @@ equally good paths ("....") fall differently, and takes a piece that is U+0000 (
 and with 0.2 alone the Unigram models are left out. See many_texts.py.
 
 The families made-* are the files of phi-3, t5-small, bert and roberta with other normalizers and pre-tokenizers, as other published
-models have them: what those do is checked, with a vocabulary that is at hand.
+models have them: what those do is checked, with a vocabulary that is at hand. The families learnt-* are .model files of BPE that
+sentencepiece learns here from the random strings.
 """
 import json
 import os
 import sys
 
-from many_texts import BUILD, PARSE, ROOT, TEXT, VOCAB, Family, Ours, main
+from many_texts import BUILD, PARSE, ROOT, TEXT, VOCAB, Family, Ours, main, texts_of
 
 OLD_SENTENCEPIECE = os.path.join(ROOT, "build", "sentencepiece_0.1")
 if os.path.isdir(OLD_SENTENCEPIECE):
@@ -143,6 +144,26 @@ def made(name, build=BUILD):
     return path
 
 
+LEARNT = {
+    "learnt-unknown": {"character_coverage": 0.98},
+    "learnt-fallback": {"byte_fallback": True, "character_coverage": 0.98, "remove_extra_whitespaces": False, "normalization_rule_name": "identity"},
+    "learnt-user": {"user_defined_symbols": ["aa", MARK + "th", "e" + MARK, "\u4e2d", "on", MARK * 2], "character_coverage": 0.98},
+    "learnt-across": {"split_by_whitespace": False, "character_coverage": 0.98, "remove_extra_whitespaces": False},
+    "learnt-suffix": {"treat_whitespace_as_suffix": True, "character_coverage": 0.98},
+    "learnt-scripts": {"split_by_unicode_script": False, "split_by_number": False, "add_dummy_prefix": False, "byte_fallback": True},
+}
+
+
+def learnt(name, build=BUILD):
+    import sentencepiece
+    os.makedirs(build, exist_ok=True)
+    path = os.path.join(build, name)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(t for t in texts_of(1, 0) if "\0" < min(t, default="\0") and max(t) < "\u0500"), model_prefix=path, model_type="bpe", vocab_size=2000,
+        hard_vocab_limit=False, num_threads=1, minloglevel=2, **LEARNT[name])
+    return path + ".model"
+
+
 def families(lib):
     import sentencepiece
     from tokenizers import Tokenizer
@@ -170,6 +191,9 @@ def families(lib):
                                                                            "internlm2")
         yield name, "no %s" % path if not os.path.exists(path) else "needs SentencePiece 0.1" if not old else \
             lambda p=path: by_sentencepiece(Ours(lib, p, TEXT), p)
+    for name in LEARNT:
+        yield name, (lambda p=learnt(name): by_sentencepiece(Ours(lib, p, TEXT), p)) \
+            if sentencepiece.__version__.startswith("0.1.") else "needs SentencePiece 0.1"
 
 
 if __name__ == "__main__":

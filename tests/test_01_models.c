@@ -1,0 +1,206 @@
+/* test_01_models.c - the models, decoders and post-processors of tokenizer.json in small: ids, text, saving, bad files
+ *
+ * tests/golden/models.jsonl comes from tests/golden/make_models.py. */
+#include "test_alloc.h"
+#define FTUNE_IMPLEMENTATION
+#include "ftune.h"
+#include "test.h"
+#include "golden_rows.h"
+
+enum { AROUND = FTUNE_SPECIAL_PARSE | FTUNE_ADD_SPECIAL };
+
+/* Shown id by id, the text is the same. */
+static void check_stream(const ft_tokenizer *tok, const int32_t *ids, size_t n, int line)
+{
+    char whole[8192], parts[8192];
+    size_t m = 0, k = 0;
+    ft_stream s;
+    ft_error err = { FTUNE_OK, "" };
+    ft_stream_init(&s, tok, 1);
+    for (size_t i = 0; i < n; i++) k += ft_stream_push(&s, ids[i], parts + k, sizeof parts - k).n;
+    k += ft_stream_finish(&s, parts + k, sizeof parts - k).n;
+    CHECK_OK(ft_tokenizer_decode(tok, ids, n, 1, whole, sizeof whole, &m, &err), err);
+    CHECK_MSG(k == m && !memcmp(whole, parts, m) && !s.failed, "row %d: id by id: expected \"%.*s\", found \"%.*s\"", line, (int)m, whole, (int)k, parts);
+}
+
+/* What is saved and loaded again gives the same row. */
+static void check_save(const ft_tokenizer *tok, const fti_json *row, int line)
+{
+    static const char dir[] = "build/tmp/models_saved";
+    ft_tokenizer *again = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    ft_status status = ft_tokenizer_save(tok, dir, &err);
+    if (tok->family != &fti_family_bpe) { CHECK_INT(status, FTUNE_ERR_UNSUPPORTED); return; }
+    CHECK_OK(status, err);
+    CHECK_OK(ft_tokenizer_load(&again, dir, NULL, &err), err);
+    if (again) golden_row(again, row, AROUND, "saved", line);
+    ft_tokenizer_free(again);
+}
+
+static void check_memory(const char *path, ft_text text)
+{
+    ft_tokenizer *tok = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    int32_t ids[1500];
+    ft_span span[1500];
+    char back[8000], out[1024];
+    size_t n = 0, m = 0;
+    ft_stream s;
+    TEST_EVERY_FAILURE(ft_tokenizer_load(&tok, path, NULL, &err), ft_tokenizer_free(tok));
+    if (ft_tokenizer_load(&tok, path, NULL, &err)) return;
+    TEST_EVERY_FAILURE(ft_tokenizer_encode_spans(tok, text.p, text.n, AROUND, NULL, 0, ids, span, 1500, &n, &err), (void)0);
+    TEST_EVERY_FAILURE(ft_tokenizer_decode(tok, ids, n, 0, back, sizeof back, &m, &err), (void)0);
+    for (int fail = 1; fail < 200; fail++) {
+        ft_stream_init(&s, tok, 0);
+        test_calls = 0;
+        test_fail_at = fail;
+        for (size_t i = 0; i < n && i < 20; i++) ft_stream_push(&s, ids[i], out, sizeof out);
+        ft_stream_finish(&s, out, sizeof out);
+        test_fail_at = 0;
+    }
+    if (tok->family == &fti_family_bpe) TEST_EVERY_FAILURE(ft_tokenizer_save(tok, "build/tmp/models_saved", &err), (void)0);
+    ft_tokenizer_free(tok);
+}
+
+static void test_rows(void)
+{
+    size_t n = 0;
+    char *data = test_read("tests/golden/models.jsonl", &n), *p = data, *stop, last[8192] = "";
+    static const char path[] = "build/tmp/models.json";     /* test_tmp turns */
+    int line = 1, files = 0;
+    CHECK(data != NULL);
+    for (; data && p < data + n && (stop = (char *)memchr(p, '\n', (size_t)(data + n - p))) != NULL; p = stop + 1, line++) {
+        fti_json row = { 0 };
+        fti_arena a = { NULL };
+        ft_error err = { FTUNE_OK, "" };
+        ft_tokenizer *tok = NULL;
+        ft_text text;
+        int32_t *ids;
+        size_t n_ids;
+        CHECK_OK(fti_json_parse(&row, p, (size_t)(stop - p), "models.jsonl", &err), err);
+        const fti_json_node *file = &row.node[fti_json_get(&row, 0, "file")];
+        CHECK(test_write(path, row.text + file->start, file->len));
+        CHECK_MSG(!ft_tokenizer_load(&tok, path, NULL, &err), "row %d: %s", line, err.message);
+        if (!tok) continue;
+        golden_row(tok, &row, AROUND, "models.jsonl", line);
+        text = fti_json_text(&row, fti_json_get(&row, 0, "text"), &a);
+        ids = golden_encode(tok, text, AROUND, &n_ids, &err);
+        if (ids) check_stream(tok, ids, n_ids, line);
+        free(ids);
+        check_save(tok, &row, line);
+        ft_tokenizer_free(tok);
+        if (text.n < 100 && (strlen(last) != file->len || memcmp(last, row.text + file->start, file->len))) {
+            check_memory(path, text);
+            hostile_file(path, ++files % 4 ? 7 : 1);
+            snprintf(last, sizeof last, "%.*s", (int)file->len, row.text + file->start);
+        }
+        fti_arena_free(&a);
+        fti_json_free(&row);
+    }
+    CHECK(line > 45 && files > 15);
+    free(data);
+}
+
+/* A model, and what else the file says, in few words. */
+static ft_status load_made(ft_tokenizer **tok, const char *parts, const char *model, ft_error *err)
+{
+    char text[4096];
+    int n = snprintf(text, sizeof text, "{%s\"model\": {%s}}", parts, model);
+    CHECK(test_write(test_tmp("models_made.json"), text, (size_t)n));
+    return ft_tokenizer_load(tok, test_tmp("models_made.json"), NULL, err);
+}
+
+#define AB "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2, \"##b\": 3}, \"merges\": [\"a b\"]"
+static void test_refused(void)
+{
+    static const struct { const char *parts, *model, *message; } bad[] = {
+        { "", "\"type\": \"Words\", \"vocab\": {}", "BPE, WordPiece, Unigram or WordLevel" },
+        { "", "", "model" },
+        { "", AB ", \"dropout\": 0.1", "a matter of chance" },
+        { "", AB ", \"continuing_subword_prefix\": \"##\"", "merges[0]" },       /* a + b without two bytes is no token */
+        { "", "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1}, \"merges\": [\"a b\"], \"end_of_word_suffix\": \"</w>\"", "no \"ab\"" },
+        { "", AB ", \"end_of_word_suffix\": \"1234567890123456789012345678901234567890123456789012345678901\"", "60 bytes" },
+        { "", "\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": {}", "a list" },
+        { "", "\"type\": \"WordLevel\", \"vocab\": [1]", "an object" },
+        { "\"decoder\": {\"type\": \"Magic\"},", AB, "BPEDecoder or CTC" },
+        { "\"decoder\": {\"type\": \"Strip\", \"content\": \"\", \"start\": 1, \"stop\": 0},", AB, "a character" },
+        { "\"decoder\": {\"type\": \"BPEDecoder\"},", AB, "a string" },
+        { "\"decoder\": {\"type\": \"CTC\", \"pad_token\": \"a\"},", AB, "a string" },
+        { "\"decoder\": {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"(a\"}, \"content\": \"\"},", AB, "regular expression" },
+        { "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [], \"special_tokens\": {}},", AB, "once" },
+        { "\"post_processor\": {\"type\": \"Magic\"},", AB, "BertProcessing" } };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        CHECK_MSG(load_made(&tok, bad[i].parts, bad[i].model, &err) && strstr(err.message, bad[i].message), "bad model %d: expected \"%s\", found \"%s\"",
+                  (int)i, bad[i].message, err.message);
+        ft_tokenizer_free(tok);
+    }
+}
+
+/* Where Hugging Face panics or is odd, our rule. */
+static void test_own_rules(void)
+{
+    static const char strip[] = "\"decoder\": {\"type\": \"Strip\", \"content\": \"a\", \"start\": 2, \"stop\": 2},";
+    static const char empty[] = "\"decoder\": {\"type\": \"BPEDecoder\", \"suffix\": \"\"},";
+    static const char twice[] = "\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": \"BertProcessing\", \"cls\": [\"a\", 0],"
+        " \"sep\": [\"a\", 0]}, {\"type\": \"BertProcessing\", \"cls\": [\"b\", 1], \"sep\": [\"b\", 1]}]},";
+    static const char unknown[] = "\"added_tokens\": [{\"id\": 1, \"content\": \"ab\", \"special\": true}],";
+    ft_tokenizer *tok = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    int32_t ids[8], three[] = { 0, 2, 0 };
+    char back[32];
+    size_t n = 0, m = 0;
+    CHECK_OK(load_made(&tok, strip, AB, &err), err);          /* "a" from both sides: nothing is left, once */
+    if (tok) CHECK_OK(ft_tokenizer_decode(tok, three, 3, 0, back, sizeof back, &m, &err), err);
+    CHECK(m == 1 && back[0] == 'b');
+    ft_tokenizer_free(tok);
+    CHECK_OK(load_made(&tok, empty, AB, &err), err);          /* an empty suffix is nowhere */
+    if (tok) CHECK_OK(ft_tokenizer_decode(tok, three, 3, 0, back, sizeof back, &m, &err), err);
+    CHECK(m == 4 && !memcmp(back, "aaba", 4));
+    ft_tokenizer_free(tok);
+    CHECK_OK(load_made(&tok, twice, AB, &err), err);          /* the later one stands outside */
+    if (tok) CHECK_OK(ft_tokenizer_encode(tok, "ab", 2, AROUND, ids, 8, &n, &err), err);
+    CHECK(n == 5 && ids[0] == 1 && ids[1] == 0 && ids[2] == 2 && ids[3] == 0 && ids[4] == 1);
+    ft_tokenizer_free(tok);
+    CHECK_OK(load_made(&tok, unknown, "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"ab\": 1, \"b\": 2}, \"merges\": [\"a b\"]", &err), err);
+    if (tok) CHECK_OK(ft_tokenizer_encode(tok, "ab", 2, 0, ids, 8, &n, &err), err);
+    CHECK(n == 2 && ids[0] == 0 && ids[1] == 2);              /* text does not join to a control token */
+    ft_tokenizer_free(tok);
+    CHECK_OK(load_made(&tok, "", "\"type\": \"WordLevel\", \"vocab\": {\"a\": 0}, \"unk_token\": \"[UNK]\"", &err), err);
+    if (tok) CHECK_FAILS(ft_tokenizer_encode(tok, "b", 1, 0, ids, 8, &n, &err), err, FTUNE_ERR_NOT_FOUND, "\"b\"");
+    ft_tokenizer_free(tok);
+}
+
+/* A million equal characters, and words that joining goes back in: time in proportion. */
+static void test_linear(void)
+{
+    static const char *const unit[] = { "a", "b", "ab", "x", "abc", "\xC3\xA9" };
+    static const char *const model[] = { AB, AB ", \"unk_token\": \"a\"", AB ", \"end_of_word_suffix\": \"\"",
+        "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"aa\": 1, \"aaa\": 2, \"b\": 3}, \"merges\": [\"aa a\", \"a aa\", \"a a\"], \"unk_token\": \"b\"" };
+    for (size_t k = 0; k < sizeof model / sizeof *model; k++) {
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        CHECK_OK(load_made(&tok, "", model[k], &err), err);
+        for (size_t i = 0; tok && i < sizeof unit / sizeof *unit; i++) {
+            size_t len = strlen(unit[i]), n = 0, times = 1000000;
+            char *text = (char *)malloc(times * len);
+            for (size_t t = 0; t < times; t++) memcpy(text + t * len, unit[i], len);
+            double t = fti_now();
+            CHECK_OK(ft_tokenizer_encode(tok, text, times * len, 0, NULL, 0, &n, &err), err);
+            t = fti_now() - t;
+            CHECK_MSG(t < 3, "model %d: a million of \"%s\": expected about a second at most, found %.2f s", (int)k, unit[i], t);
+            free(text);
+        }
+        ft_tokenizer_free(tok);
+    }
+}
+
+int main(void)
+{
+    test_rows();
+    test_refused();
+    test_own_rules();
+    test_linear();
+    return test_end();
+}
