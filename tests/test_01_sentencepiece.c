@@ -315,7 +315,7 @@ static void test_stream_rewrites(void)
         for (size_t i = 0; i < n; i++) {
             const char *letter = letters[ft_rng_below(&rng, 5)];
             ids[i] = row % 2 ? -1 : ft_token_id(tok, letter, strlen(letter));
-            while (ids[i] < 0 || fti_sp_byte_of(fti_vocab_at(&tok->vocab, ids[i])) >= 0)
+            while (ids[i] < 0 || fti_byte_of(ft_token_bytes(tok, ids[i]).p, ft_token_bytes(tok, ids[i]).n) >= 0)
                 ids[i] = (int32_t)ft_rng_below(&rng, (uint64_t)ft_tokenizer_size(tok));
         }
         CHECK_OK(ft_tokenizer_decode(tok, ids, n, 0, whole, sizeof whole, &n_whole, &err), err);
