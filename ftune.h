@@ -17207,6 +17207,23 @@ static ft_status fti_json_parts(ft_tokenizer *tok, const fti_json *j, ft_error *
     return FTUNE_OK;
 }
 
+/* The decoder ByteLevel takes added tokens, too, for spelled bytes where it can: DeepSeek's U+00FF is shown as byte FF. */
+static int fti_added_spelled(ft_tokenizer *tok)
+{
+    const fti_added_set *sets[2];
+    sets[0] = &tok->raw;
+    sets[1] = &tok->normal;
+    for (int i = 0; i < 2; i++)
+        for (ptrdiff_t k = 0; k < arrlen(sets[i]->at); k++) {
+            fti_token *t = (fti_token *)fti_vocab_at(&tok->vocab, sets[i]->at[k].id);
+            char *p = fti_arena_copy(&tok->arena, t->p, t->len);
+            if (!p) return 0;
+            t->len = (uint32_t)fti_spelled(t->p, t->len, p);
+            t->p = p;
+        }
+    return 1;
+}
+
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     int model = fti_json_get(j, 0, "model"), k;
@@ -17220,6 +17237,7 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
     if (!status) status = fti_json_parts(tok, j, err);
     if (status) return status;
     k = arrlen(tok->decoders) == 1 ? tok->decoders->what : -1;
+    if (k == FTI_DECODE_BYTES && !fti_added_spelled(tok)) return fti_no_memory(err, sizeof *b);
     if (k == FTI_DECODE_BYTES || k == FTI_DECODE_SPACED) arrfree(tok->decoders);       /* the bytes themselves */
     b = (fti_bpe *)tok->model;
     if (arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_FORM) {
