@@ -3480,6 +3480,7 @@ typedef struct fti_wordpiece {
     fti_bert how;                       /* done while cutting; all 0 when the text is normalised before */
     int      fused;                     /* cut as BertPreTokenizer does it; 1: and nothing but BertNormalizer before */
     uint8_t  ascii[128];                /* a letter (lower-cased if so wished), or one of: */
+    uint8_t  reach[2][4096];            /* outside and inside a word: bytes of the longest piece, by its first three */
     uint16_t simple[FTI_WP_SIMPLE];     /* of a character that becomes one character inside a word: that one; else 0 */
 } fti_wordpiece;
 enum { FTI_WP_DROP = 128, FTI_WP_SPACE, FTI_WP_PUNCT };
@@ -3523,12 +3524,21 @@ typedef struct fti_wp_word {
     size_t from, to;                    /* of the text */
 } fti_wp_word;
 
+FTI_INLINE size_t fti_wp_reach(const char *p)
+{
+    return ((uint32_t)(uint8_t)p[0] << 16 | (uint32_t)(uint8_t)p[1] << 8 | (uint8_t)p[2]) * 0x9E3779B1u >> 20;
+}
+
 /* The longest piece that the rest of the word begins with: its id and where it ends; -1: none. Inside a word the prefix
  * is written over bytes that are done. */
 static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int *stop)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     int n = at ? w->n_prefix : 0, end = word->n - at + n > w->longest ? at + w->longest - n : word->n;
+    if (word->n - at > 2) {
+        int reach = w->reach[at > 0][fti_wp_reach(word->p + at)];
+        if (end - at > reach && reach < 255) end = at + (reach > 2 ? reach : 2);
+    }
     if (n) memcpy(word->p + at - n, w->prefix, (size_t)n);
     for (; end > at; end--) {
         if (end < word->n && ((unsigned char)word->p[end] & 0xC0) == 0x80) continue;
@@ -17524,14 +17534,24 @@ static ft_status fti_model_token(ft_tokenizer *tok, const fti_map *added, int32_
     return fti_vocab_add(&tok->vocab, id, t.p, t.n) ? FTUNE_OK : fti_no_memory(err, t.n);
 }
 
+static void fti_wp_note(fti_wordpiece *w, int inside, const char *p, size_t n)
+{
+    uint8_t *reach = n < 3 ? NULL : &w->reach[inside][fti_wp_reach(p)];
+    if (reach && n > *reach) *reach = (uint8_t)(n < 255 ? n : 255);
+}
+
 /* Limits, and what one byte of ASCII does. The switches are set by now. */
 static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const char *name, ft_error *err)
 {
     w->n_prefix = (int)strlen(w->prefix);
     w->longest = 0;
-    for (size_t i = 0; i < tok->vocab.n; i++)
-        if (tok->vocab.token[i].len > (uint32_t)w->longest && tok->vocab.token[i].len < 65536)
-            w->longest = (int)tok->vocab.token[i].len;
+    for (size_t i = 0; i < tok->vocab.n; i++) {
+        const fti_token *t = &tok->vocab.token[i];
+        if (t->len > (uint32_t)w->longest && t->len < 65536) w->longest = (int)t->len;
+        fti_wp_note(w, 0, t->p, t->len);
+        if (t->len >= (uint32_t)w->n_prefix && !memcmp(t->p, w->prefix, (size_t)w->n_prefix))
+            fti_wp_note(w, 1, t->p + w->n_prefix, t->len - (uint32_t)w->n_prefix);
+    }
     if (w->unk < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected the token for unknown words, [UNK], in the vocabulary, "
                         "found none", name);
