@@ -1659,7 +1659,7 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
  *   4. After a join only two pairs are new. Parts up to FTI_SHORT symbols keep the merge number of each pair in an
  *      array and search it for the least one; longer ones keep a list of places for each merge number and a bitmap
  *      of the numbers in use, so that a piece of a million letters takes time in proportion to its length.
- *   5. Words come again: see "words met before". On text of many megabytes this is half of the speed.
+ *   5. Words come again: see "words met before".
  * What is left is waiting: for memory, since the tables are larger than the processor's nearest cache, and for branches
  * that were guessed wrong. So pieces are cut some way ahead and their places in the table fetched early
  * (fti_bpe_pieces), and small tables of bits stand in front of large ones.
