@@ -2154,7 +2154,7 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     const fti_vocab *v = &tok->vocab;
     const fti_bucket *whole = piece->hash ? fti_vocab_slot(v, piece->key, fti_vocab_start(v, piece->hash), p,
                                                            piece->end - at, UINT32_MAX) : NULL;
-    uint32_t few[FTI_SHORT], *sym = few;
+    uint32_t few[FTI_SHORT], *sym = few, *own = NULL;
     size_t n = piece->end - at, size = n, i;
     int32_t *ids, one;
     ft_status status = FTUNE_OK;
@@ -2163,18 +2163,20 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
         ids = &one;
         n = 1;
     } else {
-        if (n > FTI_SHORT && !(sym = (uint32_t *)fti_alloc(n, sizeof *sym))) return fti_no_memory(err, n * sizeof *sym);
+        if (n > FTI_SHORT && out->n + n <= out->cap) sym = (uint32_t *)(out->ids + out->n);      /* where they will stand */
+        else if (n > FTI_SHORT && !(sym = own = (uint32_t *)fti_alloc(n, sizeof *sym)))
+            return fti_no_memory(err, n * sizeof *sym);
         n = fti_bpe_symbols(b, p, n, sym);
         ids = (int32_t *)sym;
         for (i = 0; i < n && n != SIZE_MAX; i++) ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
     }
     if (n == SIZE_MAX) status = fti_no_memory(err, size * sizeof(fti_place));
     else if (!out->offsets && out->n + n <= out->cap) {
-        memcpy(out->ids + out->n, ids, n * sizeof *ids);
+        memmove(out->ids + out->n, ids, n * sizeof *ids);
         out->n += n;
     } else fti_put_ids(tok, text, at, piece->end, ids, n, out);
     if (!status) fti_seen_put(piece->seen, p, size, ids, n);
-    if (sym != few) FTUNE_FREE(sym);
+    FTUNE_FREE(own);
     return status;
 }
 
