@@ -13057,142 +13057,67 @@ static const char fti_lower_ranges[] =
     "P@AJ^MEkXJ^PP@AJ^jEj|J^kEjqJ^lEjuJ^mEj\177J^nEj|J^pEknJ^qEkVJ^rEkkJ^sPN`J^tP@AJ_DO\177PJ_EEj}J_FGWHJ_GP@AJ_KEj"
     "YJ_LP@AJ_\\Ef\177J_uP@AO|aP@`PP@P@hPUpP@gPr@PA@PuPP@`^d@P@b";
 /* Categories that the class does not tell: first code point (three characters), how many, which of these. A bit for each
- * of fti_cp_categories, and above them: counts as a letter, as a capital, as a small letter. */
+ * of fti_cp_categories, and above them: a symbol that counts as a letter. */
 static const char fti_cp_categories[] = "LuLtLlLmLoMnMcMeNdNlNoPcPdPsPePiPfPoSmScSkSoZsZlZpCcCfCoCn";
-static const uint32_t fti_fine_bits[24] = {
-    2u,128u,256u,512u,2048u,4096u,8192u,16384u,32768u,65536u,262144u,524288u,1048576u,8388608u,16777216u,536870944u,536870976u,
-    1073742336u,1612709888u,2147483656u,2147483664u,2147484160u,2684354592u,2686451712u,
+static const uint32_t fti_fine_bits[16] = {
+    2u,128u,256u,512u,2048u,4096u,8192u,16384u,32768u,65536u,262144u,524288u,1048576u,8388608u,16777216u,538968064u,
 };
-enum { FTI_N_FINE = 877 };
+enum { FTI_N_FINE = 434 };
 static const char fti_fine[] =
-    "@@dAK@@hAF@@iAG@@kAJ@@mAE@@pJB@@|CJ@A[AF@A]AG@A^AL@A_AD@A`AL@A{AF@A|AJ@A}AG@A~AJ@BbDK@BhAL@BjAT@BkAH@BlAJ@BoAL"
-    "@BqAJ@BtAL@BxAL@BzAT@B{AI@CWAJ@CwAJ@GEA@@GHA@@GKA@@GrA@@JpIS@K@BS@KBDL@KRNL@K`ES@KeGL@KmAL@KoQL@MEAV@McMO@MuAL"
-    "@MzAS@NDBL@OvAJ@RHBA@VJAE@VOAK@VpNO@V~AE@V\177AO@WABO@WDBO@WGAO@XFCJ@XKAK@XPKO@YKMO@YYGO@Y`JB@YpAO@[VGO@[aDO@["
-    "gBO@[mAO@[pJB@\\QAO@\\pPO@^fKO@_@JB@_~BK@`VBO@`[IO@`eCO@`iDO@bHAL@bWAO@cTLO@ccGO@cpSO@dCAP@dzAO@d{AP@d~CP@eAHO"
-    "@eIDP@eNBP@eUCO@ebBO@efJB@fAAO@fBBP@f~CP@gADO@gGBP@gKBP@gWAP@gbBO@gfJB@grBK@g{AK@hABO@hCAP@h~CP@iABO@iGBO@iKBO"
-    "@iQAO@ifJB@ipBO@iuAO@jABO@jCAP@j~CP@kAEO@kGBO@kIAP@kKBP@kbBO@kfJB@kqAK@kzCO@lAAO@lBBP@l~AP@l\177AO@m@AP@mADO@m"
-    "GBP@mKBP@mVAO@mWAP@mbBO@mfJB@nBAO@n~BP@o@AO@oABP@oFCP@oJCP@oWAP@ofJB@oyAK@p@AO@pACP@pDAO@p~CO@qADP@qFCO@qJCO@q"
-    "UBO@qbBO@qfJB@rAAO@rBBP@r~AP@r\177AO@s@EP@sFAO@sGBP@sJBP@sLAO@sUBP@sbBO@sfJB@ssAP@t@BO@tBBP@t~CP@uADO@uFCP@uJC"
-    "P@uWAP@ubBO@ufJB@vAAO@vBBP@wOCP@wRCO@wVAO@wXHP@wfJB@wrBP@xqAO@xtGO@x\177AK@yMAO@yPJB@zqAO@ztFO@z{BO@{MAO@{PJB@"
-    "|`JB@|zAF@|{AG@||AF@|}AG@}qNO@}\177AP@~@DO@~MKO@~YdOA@kBPA@mDOA@qAPA@rEOA@xAPA@{BPA@}BOAA@JBAAVBPAAXBOAA^COAAb"
-    "CPAAgGPAAqDOABBAOABCBPABEBOABGFPABMAOABOAPABPJBABZCPAB]AOAC|ASAP@AEAZ[AFAZ\\AGA[nCCA\\RBOA\\rBOA]RBOA]rBOA^vAP"
-    "A^wGOA^~HPA_FAOA_GBPA_[AKA_`JBA`FAEA`PJBAbEBOAbiAOAd`COAdcDPAdgBOAdiCPAdpBPAdrAOAdsFPAeFJBAgPJBAhWBOAhYBPAh[AO"
-    "AiUAPAiVAOAiWAPAiXGOAiaAPAibAOAicBPAieHOAimFPAisBOAj@JBAjPJBAj~AAAj\177BOAkLCOAl@DOAlDAPAluAPAlvEOAl{APAl|AOAl"
-    "}EPAmBAOAmCAPAmPJBAn@BOAnBAPAnaAPAnbDOAnfBPAnhBOAnlBOAnpJBAogAPAohBOAojCPAomAOAonAPAooCOApdHPAplHOAptBPApvAOAq"
-    "@JBAqPJBAtl\177SAuxASAv[eSAwSbOA~HH@A~XH@A~hH@A~|A@A~}ALA~\177CLA\177LA@A\177MCLA\177]CLA\177mCLA\177|A@A\177}"
-    "BLB@PFEB@XAHB@YAIB@ZAFB@[BHB@]AIB@^AFB@_AHB@hAMB@iANB@yAHB@zAIB@\177BDBADAJBAEAFBAFAGBARAJBATADBAqASBAzCJBA}AF"
-    "BA~AGBA\177ASBBJCJBBMAFBBNAGBBPMSBB`aKBC]DABCbCABDXAJBE@EJBEKAJBE`PQBEpPUBF@CCBFEDCBFPEJBFZBJBF`AJBFcAJBFfAJBF"
-    "nAJBGNBJBGRAJBGTAJBGt\177JBHs\177JBIr\177JBJq\177JBKpPJBLHAFBLIAGBLJAFBLKAGBL`BJBLiAFBLjAGBM|AJBN[YJBO\\FJBRvZ"
-    "RBSPZWBVwAJBWAAJBWxHJBYoAJB]hAFB]iAGB]jAFB]kAGB]lAFB]mAGB]nAFB]oAGB]pAFB]qAGB]rAFB]sAGB]tAFB]uAGB_@EJB_EAFB_FA"
-    "GB_G_JB_fAFB_gAGB_hAFB_iAGB_jAFB_kAGB_lAFB_mAGB_nAFB_oAGB_pPJBd@\177JBd\177\177JBe~EJBfCAFBfDAGBfEAFBfFAGBfGAF"
-    "BfHAGBfIAFBfJAGBfKAFBfLAGBfMAFBfNAGBfOAFBfPAGBfQAFBfRAGBfSAFBfTAGBfUAFBfVAGBfWAFBfXAGBfY\177JBgXAFBgYAGBgZAFBg"
-    "[AGBg\\`JBg|AFBg}AGBg~\177JBh}\177JBi|\177JBj{\177JBkzFJBlpUJBmGFJBq|BSBw``OBxBAHBxCAIBxDAHBxEAIBxIAHBxJAIBxLA"
-    "HBxMAIBxWAEBxZAEBx\\AHBx]AIBx`AHBxaAIBxbAFBxcAGBxdAFBxeAGBxfAFBxgAGBxhAFBxiAGBxzBEBy@AEByBAFByUAFByVAGByWAFByX"
-    "AGByYAFByZAGBy[AFBy\\AGBy]AEC@GACC@HAFC@IAGC@JAFC@KAGC@LAFC@MAGC@NAFC@OAGC@PAFC@QAGC@TAFC@UAGC@VAFC@WAGC@XAFC@"
-    "YAGC@ZAFC@[AGC@\\AEC@]AFC@^BGC@aICC@pAEC@xCCCB[BLCB`AEJX`JBJYpCAJYtHOJZ\\BSJZ^BOJ[fJCJ\\@WLJ\\`BLJ]pASJ^IBLJ_r"
-    "CSJ_xBSJ`BAOJ`KAOJ`cBPJ`eBOJ`gAPJ`xAKJb@BPJbtPPJcEAOJcPJBJc\177AOJd@JBJdfEOJeGKOJeRAPJf@COJfCAPJftBPJfvDOJfzBP"
-    "Jf|BOJf~BPJgPJBJgeAOJgpJBJhiFOJhoBPJhqBOJhsBPJhuBOJiCAOJiLAOJiMAPJiPJBJi{APJi|AOJi}APJjpAOJjrCOJjwBOJj~AOJkkAP"
-    "JklBOJknBPJkuAPJm[ALJm\\DSJmiASJmjBLJocBPJoeAOJofBPJohAOJoiBPJopJBOl^AOOliAJOnrQLOt~AGOt\177AFOw|AKOxWAFOxXAGO"
-    "xqBEOxsBDOxuAFOxvAGOxwAFOxxAGOxyAFOxzAGOx{AFOx|AGOx}AFOx~AGOx\177AFOy@AGOyAAFOyBAGOyCAFOyDAGOyGAFOyHAGOyMCDOyX"
-    "AEOyYAFOyZAGOy[AFOy\\AGOy]AFOy^AGOybAJOycAEOydCJOyiAKO|DAKO|HAFO|IAGO|KAJO|MAEO|PJBO|\\CJO|{AFO|}AGO|~ALO|\177"
-    "ADO}@ALO}[AFO}\\AJO}]AGO}^AJO}_AFO}`AGO}bAFO}cAGO\177`BKO\177bAJO\177cALO\177eBKO\177iDJPE@uCPMAACPMJACPMvEOPO"
-    "QECPR`JBP^@ASP^CCSP^GjSP^rISPhACOPhEBOPhLDOPtdDOPtpJBPu@JBPuiAOPunAEPvNBJPzkBOPzmAEP{|AOQ@@APQ@AAOQ@BAPQ@xNOQA"
-    "fJBQAsBOQB@BOQBBAPQBpCPQBsDOQBwBPQCBAOQCpJBQD@COQDgEOQDlAPQDmFOQDvJBQEEBPQF@BOQFBAPQFsCPQFvIOQF\177APQGNAPQGOA"
-    "OQGPJBQHlCPQHoCOQHrBPQHtAOQHwAOQH~AOQIAAOQK_AOQK`CPQKcFOQKpJBQL@BOQLBBPQL~BPQM@AOQMADPQMGBPQMKBPQMWAPQMbBPQNxC"
-    "PQN{FOQOBAPQOEAPQOGDPQOLBPQPuCPQPxHOQQ@BPQQCBOQQEAPQQPJBQRpCPQRsFOQRyAPQRzAOQR{DPQR\177BOQSAAPQSPJBQVoCPQVrDOQ"
-    "VxDPQV|BOQV~APQW\\BOQXpCPQXsHOQX{BPQX}AOQX~APQY@AOQYPJBQZkAOQZlAPQZmAOQZnBPQZpFOQ[@JBQ[PTBQ\\]AOQ\\^APQ\\_AOQ"
-    "\\`BPQ\\bDOQ\\fAPQ\\gDOQ\\pJBQ`lCPQ`oIOQ`xAPQc`JBQdpFPQdwBPQd{BOQe@APQeBAPQePJBQgQCPQgTDOQgZBOQg\\DPQgdAPQhAJO"
-    "QhuDOQhyAPQh{DOQiQFOQiWBPQiYCOQjJMOQjWAPQopJBQpoAPQppGOQpxFOQp~APQqPJBQrRVOQriAPQrjGOQrqAPQrrBOQrtAPQruBOQtqFO"
-    "QtzAOQt|BOQt\177COQuCAOQuGAOQuPJBQvJEPQvPBOQvSBPQvUAOQvVAPQv`JBQ{sBOQ{uBPQ|@BOQ|CAPQ|tBPQ|vEOQ|~BPQ}@AOQ}PJBQ"
-    "\177]DKRP@\177CRP\177pCVD^LOVDjCPVDmBOVDpJBVi`JBVk@JBVmPJBVupJBV}OAOV}QwPV~ODOV\177pBP[r^AO\\spJB][AAJ][[AJ][{"
-    "AJ]\\UAJ]\\uAJ]]OAJ]]oAJ]^IAJ]^iAJ]_CAJ]_NrB^@@GO^@HQO^@[GO^@cBO^@fEO^@p~S^BOAO^E@JB^KpJB^K\177AK^SpJB^WqJB^eG"
-    "AO^ePJB^rpAK^{pBJ_DpZR_EPZR_EpZR_O{EL_opJB";
-/* Scripts by name, and where runs of one begin: code point, then number of the script, 2048 more where UnicodeScripts of
- * Hugging Face, which is older, knows none. */
-static const char fti_script_names[] =
-    "Adlam Ahom Anatolian_Hieroglyphs Arabic Armenian Avestan Balinese Bamum Bassa_Vah Batak Bengali Bhaiksuki "
-    "Bopomofo Brahmi Braille Buginese Buhid Canadian_Aboriginal Carian Caucasian_Albanian Chakma Cham Cherokee "
-    "Chorasmian Common Coptic Cuneiform Cypriot Cypro_Minoan Cyrillic Deseret Devanagari Dives_Akuru Dogra "
-    "Duployan Egyptian_Hieroglyphs Elbasan Elymaic Ethiopic Garay Georgian Glagolitic Gothic Grantha Greek "
-    "Gujarati Gunjala_Gondi Gurmukhi Gurung_Khema Han Hangul Hanifi_Rohingya Hanunoo Hatran Hebrew Hiragana "
-    "Imperial_Aramaic Inherited Inscriptional_Pahlavi Inscriptional_Parthian Javanese Kaithi Kannada Katakana Kawi "
-    "Kayah_Li Kharoshthi Khitan_Small_Script Khmer Khojki Khudawadi Kirat_Rai Lao Latin Lepcha Limbu Linear_A "
-    "Linear_B Lisu Lycian Lydian Mahajani Makasar Malayalam Mandaic Manichaean Marchen Masaram_Gondi Medefaidrin "
-    "Meetei_Mayek Mende_Kikakui Meroitic_Cursive Meroitic_Hieroglyphs Miao Modi Mongolian Mro Multani Myanmar "
-    "Nabataean Nag_Mundari Nandinagari New_Tai_Lue Newa Nko Nushu Nyiakeng_Puachue_Hmong Ogham Ol_Chiki Ol_Onal "
-    "Old_Hungarian Old_Italic Old_North_Arabian Old_Permic Old_Persian Old_Sogdian Old_South_Arabian Old_Turkic "
-    "Old_Uyghur Oriya Osage Osmanya Pahawh_Hmong Palmyrene Pau_Cin_Hau Phags_Pa Phoenician Psalter_Pahlavi Rejang "
-    "Runic Samaritan Saurashtra Sharada Shavian Siddham SignWriting Sinhala Sogdian Sora_Sompeng Soyombo Sundanese "
-    "Sunuwar Syloti_Nagri Syriac Tagalog Tagbanwa Tai_Le Tai_Tham Tai_Viet Takri Tamil Tangsa Tangut Telugu Thaana "
-    "Thai Tibetan Tifinagh Tirhuta Todhri Toto Tulu_Tigalari Ugaritic Vai Vithkuqi Wancho Warang_Citi Yezidi Yi "
-    "Zanabazar_Square ";
-enum { FTI_N_SCRIPT_RUNS = 626 };
+    "@@dAK@@hAF@@iAG@@kAJ@@mAE@@pJB@@|CJ@A[AF@A]AG@A^AL@A_AD@A`AL@A{AF@A|AJ@A}AG@A~AJ@BbDK@BhAL@BkAH@BlAJ@BoAL@BqAJ"
+    "@BtAL@BxAL@B{AI@CWAJ@CwAJ@GEA@@GHA@@GKA@@GrA@@KBDL@KRNL@KeGL@KmAL@KoQL@MuAL@NDBL@OvAJ@RHBA@VJAE@VOAK@V~AE@XFCJ"
+    "@XKAK@Y`JB@[pJB@_@JB@_~BK@bHAL@efJB@gfJB@grBK@g{AK@ifJB@kfJB@kqAK@mfJB@ofJB@oyAK@qfJB@sfJB@ufJB@wfJB@x\177AK@y"
+    "PJB@{PJB@|`JB@|zAF@|{AG@||AF@|}AGAA@JBABPJBAP@AEAZ[AFAZ\\AGA[nCCA_[AKA_`JBA`FAEA`PJBAeFJBAgPJBAj@JBAjPJBAj~AAA"
+    "mPJBAnpJBAq@JBAqPJBA~HH@A~XH@A~hH@A~|A@A~}ALA~\177CLA\177LA@A\177MCLA\177]CLA\177mCLA\177|A@A\177}BLB@PFEB@XAH"
+    "B@YAIB@ZAFB@[BHB@]AIB@^AFB@_AHB@hAMB@iANB@yAHB@zAIB@\177BDBADAJBAEAFBAFAGBARAJBATADBAzCJBA}AFBA~AGBBJCJBBMAFBB"
+    "NAGBB`aKBC]DABCbCABDXAJBE@EJBEKAJBE`cCBFEDCBFPEJBFZBJBF`AJBFcAJBFfAJBFnAJBGNBJBGRAJBGTAJBGt\177JBHs\177JBIr"
+    "\177JBJq\177JBKpPJBLHAFBLIAGBLJAFBLKAGBL`BJBLiAFBLjAGBM|AJBN[YJBO\\FJBRvtOBVwAJBWAAJBWxHJBYoAJB]hAFB]iAGB]jAFB"
+    "]kAGB]lAFB]mAGB]nAFB]oAGB]pAFB]qAGB]rAFB]sAGB]tAFB]uAGB_@EJB_EAFB_FAGB_G_JB_fAFB_gAGB_hAFB_iAGB_jAFB_kAGB_lAFB"
+    "_mAGB_nAFB_oAGB_pPJBd@\177JBd\177\177JBe~EJBfCAFBfDAGBfEAFBfFAGBfGAFBfHAGBfIAFBfJAGBfKAFBfLAGBfMAFBfNAGBfOAFBf"
+    "PAGBfQAFBfRAGBfSAFBfTAGBfUAFBfVAGBfWAFBfXAGBfY\177JBgXAFBgYAGBgZAFBg[AGBg\\`JBg|AFBg}AGBg~\177JBh}\177JBi|\177"
+    "JBj{\177JBkzFJBlpUJBmGFJBxBAHBxCAIBxDAHBxEAIBxIAHBxJAIBxLAHBxMAIBxWAEBxZAEBx\\AHBx]AIBx`AHBxaAIBxbAFBxcAGBxdAF"
+    "BxeAGBxfAFBxgAGBxhAFBxiAGBxzBEBy@AEByBAFByUAFByVAGByWAFByXAGByYAFByZAGBy[AFBy\\AGBy]AEC@GACC@HAFC@IAGC@JAFC@KA"
+    "GC@LAFC@MAGC@NAFC@OAGC@PAFC@QAGC@TAFC@UAGC@VAFC@WAGC@XAFC@YAGC@ZAFC@[AGC@\\AEC@]AFC@^BGC@aICC@pAEC@xCCCB[BLCB`"
+    "AEJX`JBJYpCAJ[fJCJ\\@WLJ\\`BLJ^IBLJ`xAKJcPJBJd@JBJgPJBJgpJBJiPJBJm[ALJmjBLJopJBOliAJOnrQLOt~AGOt\177AFOw|AKOxW"
+    "AFOxXAGOxqBEOxsBDOxuAFOxvAGOxwAFOxxAGOxyAFOxzAGOx{AFOx|AGOx}AFOx~AGOx\177AFOy@AGOyAAFOyBAGOyCAFOyDAGOyGAFOyHAG"
+    "OyMCDOyXAEOyYAFOyZAGOy[AFOy\\AGOy]AFOy^AGOybAJOycAEOydCJOyiAKO|DAKO|HAFO|IAGO|KAJO|MAEO|PJBO|\\CJO|{AFO|}AGO|~"
+    "ALO|\177ADO}@ALO}[AFO}\\AJO}]AGO}^AJO}_AFO}`AGO}bAFO}cAGO\177`BKO\177bAJO\177cALO\177eBKO\177iDJPE@uCPMAACPMJA"
+    "CPOQECPR`JBPtpJBPu@JBPunAEPvNBJPzmAEQAfJBQCpJBQDvJBQGPJBQKpJBQQPJBQSPJBQYPJBQ[@JBQ[PTBQ\\pJBQc`JBQePJBQopJBQqP"
+    "JBQuPJBQv`JBQ}PJBQ\177]DKRP@\177CRP\177pCVDpJBVi`JBVk@JBVmPJBVupJB\\spJB][AAJ][[AJ][{AJ]\\UAJ]\\uAJ]]OAJ]]oAJ]"
+    "^IAJ]^iAJ]_CAJ]_NrB^E@JB^KpJB^K\177AK^SpJB^WqJB^ePJB^rpAK^{pBJ_DpZO_EPZO_EpZO_O{EL_opJB";
+/* Where runs of a script begin: code point, then number of the script, 2048 more where UnicodeScripts of Hugging Face,
+ * which is older, knows none. */
+enum { FTI_N_SCRIPT_RUNS = 599 };
 static const char fti_script_runs[] =
-    "@@@@X@@``X@@a@X@AAAI@A[@X@AaAI@A{@X@BjAI@Bk@X@BzAI@B{@X@C@AI@CW@X@CXAI@Cw@X@CxAI@Jy@X@K`AI@Ke@X@Kj@L@Kl@X@L@@y"
-    "@Mp@l@Mt@X@Mu@l@M~@X@M\177@l@NE@X@NF@l@NG@X@NH@l@Ob@Y@Op@l@P@@]@RE@y@RG@]@Tq@D@U``D@Ua@D@VH`D@VI@D@VQ@v@Wo`v@W"
+    "@@@@X@@`bj@@a@X@AAAI@A[@X@AaAI@A{@X@BjAI@Bk@X@BzAI@B{@X@C@AI@CW@X@CXAI@Cw@X@CxAI@Jy@X@K`AI@Ke@X@Kj@L@Kl@X@L@@y"
+    "@Mp@l@Mt@X@Mu@l@M~@X@M\177@l@NE@X@NF@l@NG@X@NH@l@Ob@Y@Op@l@P@@]@RE@y@RG@]@Tq@D@U`bj@Ua@D@VHbj@VI@D@VQ@v@Wo`v@W"
     "p@v@X@@C@XE@X@XF@C@XL@X@XM@C@X[@X@X\\@C@X]`C@X^@C@X_@X@X`@C@Y@@X@YA@C@YK@y@YV@C@Yp@y@Yq@C@[]@X@[^@C@\\@BO@]P@C"
-    "@^@BZ@_@Ah@_}ah@`@BB@a@AT@a`bO@ap`C@b`@C@bu`C@bv@C@b~`C@cT@C@cb@X@cc@C@d@@_@eQ@y@eU@_@ed@X@ef@_@f@@J@g|`J@hA@o"
-    "@iv`o@jA@m@kz`m@lAAw@mUaw@mVAw@nBBV@p@BY@pDbY@pEBY@p|bY@p}BY@q]bY@q`BY@qwbY@qxBY@r@@~@rD`~@rE@~@s]`~@s^@~@ss`~"
-    "@t@aS@tAAS@tDaS@tEAS@t{aS@t}AS@vAbH@vBBH@xAB[@x\177@X@y@B[@zAAH@zFaH@zGAH@zIaH@zJAH@zLaH@zMAH@zNaH@zTAH@zXaH@z"
-    "YAH@z`aH@zaAH@zhaH@zjAH@zlaH@zmAH@zzaH@z{AH@{NaH@{PAH@|@B\\@\177U@X@\177YB\\A@@AbAB`@hAC{@XAC|@hAD@@rAH@@fAN`@"
-    "VAP@@QAZ@AkAZ`BAA[k@XA[nBAA\\@BPA\\MbPA\\NBPA\\UbPA\\`@tA\\u@XA]@@PA]`BQA^@ADA`@A_A`B@XA`DA_A`E@XA`FA_A`Oa_A`P"
-    "A_Aaxa_Ab@A_Abp@QAd@AKAePBRAf@AfAg`ADAh@@OAh`BSAjp@yAj\177`yAl@@FAmL`FAmP@FAm}`FAn@BLAo@@IAp@AJAqPAlAr@@]ArI`]"
-    "ArP`hAs@BLAsP@yAsS@XAsT@yAsa@XAsb@yAsi@XAsm@yAsn@XAst@yAsu@XAsw`XAsx@yAsz`XAt@AIAtf@lAtk@]AtlAIAu]@lAubAIAuf@l"
-    "AukAIAux@]AuyAIAv\177@lAw@@yAwv`yAw{@yAx@AIA|@@lB@@@XB@L@yB@N@XBAqAIBAt@XBA\177AIBB@@XBBPAIBB`@XBB\177`XBCP@yB"
-    "D@@XBDf@lBDg@XBDjAIBDl@XBDrAIBDs@XBENAIBEO@XBE`AIBFI@XBO\177`XBP@@XBPg`XBQ@@XB`@@NBd@@XBnW`XBnX@XBnz`XBn}@XBoI"
-    "`XBoJ@XBoR`XBol@XBop`XBp@@iBpo`iBpp@iBq_`iBq`AIBr@@YBt@@hBtpB]Bv@@fBw`@]Bx@@XByE`XBz@@qB\177p@XB\177|`XC@@@XC@"
-    "E@qC@F@XC@G@qC@H@XC@a@qC@j@yC@n@rC@p@XC@x@qC@|@XCAA@wCBY@yCB[@XCB]@wCB`@XCBa@\177CC{@XCC}@\177CDE@LCDn`LCDq@rC"
-    "FP@XCF`@LCF{`LCG@@XCGd`XCGp@\177CH@@rCH`@XCI`@rCI\177@XCKP@\177CK\177`XCL@@\177CMX@XCP@@qDvv`qDw@@XDx@@qI\177V"
-    "`qJ@@BhJSPANJT@BcJY@@]JZ`@GJ\\@@XJ\\bAIJ^H@XJ^KAIJ^oaIJ^pAIJ^xaIJ_wAIJ`@BNJ`lbNJ`p@XJa@A}Jb@BCJc`@_Jc~`_Jd@AAJ"
-    "dn@XJdoAAJdpB@Je`@rJf@@|JgO@XJgP@|Jg`AbJh@@UJi`AbJj@BTJk`AYJlA@fJlpAIJm[@XJm\\AIJme@lJmfaIJmj`XJmp@VJo@AYJp@@r"
-    "N@@bjOd@@qOl@AIOlS@DOl]@vOmP@COoB`COoS@COt~@XOu@`COuP@COwO`COwp@COw~`COx@@yOxP@XOx`@yOxn@]Oxp@XOyp@CO{\177@XO|"
-    "aAIO|{@XO}AAIO}[@XO}f@\177O}p@XO}q@\177O~^@XO~`@rO\177`@XP@@AMPD@@XPE@@lPFP@XPF\\`XPF`@lPGP@XPG}@yPJ@AOPJ`@RPK"
-    "`@yPKa@XPL@AoPLmaoPLp@jPMPAqPN@BbPN`ArPP@@^PQPBEPR@AyPRpAxPT@@dPTp@SPUpbdPW@b_PX@ALP^@aIP`@@[Pa@@xPa`A{Pb@AcPc"
-    "`@uPd@A~Pd`APPf@A\\Pf`A[Ph@ABPhtaBPhxABPiHaBPiPABPi`AtPj@ApPk@AUPl@@EPm@@{Pm`@zPn@A\177Pp@AuPr@AnPt@`sPu@`gPy`"
-    "@CPz@bgP{B`CP|@asP|pbIP}pavP~p`WP\177``eQ@@@MQAp`MQA\177@MQB@@}QCB`}QCPBJQD@@TQED`TQEPAQQF@BDQGNbDQGPBDQGaBHQH"
-    "@AEQH\177aEQJ@AaQJpAFQL@@kQL{`yQL|@kQN@baQP@AgQQZagQQ[AgQQ^agQR@B^QV@BFQX@A^QY`A_QZ@BUQZxbUQ[@BUQ[PabQ\\@@AQ\\"
-    "Z`AQ\\]@AQ]@`AQ`@`aQb`BfQd@``Qf`aeQh@biQiPbKQjp`QQk@A|Ql@`_Qo@bMQp@@KQqpAVQt@aWQu``nQ{`aRQ|@a@Q~paNQ\177@bVR@@"
-    "@ZR~P`\\S@@@cSPo`cTP@@BVD@`pV`@@GVi@A`VipbWVkP@HVl@AzVu@aGVy@aXV|@A]V}Ea]V}PA]V}\177a]V~OA]V\177`BXV\177aaiV"
-    "\177b`qV\177daCV\177p`qW@@BXX_mbXX`@BXXksbXXl@aCXt@bXZ\177p`\177[@@@\177[@A@w[@B`w[D``\177[Dr`w[EU`\177[Epai[p"
-    "@@b[r`@X\\p@`X\\|@`y\\}P`X]@@@X]Eg@y]Ej@X]E{@y]FC@X]FE@y]FL@X]Fj@y]Fn@X]Gi`X]H@@l]K@`X]L@@X]Mr`X]P@@X]`@BG]|@a"
-    "I^@@@i^@p`]^D@aj^JPb`^K@be^SPad^WPam^_``f^`@AZ^d@@@^eK`@^eP@@^qq`X^x@@C_@@@X_DM`X_DP@X_Do`X_Dp@X_El`X_Ep@X_Fm`"
-    "X_Gf@X_H@@w_HA@X_I``X_L@@X_[S`X_[`@X_[w`X_\\@@X_]t`X_^@@X__U`X_`@@X_bp`X_dP@X_d_`X_d`@X_dh`X_dp@X_dq`X_ds@X_d"
-    "\177`X_e@@X_eL`X_eP@X_e_`X_f@@X_fR`X_g@@X_gA`X`@@@qj[W`qj\\@@qk\\u`qk]@@qlzp`qo`@@qp@@`q";
-/* Case folding: first code point of a run, how many, 1 or 2 apart, 65536 and what to add. Then those that fold to two or
- * three characters. */
-enum { FTI_N_FOLDS = 217, FTI_N_LONG_FOLDS = 104 };
-static const char fti_folds[] =
-    "@AAZAP@`@C@WAP@`@CXGAP@`@D@XBP@A@DrCBP@A@DyHBP@A@EJWBP@A@ExAAO~G@EyCBP@A@E\177AAO{t@FAAAPCR@FBBBP@A@FFAAPCN@FG"
-    "AAP@A@FIBAPCM@FKAAP@A@FNAAPAO@FOAAPCJ@FPAAPCK@FQAAP@A@FSAAPCM@FTAAPCO@FVAAPCS@FWAAPCQ@FXAAP@A@F\\AAPCS@F]AAPCU"
-    "@F_AAPCV@F`CBP@A@FfAAPCZ@FgAAP@A@FiAAPCZ@FlAAP@A@FnAAPCZ@FoAAP@A@FqBAPCY@FsBBP@A@FwAAPC[@FxAAP@A@F|AAP@A@GDAAP"
-    "@B@GEAAP@A@GGAAP@B@GHAAP@A@GJAAP@B@GKIBP@A@G^IBP@A@GqAAP@B@GrBBP@A@GvAAO~_@GwAAO\177H@GxTBP@A@H`AAO}~@HbIBP@A@"
-    "HzAARhk@H{AAP@A@H}AAO}]@H~AARhh@IAAAP@A@ICAAO|}@IDAAPAE@IEAAPAG@IFEBP@A@MEAAPAt@MpBBP@A@MvAAP@A@M\177AAPAt@NFA"
-    "AP@f@NHCAP@e@NLAAPA@@NNBAP@\177@NQKAP@`@N\\AAOtY@N]EAP@`@NcAAP@_@NdHAP@`@N|AAOsy@OCAAO\177\177@OOAAP@H@OPAAO"
-    "\177b@OQAAO\177g@OUAAO\177q@OVAAO\177j@OXLBP@A@OpAAO\177J@OqAAO\177P@OtAAO\177D@OuAAO\177@@OwAAP@A@OyAAO\177y@"
-    "OzAAP@A@O}CAO}~@P@PAPAP@PP`AP@`@Q`QBP@A@RJ[BP@A@S@AAP@O@SAGBP@A@SPpBP@A@TqfAP@pAB`fAQq`ACGAAQq`ACMAAQq`AN`\177"
-    "AY_PAO_QAY_PAOpFAP@HAr@AAN^rArAAAN^sArBAAN^|ArCBAN^~ArEAAN^}ArFAAN_DArGAAN_\\ArIAAP@AArPkAOQ@Ar}CAOQ@Ax@\177BP"
-    "@AAy~LBP@AAz[AAO\177FAz^AANIAAz`pBP@AA|HHAO\177xA|XFAO\177xA|hHAO\177xA|xHAO\177xA}HFAO\177xA}YDBO\177xA}hHAO"
-    "\177xA~HHAO\177xA~XHAO\177xA~hHAO\177xA~xBAO\177xA~zBAO~vA~|AAO\177wA~~AANO{A\177HDAO~jA\177LAAO\177wA\177SAAN"
-    "N}A\177XBAO\177xA\177ZBAO~\\A\177cAANOMA\177hBAO\177xA\177jBAO~PA\177lAAO\177yA\177xBAO~@A\177zBAO~BA\177|AAO"
-    "\177wBDfAANJcBDjAAM}ABDkAAM~zBDrAAP@\\BEpPAO\177pBFCAAP@ABSPZAO\177fBp@pAP@pBq`AAP@ABqbAAMXIBqcAAODZBqdAAMXYBq"
-    "gCBP@ABqmAAMWdBqnAAMXCBqoAAMWaBqpAAMWbBqrAAP@ABquAAP@ABq~BAMWABr@rBP@ABskBBP@ABsrAAP@AJY@EBP@AJYJAAGX~JYKAAGX}"
-    "JYLQBP@AJZ@NBP@AJ\\bGBP@AJ\\r_BP@AJ]yBBP@AJ]}AAGW|J]~EBP@AJ^KAAP@AJ^MAAEkXJ^PBBP@AJ^VJBP@AJ^jAAEj|J^kAAEjqJ^lA"
-    "AEjuJ^mAAEj\177J^nAAEj|J^pAAEknJ^qAAEkVJ^rAAEkkJ^sAAPN`J^tHBP@AJ_DAAO\177PJ_EAAEj}J_FAAGWHJ_GBBP@AJ_KAAEjYJ_LA"
-    "AP@AJ_PAAP@AJ_VCBP@AJ_\\AAEf\177J_uAAP@AOlFAAO\177\177O|aZAP@`PP@hAP@hPRpdAP@hPUpKAP@gPU|OAP@gPVLGAP@gPVTBAP@g"
-    "Pr@sAPA@PuPVAP@`Qb``AP@`Vy@`AP@`^d@bAP@b";
-static const char fti_long_folds[] =
-    "@C_@As@As@@@@Dp@Ai@LG@@@@EI@J|@An@@@@Gp@Aj@LL@@@@NP@Ny@LH@LA@Np@OE@LH@LA@VG@Ue@VB@@@AzV@Ah@Lq@@@AzW@At@LH@@@Az"
-    "X@Aw@LJ@@@AzY@Ay@LJ@@@AzZ@Aa@J~@@@Az^@As@As@@@A}P@OE@LS@@@A}R@OE@LS@L@A}T@OE@LS@LAA}V@OE@LS@MBA~@A|@@Ny@@@A~AA"
-    "|A@Ny@@@A~BA|B@Ny@@@A~CA|C@Ny@@@A~DA|D@Ny@@@A~EA|E@Ny@@@A~FA|F@Ny@@@A~GA|G@Ny@@@A~HA|@@Ny@@@A~IA|A@Ny@@@A~JA|B"
-    "@Ny@@@A~KA|C@Ny@@@A~LA|D@Ny@@@A~MA|E@Ny@@@A~NA|F@Ny@@@A~OA|G@Ny@@@A~PA|`@Ny@@@A~QA|a@Ny@@@A~RA|b@Ny@@@A~SA|c@N"
-    "y@@@A~TA|d@Ny@@@A~UA|e@Ny@@@A~VA|f@Ny@@@A~WA|g@Ny@@@A~XA|`@Ny@@@A~YA|a@Ny@@@A~ZA|b@Ny@@@A~[A|c@Ny@@@A~\\A|d@Ny"
-    "@@@A~]A|e@Ny@@@A~^A|f@Ny@@@A~_A|g@Ny@@@A~`A}`@Ny@@@A~aA}a@Ny@@@A~bA}b@Ny@@@A~cA}c@Ny@@@A~dA}d@Ny@@@A~eA}e@Ny@@"
-    "@A~fA}f@Ny@@@A~gA}g@Ny@@@A~hA}`@Ny@@@A~iA}a@Ny@@@A~jA}b@Ny@@@A~kA}c@Ny@@@A~lA}d@Ny@@@A~mA}e@Ny@@@A~nA}f@Ny@@@A"
-    "~oA}g@Ny@@@A~rA}p@Ny@@@A~s@Nq@Ny@@@A~t@Nl@Ny@@@A~v@Nq@MB@@@A~w@Nq@MB@NyA~|@Nq@Ny@@@A\177BA}t@Ny@@@A\177C@Nw@Ny"
-    "@@@A\177D@Nn@Ny@@@A\177F@Nw@MB@@@A\177G@Nw@MB@NyA\177L@Nw@Ny@@@A\177R@Ny@LH@L@A\177S@Ny@LH@LAA\177V@Ny@MB@@@A"
-    "\177W@Ny@LH@MBA\177b@OE@LH@L@A\177c@OE@LH@LAA\177d@OA@LS@@@A\177f@OE@MB@@@A\177g@OE@LH@MBA\177rA}|@Ny@@@A\177s"
-    "@OI@Ny@@@A\177t@ON@Ny@@@A\177v@OI@MB@@@A\177w@OI@MB@NyA\177|@OI@Ny@@@Ol@@Af@Af@@@OlA@Af@Ai@@@OlB@Af@Al@@@OlC@A"
-    "f@Af@AiOlD@Af@Af@AlOlE@As@At@@@OlF@As@At@@@OlS@Ut@Uv@@@OlT@Ut@Ue@@@OlU@Ut@Uk@@@OlV@U~@Uv@@@OlW@Ut@Um@@@";
+    "@^@BZ@_@Ah@_}bj@`@BB@a@AT@a`bj@ap`C@b`@C@bu`C@bv@C@b~`C@cT@C@cb@X@cc@C@d@@_@eQ@y@eU@_@ed@X@ef@_@f@@J@g|bj@hA@o"
+    "@ivbj@jA@m@kzbj@lAAw@mUbj@mVAw@nBBV@p@BY@pDbj@pEBY@p|bj@p}BY@q]bj@q`BY@qwbj@qxBY@r@@~@rDbj@rE@~@s]bj@s^@~@ssbj"
+    "@tAAS@tDbj@tEAS@t{bj@t}AS@vAbj@vBBH@xAB[@x\177@X@y@B[@zAAH@zFbj@zGAH@zIbj@zJAH@zLbj@zMAH@zNbj@zTAH@zXbj@zYAH@z"
+    "`bj@zaAH@zhbj@zjAH@zlbj@zmAH@zzbj@z{AH@{Nbj@{PAH@|@B\\@\177U@X@\177YB\\A@@AbAB`@hAC{@XAC|@hAD@@rAH@@fAN`@VAP@@"
+    "QAZ@AkAZ`BAA[k@XA[nBAA\\@BPA\\MbjA\\NBPA\\UbjA\\`@tA\\u@XA]@@PA]`BQA^@ADA`@A_A`B@XA`DA_A`E@XA`FA_A`ObjA`PA_Aax"
+    "bjAb@A_Abp@QAd@AKAePBRAf@AfAg`ADAh@@OAh`BSAjp@yAj\177bjAl@@FAmLbjAmP@FAm}bjAn@BLAo@@IAp@AJAqPAlAr@@]ArI`]ArPbj"
+    "As@BLAsP@yAsS@XAsT@yAsa@XAsb@yAsi@XAsm@yAsn@XAst@yAsu@XAswbjAsx@yAszbjAt@AIAtf@lAtk@]AtlAIAu]@lAubAIAuf@lAukAI"
+    "Aux@]AuyAIAv\177@lAw@@yAwvbjAw{@yAx@AIA|@@lB@@@XB@L@yB@N@XBAqAIBAt@XBA\177AIBB@@XBBPAIBB`@XBB\177bjBCP@yBD@@XB"
+    "Df@lBDg@XBDjAIBDl@XBDrAIBDs@XBENAIBEO@XBE`AIBFI@XBO\177bjBP@@XBPgbjBQ@@XB`@@NBd@@XBnWbjBnX@XBnzbjBn}@XBoIbjBoJ"
+    "@XBoRbjBol@XBopbjBp@@iBpobjBpp@iBq_bjBq`AIBr@@YBt@@hBtpB]Bv@@fBw`@]Bx@@XByEbjBz@@qB\177p@XB\177|bjC@@@XC@E@qC@"
+    "F@XC@G@qC@H@XC@a@qC@j@yC@n@rC@p@XC@x@qC@|@XCAA@wCBY@yCB[@XCB]@wCB`@XCBa@\177CC{@XCC}@\177CDE@LCDnbjCDq@rCFP@XC"
+    "F`@LCF{bjCG@@XCGdbjCGp@\177CH@@rCH`@XCI`@rCI\177@XCKP@\177CK\177bjCL@@\177CMX@XCP@@qDvv`qDw@@XDx@@qI\177V`qJ@@"
+    "BhJSPANJT@BcJY@@]JZ`@GJ\\@@XJ\\bAIJ^H@XJ^KAIJ^oaIJ^pAIJ^xaIJ_wAIJ`@BNJ`lbjJ`p@XJa@A}Jb@BCJc`@_Jc~`_Jd@AAJdn@XJ"
+    "doAAJdpB@Je`@rJf@@|JgO@XJgP@|Jg`AbJh@@UJi`AbJj@BTJk`AYJlA@fJlpAIJm[@XJm\\AIJme@lJmfaIJmjbjJmp@VJo@AYJp@@rN@@bj"
+    "Od@@qOl@AIOlS@DOl]@vOmP@COoB`COoS@COt~@XOu@`COuP@COwO`COwp@COw~`COx@@yOxP@XOx`@yOxn@]Oxp@XOyp@CO{\177@XO|aAIO|"
+    "{@XO}AAIO}[@XO}f@\177O}p@XO}q@\177O~^@XO~`@rO\177`@XP@@AMPD@@XPE@@lPFP@XPF\\bjPF`@lPGP@XPG}@yPJ@AOPJ`@RPK`@yPK"
+    "a@XPL@AoPLmbjPLp@jPMPAqPN@BbPN`ArPP@@^PQPBEPR@AyPRpAxPT@@dPTp@SPUpbjPX@ALP^@aIP`@@[Pa@@xPa`A{Pb@AcPc`@uPd@A~Pd"
+    "`APPf@A\\Pf`A[Ph@ABPhtbjPhxABPiHbjPiPABPi`AtPj@ApPk@AUPl@@EPm@@{Pm`@zPn@A\177Pp@AuPr@AnPt@bjPy`@CPz@bjP{B`CP|@"
+    "bjQ@@@MQApbjQA\177@MQB@@}QCBbjQCPBJQD@@TQEDbjQEPAQQF@BDQGNbjQGPBDQGaBHQH@AEQH\177bjQJ@AaQJpAFQL@@kQL{bjQL|@kQN"
+    "@bjQP@AgQQZbjQQ[AgQQ^bjQR@B^QV@BFQX@A^QY`A_QZ@BUQZxbjQ[@BUQ[PbjQ\\@@AQ\\ZbjQ\\]@AQ]@bjQb`BfQd@bjQk@A|Ql@`_Qo@b"
+    "jQp@@KQqpAVQt@bjR@@@ZR~PbjS@@@cSPobjTP@@BVD@bjV`@@GVi@A`VipbjVkP@HVl@AzVu@bjV|@A]V}EbjV}PA]V}\177bjV~OA]V\177`"
+    "BXV\177abjV\177b`qV\177dbjV\177p`qW@@BXX_mbjX`@BXXksbjZ\177p`\177[@@@\177[@A@w[@B`w[D``\177[Dr`w[EU`\177[Epbj["
+    "p@@b[r`@X\\p@bj]@@@X]Eg@y]Ej@X]E{@y]FC@X]FE@y]FL@X]Fj@y]Fn@X]Gibj]H@@l]K@bj]L@@X]Mrbj]P@@X]`@BG]|@aI^@@@i^@p`]"
+    "^D@bj^`@AZ^d@@@^eKbj^eP@@^qqbj^x@@C_@@@X_DMbj_DP@X_Dobj_Dp@X_Elbj_Ep@X_Fmbj_Gf@X_H@@w_HA@X_I`bj_L@@X_[Sbj_[`@X"
+    "_[wbj_\\@@X_]tbj_^@@X__Ubj_`@@X_bpbj_dP@X_d_bj_d`@X_dhbj_dp@X_dqbj_ds@X_d\177bj_e@@X_eLbj_eP@X_e_bj_f@@X_fRbj_"
+    "g@@X_gAbj`@@@qj[W`qj\\@@qk\\u`qk]@@qlzp`qo`@@qp@@`q";
 /* ---- end of the Unicode tables ---- */
 
 enum { FTI_CP_CLASS_BITS = 0x1FFF, FTI_CP_NOT_NFC = 1 << 13, FTI_CP_DECOMPOSES = 1 << 14, FTI_CP_LOWERS = 1 << 15,
@@ -13507,6 +13432,60 @@ static size_t fti_next(const char *p, const char *end, uint32_t *cp)
     return n ? n : 1;
 }
 
+/* ---- categories and scripts: of expressions, and of the pre-tokenizer UnicodeScripts ---- */
+
+/* Bits of categories, in the order of fti_cp_categories; above them: a symbol that counts as a letter, white space. */
+enum { FTI_GC_L = 0x1F, FTI_GC_M = 0xE0, FTI_GC_ND = 0x100, FTI_GC_NL = 0x200, FTI_GC_PC = 0x800,
+       FTI_GC_ALPHABETIC = 0x20000000, FTI_GC_SPACE = 0x40000000,
+       FTI_GC_WORD = FTI_GC_L | FTI_GC_M | FTI_GC_ND | FTI_GC_NL | FTI_GC_PC | FTI_GC_ALPHABETIC };
+
+/* Row of a table of 5 characters a row, the last whose code point is not above cp; -1: none. */
+static int fti_row_before(const char *table, int n, uint32_t cp)
+{
+    int low = -1, high = n - 1;
+    while (low < high) {
+        int mid = (low + high + 1) / 2;
+        if (fti_spelled_cp(table + 5 * mid) > cp) high = mid - 1; else low = mid;
+    }
+    return low;
+}
+
+static uint32_t fti_gc(uint32_t cp)
+{
+    static const struct { unsigned kind; int bit; } plain[] = { { FTI_CP_CASELESS, 4 }, { FTI_CP_LOWER, 2 },
+        { FTI_CP_MODIFIER, 3 }, { FTI_CP_NONSPACING, 5 }, { FTI_CP_UPPER, 0 }, { FTI_CP_MARK, 6 }, { FTI_CP_NUMBER, 10 },
+        { FTI_CP_PUNCT, 17 }, { FTI_CP_CONTROL, 25 }, { FTI_CP_FORMAT, 26 }, { FTI_CP_UNASSIGNED, 28 },
+        { FTI_CP_SPACE, 22 } };
+    unsigned kind = fti_cp_class(cp), space = kind & FTI_CP_SPACE ? FTI_GC_SPACE : 0;
+    size_t i = 0;
+    while (i < sizeof plain / sizeof *plain && !(kind & plain[i].kind)) i++;
+    if (i > 3) {                                            /* the class may not tell */
+        int row = fti_row_before(fti_fine, FTI_N_FINE, cp);
+        if (row >= 0 && cp - fti_spelled_cp(fti_fine + 5 * row) < (unsigned)(fti_fine[5 * row + 3] & 63))
+            return fti_fine_bits[fti_fine[5 * row + 4] & 63] | space;
+    }
+    if ((kind & FTI_CP_UNASSIGNED) && ((cp >= 0xE000 && cp < 0xF900) || (cp >= 0xF0000 && (cp & 0xFFFF) < 0xFFFE)))
+        return 1u << 27;
+    return (i < sizeof plain / sizeof *plain ? 1u << plain[i].bit : 1u << 21) | space;
+}
+
+/* Number of its script, and 2048 where an older table has none. */
+static uint32_t fti_script(uint32_t cp)
+{
+    const char *row;
+    if (cp >= 0x40000)                                      /* tags, selectors, others */
+        cp = cp == 0xE0001 || cp - 0xE0020 < 96 ? ',' : cp - 0xE0100 < 240 ? 0x300 : 0xE000;
+    row = fti_script_runs + 5 * fti_row_before(fti_script_runs, FTI_N_SCRIPT_RUNS, cp);
+    return (uint32_t)(row[3] & 63) << 6 | (uint32_t)(row[4] & 63);
+}
+
+static int fti_is_word_char(const char *p)
+{
+    uint32_t cp;
+    if (!fti_utf8_decode(p, p + 4, &cp)) return 0;
+    return (fti_gc(cp) & FTI_GC_WORD) || cp == 0x200C || cp == 0x200D;
+}
+
 /* ---- the three tests of BERT's normaliser that its tables answer differently; see WordPiece in chapter 1 ---- */
 
 static int fti_bert_is_mark(uint32_t cp)
@@ -13553,57 +13532,51 @@ static int fti_bert_is_cjk(uint32_t cp)
 
 /* appendix: regular expressions ---------------------------------------------------------------------------------------
  *
- * tokenizer.json may cut text by any expression that Oniguruma reads, so here is a matcher for them: what a model family
- * publishes and no scanner of chapter 1 knows runs here. An expression becomes a tree, the tree a small program:
+ * tokenizer.json may cut text by an expression of its own, so here is a matcher for them: what a model family publishes
+ * and no scanner of chapter 1 knows runs here. While it is read an expression becomes a small program:
  *
  *     a+(?:b|c)      0 char a
- *                    1 split 0, 2        try to go on at 0; if that fails, at 2
- *                    2 split 3, 5
+ *                    1 split -1, +1      try to go on at 0; if that fails, at 2
+ *                    2 split +1, +3
  *                    3 char b
- *                    4 jump 6
+ *                    4 jump +2
  *                    5 char c
  *                    6 match
  *
- * A split leaves a frame on a stack of our own: where else to go, and where in the text. Whatever fails goes back to the
- * last frame, so alternatives are tried in the order they are written: the first way through wins, not the longest.
- * An atomic group or a look-around opens a barrier on the stack and, done, throws away all frames above it.
+ * Ways are counted from where they start, so a part can be moved or copied as it is: a{2,3} is a a split a, and | puts a
+ * split in front of what is there. A split leaves a frame on a stack of our own: where else to go, and where in the text.
+ * Whatever fails goes back to the last frame, so alternatives are tried in the order they are written: the first way
+ * through wins, not the longest. An atomic group or a look-around opens a barrier on the stack and, done, throws away all
+ * frames above it.
  *
- * Three things are less simple than they look.
- *   Empty rounds. (a|b??)* may go round without eating anything, for ever. A round that ate nothing leaves the loop.
- *     `fed` says of how many of the loops around us, outermost first, the round at hand has eaten: entering round k
- *     lowers it to k, a character raises it to all.
+ * Two things are less simple than they look.
  *   Hostile expressions. (a+)+b takes 2^n steps on n letters a, because the same split is tried at the same place over
- *     and over. Whether it fails depends on nothing but split, place and `fed`, so once a search has taken many steps,
- *     failures are noted, one bit each, and nothing fails twice. Notes last for the whole text, and the time is bounded
- *     by length of the program times length of the text (a look-around or atomic group that holds is run again).
- *   Look-behind. Its program is compiled back to front and walks to the left: no width has to be known.
+ *     and over. Whether it fails depends on nothing but split and place, so once a search has taken many steps, failures
+ *     are noted, one bit each, and nothing fails twice. Notes last for the whole text, and the time is bounded by length
+ *     of the program times length of the text (a look-around or atomic group that holds is run again).
+ *   Look-behind. Its parts stand in the program last first, and it walks to the left: no width has to be known.
  *
- * Not read, each an error that quotes the place: back references and calls, conditions, callouts, (?~ ), \X, \y, atomic
- * parts in a look-behind, \K in a look-around, properties other than categories, scripts and POSIX classes.
+ * Read is what published tokenizers use, meaning what it means to Oniguruma, the engine of Hugging Face tokenizers: letters,
+ * classes with && and nesting, \d \s \w, categories and some scripts, groups, repetitions, look-around, ^ $ \A \z \b \B,
+ * (?i) and (?m:. All else is an error that quotes the place, and so is (a*)*, a repetition of what can match nothing.
+ * Where case does not count, letters are ASCII (U+017F is an s there, U+212A a k), and ss, st, ff, fi, fl are refused:
+ * Oniguruma takes U+00DF for ss.
  * Usual mistake: to take another engine's word for what an expression means. In Oniguruma . is anything but \n, ^ and $
- * are those of lines, a{2}+ is (?:a{2})+, a{3,1} is (?>a{1,3}), (?m:.) what others call (?s:.), and (?i:ss) finds U+00DF.
+ * are those of lines, a{2}+ is (?:a{2})+, a{2}? is (?:a{2})?, and (?m:.) is what others call (?s:.).
  */
-enum { FTI_RE_EMPTY, FTI_RE_TEXT, FTI_RE_SET, FTI_RE_LIST, FTI_RE_EITHER, FTI_RE_REPEAT, FTI_RE_ATOMIC, FTI_RE_LOOK,
-       FTI_RE_AT, FTI_RE_KEEP };                            /* of the tree */
-enum { FTI_RE_CHAR, FTI_RE_ONE, FTI_RE_SPLIT, FTI_RE_JUMP, FTI_RE_ROUND, FTI_RE_FED, FTI_RE_OPEN, FTI_RE_OPEN_NOT,
-       FTI_RE_CUT, FTI_RE_BACK, FTI_RE_REFUSE, FTI_RE_PLACE, FTI_RE_BEGIN, FTI_RE_MATCH };      /* of the program */
-enum { FTI_RE_FOLD = 1, FTI_RE_DOTALL = 2, FTI_RE_SPACED = 4, FTI_RE_BEHIND = 8, FTI_RE_LOOKS = 16 };   /* switches */
-enum { FTI_RE_MOST_OPS = 1 << 16, FTI_RE_MOST_DEPTH = 120, FTI_RE_PATIENCE = 1 << 14 };
-#define FTI_RE_NO_END UINT32_MAX
+enum { FTI_RE_SET, FTI_RE_PLACE, FTI_RE_SPLIT, FTI_RE_JUMP, FTI_RE_OPEN, FTI_RE_CUT, FTI_RE_BACK,
+       FTI_RE_REFUSE, FTI_RE_MATCH };
+enum { FTI_RE_FOLD = 1, FTI_RE_DOTALL = 2, FTI_RE_BEHIND = 4 };                             /* switches */
+enum { FTI_RE_MOST_BYTES = 1 << 14, FTI_RE_MOST_OPS = 1 << 13, FTI_RE_MOST_DEPTH = 120, FTI_RE_PATIENCE = 1 << 14 };
 
-/* A set of characters: items in a row, each a range or categories that is added, or a step between nested classes. */
+/* x: the set or place; x, y: of a split, its two ways; of a jump, the way; of OPEN, where to go on when what
+ * is inside fails (0: nowhere). back: walks to the left. */
+typedef struct fti_re_op { uint8_t what, back; int32_t x, y; } fti_re_op;
+/* A set of characters: items in a row, each a range, categories or a script that is added, or a step between classes. */
 enum { FTI_SET_RANGE, FTI_SET_KINDS, FTI_SET_SCRIPT, FTI_SET_PUSH, FTI_SET_OR, FTI_SET_AND, FTI_SET_NOT };
-typedef struct fti_set_item { uint32_t what, a, b, c; } fti_set_item;     /* KINDS: classes, all bits, bits not covered */
-typedef struct fti_set { uint32_t ascii[4]; int first, n; uint8_t fold, negated; } fti_set;
-
-/* back: walks to the left. state: of a split, the first of its bits in the notes; loops: how many are around it. */
-typedef struct fti_re_op { uint8_t what, back, loops; uint32_t x, y, state; } fti_re_op;
-typedef struct fti_regex {
-    fti_re_op *op; fti_set *set; fti_set_item *item;        /* stb arrays */
-    uint32_t states;
-    uint8_t begins[256];                                    /* a match may begin with this byte; empty: or anywhere */
-    int empty, from_here;                                   /* from_here: has \G, so notes hold for one search only */
-} fti_regex;
+typedef struct fti_set_item { uint32_t what, a, b; } fti_set_item;
+typedef struct fti_set { uint32_t ascii[4]; int first, n; } fti_set;
+typedef struct fti_regex { fti_re_op *op; fti_set *set; fti_set_item *item; } fti_regex;    /* stb arrays */
 
 static void fti_regex_free(fti_regex *re)
 {
@@ -13614,130 +13587,30 @@ static void fti_regex_free(fti_regex *re)
     FTUNE_FREE(re);
 }
 
-/* ---- characters: categories, scripts, case ---- */
-
-/* Category of a character as a bit, and what else it counts as. */
-enum { FTI_GC_L = 0x1F, FTI_GC_M = 0xE0, FTI_GC_ND = 0x100, FTI_GC_NL = 0x200, FTI_GC_N = 0x700, FTI_GC_PC = 0x800,
-       FTI_GC_P = 0x3F800, FTI_GC_S = 0x3C0000, FTI_GC_ZS = 0x400000, FTI_GC_Z = 0x1C00000, FTI_GC_CC = 0x2000000,
-       FTI_GC_CN = 0x10000000, FTI_GC_C = 0x1E000000, FTI_GC_ALL = 0x1FFFFFFF, FTI_GC_ALPHABETIC = 0x20000000,
-       FTI_GC_UPPER = 0x40000000 };
-#define FTI_GC_LOWER 0x80000000u
-#define FTI_GC_WORD  (FTI_GC_L | FTI_GC_M | FTI_GC_ND | FTI_GC_NL | FTI_GC_PC | FTI_GC_ALPHABETIC)
-
-/* Classes of the kind table and the categories they are made of. */
-static const struct { unsigned kind; uint32_t bits; } fti_gc_classes[] = {
-    { FTI_CP_UPPER, 3 }, { FTI_CP_LOWER, 4 }, { FTI_CP_MODIFIER, 8 }, { FTI_CP_CASELESS, 16 }, { FTI_CP_NONSPACING, 32 },
-    { FTI_CP_MARK, FTI_GC_M }, { FTI_CP_NUMBER, FTI_GC_N }, { FTI_CP_PUNCT, FTI_GC_P }, { FTI_CP_CONTROL, FTI_GC_CC },
-    { FTI_CP_FORMAT, 1 << 26 }, { FTI_CP_UNASSIGNED, 3 << 27 } };
-
-/* Row of a table of `width` characters a row, the last whose code point is not above cp; -1: none. */
-static int fti_row_before(const char *table, int width, int n, uint32_t cp)
-{
-    int low = -1, high = n - 1;
-    while (low < high) {
-        int mid = (low + high + 1) / 2;
-        if (fti_spelled_cp(table + width * mid) > cp) high = mid - 1; else low = mid;
-    }
-    return low;
-}
-
-static uint32_t fti_gc(uint32_t cp)
-{
-    static const struct { unsigned kind; int bit; } otherwise[] = { { FTI_CP_UPPER, 0 }, { FTI_CP_LOWER, 2 },
-        { FTI_CP_MODIFIER, 3 }, { FTI_CP_CASELESS, 4 }, { FTI_CP_NONSPACING, 5 }, { FTI_CP_MARK, 6 },
-        { FTI_CP_NUMBER, 10 }, { FTI_CP_PUNCT, 17 }, { FTI_CP_CONTROL, 25 }, { FTI_CP_FORMAT, 26 },
-        { FTI_CP_UNASSIGNED, 28 }, { FTI_CP_SPACE, 22 } };
-    unsigned kind = cp <= 0x10FFFF ? fti_cp_class(cp) : FTI_CP_UNASSIGNED;
-    int row = fti_row_before(fti_fine, 5, FTI_N_FINE, cp);
-    if (row >= 0 && cp - fti_spelled_cp(fti_fine + 5 * row) < (unsigned)(fti_fine[5 * row + 3] & 63))
-        return fti_fine_bits[fti_fine[5 * row + 4] & 63];
-    if ((kind & FTI_CP_UNASSIGNED) && ((cp >= 0xE000 && cp < 0xF900) || (cp >= 0xF0000 && (cp & 0xFFFF) < 0xFFFE)))
-        return 1u << 27;
-    for (size_t i = 0; i < sizeof otherwise / sizeof *otherwise; i++)
-        if (kind & otherwise[i].kind) return 1u << otherwise[i].bit;
-    return 1u << 21;
-}
-
-/* Number of its script, and 2048 where an older table has none. */
-static uint32_t fti_script(uint32_t cp)
-{
-    const char *row;
-    if (cp >= 0x40000)                                      /* tags, selectors, others */
-        cp = cp == 0xE0001 || cp - 0xE0020 < 96 ? ',' : cp - 0xE0100 < 240 ? 0x300 : 0xE000;
-    row = fti_script_runs + 5 * fti_row_before(fti_script_runs, 5, FTI_N_SCRIPT_RUNS, cp);
-    return (uint32_t)(row[3] & 63) << 6 | (uint32_t)(row[4] & 63);
-}
-
-static int fti_is_word_char(const char *p)
-{
-    uint32_t cp;
-    if (!fti_utf8_decode(p, p + 4, &cp)) return 0;
-    return (fti_gc(cp) & FTI_GC_WORD) || cp == 0x200C || cp == 0x200D;
-}
-
-/* The characters that fold to the same one as cp, cp among them; how many. */
-enum { FTI_MOST_FOLDED = 6 };
-static int fti_same_case(uint32_t cp, uint32_t out[FTI_MOST_FOLDED])
-{
-    uint32_t to = cp, first, step, n;
-    int count = 0;
-    for (int pass = 0; pass < 2; pass++)
-        for (const char *row = fti_folds; row < fti_folds + 8 * FTI_N_FOLDS; row += 8) {
-            uint32_t add = fti_spelled_cp(row + 5) - 65536, x = pass ? to - add : cp;
-            first = fti_spelled_cp(row);
-            n = (uint32_t)(row[3] & 63);
-            step = (uint32_t)(row[4] & 63);
-            if (x - first >= n * step || (x - first) % step) continue;
-            if (!pass) { to = cp + add; break; }
-            if (count + 1 < FTI_MOST_FOLDED) out[count++] = x;
-        }
-    out[count++] = to;
-    return count;
-}
-
-/* ---- sets ---- */
-
-static int fti_set_plain(const fti_regex *re, const fti_set *s, uint32_t cp)
+static int fti_set_has(const fti_regex *re, const fti_set *s, uint32_t cp)
 {
     uint32_t in = 0, bits = 0;                              /* a stack of truth values, the top one lowest */
-    for (int i = s->first; i < s->first + s->n; i++) {
-        const fti_set_item *x = &re->item[i];
+    if (cp > 0x10FFFF) return 0;
+    for (const fti_set_item *x = re->item + s->first, *end = x + s->n; x < end; x++) {
         switch (x->what) {
         case FTI_SET_RANGE:  in |= cp - x->a <= x->b - x->a; break;
-        case FTI_SET_SCRIPT:
-            in |= cp <= 0x10FFFF && (fti_script(cp) & 2047) == x->a && !(fti_cp_class(cp) & FTI_CP_UNASSIGNED);
-            break;
+        case FTI_SET_KINDS:  if (!bits) bits = fti_gc(cp); in |= (bits & x->a) != 0; break;
+        case FTI_SET_SCRIPT: in |= (fti_script(cp) & 2047) == x->a && !(fti_cp_class(cp) & FTI_CP_UNASSIGNED); break;
         case FTI_SET_PUSH:   in <<= 1; break;
         case FTI_SET_OR:     in = in >> 1 | (in & 1); break;
         case FTI_SET_AND:    in = in >> 1 & (~(uint32_t)1 | (in & 1)); break;
-        case FTI_SET_NOT:    in ^= 1; break;
-        default:
-            if ((in & 1) || cp > 0x10FFFF) break;
-            if (fti_cp_class(cp) & x->a) in |= 1;
-            else if (x->c) { if (!bits) bits = fti_gc(cp); in |= (bits & x->c) != 0; }
+        default:             in ^= 1;
         }
     }
     return (int)(in & 1);
 }
 
-static int fti_set_has(const fti_regex *re, const fti_set *s, uint32_t cp)
-{
-    uint32_t same[FTI_MOST_FOLDED];
-    int n = 1, in = 0;
-    same[0] = cp;
-    if (s->fold) n = fti_same_case(cp, same);
-    while (n-- && !in) in = fti_set_plain(re, s, same[n]);
-    return in != s->negated;
-}
-
 /* ---- matching ---- */
 
-enum { FTI_FRAME_ELSE, FTI_FRAME_FAILED, FTI_FRAME_BARRIER, FTI_FRAME_NOT };
-/* keep: where the match begins; of a barrier: the one before it. */
-typedef struct fti_re_frame { uint32_t op, at, keep; uint8_t what, fed; } fti_re_frame;
+/* of a split: tried, both its ways are; of OPEN: barrier, the one before */
+typedef struct fti_re_frame { uint32_t op, at, barrier, tried; } fti_re_frame;
 
-/* One expression on one text. */
-typedef struct fti_search {
+typedef struct fti_search {                                 /* one expression on one text */
     const fti_regex *re;
     const char *text; uint32_t n, from, last;               /* last: where the match before ended */
     fti_re_frame *stack;                                    /* stb array */
@@ -13745,31 +13618,35 @@ typedef struct fti_search {
     uint32_t steps;
 } fti_search;
 
-static void fti_search_forget(fti_search *s)
+/* s is zeroed, or was used for another text. */
+static void fti_search_begin(fti_search *s, const fti_regex *re, const char *text, size_t n)
 {
     for (size_t i = 0; s->note && i < s->notes; i++) FTUNE_FREE(s->note[i]);
     FTUNE_FREE(s->note);
     s->note = NULL;
-    s->steps = 0;
+    s->re = re;
+    s->text = text;
+    s->n = (uint32_t)n;
+    s->from = s->steps = 0;
+    s->last = UINT32_MAX;
 }
 
 static void fti_search_free(fti_search *s)
 {
-    fti_search_forget(s);
+    fti_search_begin(s, NULL, NULL, 0);
     arrfree(s->stack);
 }
 
 /* The word of the notes with the bit of this split at this place. make: if it is not there yet (NULL: no memory). */
-static uint64_t *fti_search_note(fti_search *s, const fti_re_op *o, uint32_t at, unsigned fed, int make, unsigned *bit)
+static uint64_t *fti_search_note(fti_search *s, uint32_t op, uint32_t at, int make, uint64_t *bit)
 {
-    uint64_t i = (uint64_t)at * s->re->states + o->state + (fed < o->loops ? fed : o->loops);
-    uint64_t **page = &s->note[i >> 15];
+    uint64_t i = (uint64_t)at * (uint64_t)arrlen(s->re->op) + op, **page = &s->note[i >> 15];
     if (!*page && make) *page = (uint64_t *)fti_calloc(512, sizeof **page);
-    *bit = (unsigned)(i & 63);
+    *bit = UINT64_C(1) << (i & 63);
     return *page ? *page + (i >> 6 & 511) : NULL;
 }
 
-static int fti_search_place(const fti_search *s, uint32_t at, uint32_t what)
+static int fti_search_place(const fti_search *s, uint32_t at, int what)
 {
     const char *p = s->text + at;
     int before = 0, after = 0;
@@ -13777,8 +13654,6 @@ static int fti_search_place(const fti_search *s, uint32_t at, uint32_t what)
     switch (what) {
     case 'A': return at == 0;
     case 'z': return at == s->n;
-    case 'Z': return at == s->n || (at + 1 == s->n && *p == '\n');
-    case 'G': return at == s->from;
     case '^': return at == 0 || (p[-1] == '\n' && at < s->n);
     case '$': return at == s->n || *p == '\n';
     }
@@ -13787,301 +13662,183 @@ static int fti_search_place(const fti_search *s, uint32_t at, uint32_t what)
     return (before != after) == (what == 'b');
 }
 
-/* From `at` on: 1 and the match; 0: none; -1: no memory. */
-static int fti_search_at(fti_search *s, uint32_t at, uint32_t *begin, uint32_t *end)
+/* From `at` on: 1 and the end of the match; 0: none; -1: no memory. */
+static int fti_search_at(fti_search *s, uint32_t at, uint32_t *end)
 {
     const fti_regex *re = s->re;
-    const char *text = s->text;
-    uint32_t pc = 0, keep = at, barrier = 0, cp;            /* barrier: frames up to and with the last open one */
-    unsigned fed = 255, bit;
+    const char *text = s->text, *p;
+    uint32_t pc = 0, barrier = 0, cp, len;                  /* barrier: frames up to and with the last open one */
+    uint64_t *note, bit;
     arrsetlen(s->stack, 0);
     for (;;) {
         const fti_re_op *o = &re->op[pc];
-        fti_re_frame f;
-        uint64_t *note;
+        fti_re_frame f = { pc, at, barrier, 0 };
         int ok = 1;
         switch (o->what) {
-        case FTI_RE_CHAR: case FTI_RE_ONE: {
-            uint32_t len = 1;
-            const char *p = text + at;
-            if (o->back ? !at : at == s->n) { ok = 0; break; }
-            if (o->back) p = fti_char_before(p);
-            if (!((cp = (uint8_t)*p) & 0x80)) {
-                ok = o->what == FTI_RE_CHAR ? cp == o->x : (int)(re->set[o->x].ascii[cp >> 5] >> (cp & 31) & 1);
-            } else {
-                len = (uint32_t)fti_next(p, text + s->n, &cp);
-                ok = o->what == FTI_RE_CHAR ? cp == o->x : fti_set_has(re, &re->set[o->x], cp);
-            }
-            at = o->back ? (uint32_t)(p - text) : at + len;
-            fed = 255;
+        case FTI_RE_SET:
+            if (at == (o->back ? 0 : s->n)) { ok = 0; break; }
+            p = o->back ? fti_char_before(text + at) : text + at;
+            len = 1;
+            if ((cp = (uint8_t)*p) & 0x80) len = (uint32_t)fti_next(p, text + s->n, &cp);
+            if (cp < 128) ok = (int)(re->set[o->x].ascii[cp >> 5] >> (cp & 31) & 1);
+            else ok = fti_set_has(re, &re->set[o->x], cp);
+            at = o->back ? at - len : at + len;
             pc++;
             break;
-        }
+        case FTI_RE_PLACE: ok = fti_search_place(s, at, o->x); pc++; break;
         case FTI_RE_SPLIT:
-            note = s->note ? fti_search_note(s, o, at, fed, 0, &bit) : NULL;
-            if (note && (*note >> bit & 1)) { ok = 0; break; }
-            if (!s->note && s->steps++ > FTI_RE_PATIENCE + s->n / 64) {
-                s->notes = (size_t)(((uint64_t)(s->n + 1) * re->states >> 15) + 1);
+            if (s->note) {
+                if ((note = fti_search_note(s, pc, at, 0, &bit)) != NULL && (*note & bit)) { ok = 0; break; }
+            } else if (s->steps++ > FTI_RE_PATIENCE + s->n / 64) {
+                s->notes = (size_t)((uint64_t)(s->n + 1) * (uint64_t)arrlen(re->op) >> 15) + 1;
                 if (!(s->note = (uint64_t **)fti_calloc(s->notes, sizeof *s->note))) return -1;
             }
-            f.op = pc; f.at = at; f.keep = keep; f.what = FTI_FRAME_ELSE; f.fed = (uint8_t)fed;
             if (!fti_push(s->stack, f)) return -1;
-            pc = o->x;
+            pc += (uint32_t)o->x;
             break;
-        case FTI_RE_JUMP:  pc = o->x; break;
-        case FTI_RE_ROUND: if (fed > o->x) fed = o->x; pc++; break;
-        case FTI_RE_FED:   pc = fed > o->x ? pc + 1 : o->y; break;
-        case FTI_RE_PLACE: ok = fti_search_place(s, at, o->x); pc++; break;
-        case FTI_RE_BEGIN: keep = at; pc++; break;
-        case FTI_RE_OPEN: case FTI_RE_OPEN_NOT:
-            f.op = o->x; f.at = at; f.keep = barrier; f.fed = (uint8_t)fed;
-            f.what = o->what == FTI_RE_OPEN ? FTI_FRAME_BARRIER : FTI_FRAME_NOT;
+        case FTI_RE_JUMP:  pc += (uint32_t)o->x; break;
+        case FTI_RE_OPEN:
             if (!fti_push(s->stack, f)) return -1;
             barrier = (uint32_t)arrlen(s->stack);
             pc++;
             break;
-        case FTI_RE_CUT: case FTI_RE_BACK: case FTI_RE_REFUSE:
+        case FTI_RE_MATCH: *end = at; return 1;
+        default:                                            /* what OPEN opened has matched */
             f = s->stack[barrier - 1];
             arrsetlen(s->stack, barrier - 1);
-            barrier = f.keep;
-            if (o->what == FTI_RE_BACK) { at = f.at; fed = f.fed; }
+            barrier = f.barrier;
+            if (o->what == FTI_RE_BACK) at = f.at;
             ok = o->what != FTI_RE_REFUSE;
             pc++;
-            break;
-        default:
-            *begin = keep;
-            *end = at;
-            return 1;
         }
         while (!ok) {                                       /* back to the last frame that has another way */
+            fti_re_frame *last;
             if (!arrlen(s->stack)) return 0;
-            f = arrlast(s->stack);
-            ok = f.what == FTI_FRAME_ELSE || f.what == FTI_FRAME_NOT;
-            if (f.what == FTI_FRAME_FAILED) {
-                if (!(note = fti_search_note(s, &re->op[f.op], f.at, f.fed, 1, &bit))) return -1;
-                *note |= UINT64_C(1) << bit;
-            } else if (f.what == FTI_FRAME_ELSE) {
-                keep = f.keep;
-                pc = re->op[f.op].y;
-                if (s->note) arrlast(s->stack).what = FTI_FRAME_FAILED;
+            last = &arrlast(s->stack);
+            o = &re->op[last->op];
+            at = last->at;
+            pc = last->op;
+            if (o->what == FTI_RE_OPEN) {
+                barrier = last->barrier;
+                pc += (uint32_t)o->x;
+                ok = o->x != 0;
+            } else if (!last->tried) {
+                pc += (uint32_t)o->y;
+                ok = 1;
+                if (s->note) { last->tried = 1; break; }    /* the frame stays, to be noted */
             } else {
-                barrier = f.keep;
-                pc = f.op;
+                if (!(note = fti_search_note(s, pc, at, 1, &bit))) return -1;
+                *note |= bit;
             }
-            at = f.at;
-            fed = f.fed;
-            if (f.what != FTI_FRAME_ELSE || !s->note) (void)arrpop(s->stack);
+            (void)arrpop(s->stack);
         }
     }
-}
-
-static void fti_search_begin(fti_search *s, const fti_regex *re, const char *text, size_t n)
-{
-    fti_search_forget(s);
-    s->re = re;
-    s->text = text;
-    s->n = (uint32_t)n;
-    s->from = 0;
-    s->last = FTI_RE_NO_END;
 }
 
 /* The next match: 1; there is none: 0; no memory: -1. No empty match right behind the match before. */
 static int fti_search_next(fti_search *s, ft_span *x)
 {
-    uint32_t begin = 0, end = 0, at = s->from;
     int found = 0;
-    if (s->re->from_here) fti_search_forget(s);
-    for (; at <= s->n && !found; at++) {
+    for (uint32_t at = s->from, end = 0; at <= s->n && !found; at++) {
         if (at < s->n && ((uint8_t)s->text[at] & 0xC0) == 0x80) continue;
-        if (s->re->empty || (at < s->n && s->re->begins[(uint8_t)s->text[at]]))
-            found = fti_search_at(s, at, &begin, &end);
-        if (found > 0 && begin == end && end == s->last) {
-            for (found = 0, at = end; at + 1 < s->n && ((uint8_t)s->text[at + 1] & 0xC0) == 0x80; at++) { }
-            s->from = at + 1;
-            if (s->re->from_here) fti_search_forget(s);
-        }
+        found = fti_search_at(s, at, &end);
+        if (found > 0 && end == at && at == s->last) found = 0;
+        x->begin = at;
+        x->end = s->from = end;
     }
-    s->from = s->last = end;
-    x->begin = begin;
-    x->end = end;
+    s->last = s->from;
     return found;
 }
 
 /* ---- reading an expression ---- */
 
-/* TEXT: letters a .. a + b; SET: a; REPEAT: a to b times; LOOK: a 1 if it must not hold; AT: which. empty: may match
- * without eating anything. */
-typedef struct fti_re_node { uint8_t what, how, empty, height; uint32_t a, b; int child, last, next; } fti_re_node;
-enum { FTI_RE_GREEDY, FTI_RE_LAZY, FTI_RE_POSSESSIVE };     /* how, of REPEAT; of TEXT: FTI_RE_FOLD */
-
 typedef struct fti_re_reader {
-    const char *begin, *p, *end;
+    const char *p, *end, *wrong, *place;                    /* what is wrong, and where; NULL: no memory */
     unsigned on;                                            /* switches */
-    int no_memory, bare;                                    /* bare: a property outside brackets */
-    const char *wrong, *place;                              /* what is wrong, and where */
-    fti_re_node *node; uint32_t *letter;                    /* stb arrays */
+    int depth, letter_at, letter;                           /* the last letter where case did not count, its place */
     fti_regex *re;
 } fti_re_reader;
 
-static int fti_re_fail(fti_re_reader *r, const char *wrong)
+static int fti_re_fail(fti_re_reader *r, const char *place, const char *wrong)
 {
-    if (!r->wrong) { r->wrong = wrong; r->place = r->p; }
-    return -1;
-}
-
-static int fti_re_full(fti_re_reader *r) { r->no_memory = 1; return fti_re_fail(r, "no memory"); }
-
-static int fti_re_node_new(fti_re_reader *r, int what, uint32_t a, uint32_t b, int child)
-{
-    fti_re_node x;
-    memset(&x, 0, sizeof x);
-    x.what = (uint8_t)what;
-    x.a = a;
-    x.b = b;
-    x.child = x.last = child;
-    x.next = -1;
-    x.empty = what != FTI_RE_TEXT && what != FTI_RE_SET;
-    if (child >= 0) {
-        x.height = (uint8_t)(r->node[child].height + 1);
-        if (what != FTI_RE_LOOK) x.empty = r->node[child].empty;
-        if (x.height > FTI_RE_MOST_DEPTH) return fti_re_fail(r, "fewer parts inside each other");
-    }
-    return fti_push(r->node, x) ? (int)arrlen(r->node) - 1 : fti_re_full(r);
-}
-
-/* Put a part behind the others of a list or an alternative (in a look-behind in front of them). */
-static int fti_re_append(fti_re_reader *r, int list, int part)
-{
-    fti_re_node *l = &r->node[list], *x = &r->node[part];
-    if (l->height <= x->height) l->height = (uint8_t)(x->height + 1);
-    if (l->height > FTI_RE_MOST_DEPTH) return fti_re_fail(r, "fewer parts inside each other");
-    if (l->child < 0) l->empty = x->empty;
-    else l->empty = l->what == FTI_RE_EITHER ? l->empty || x->empty : l->empty && x->empty;
-    if (l->child < 0) l->child = l->last = part;
-    else if (l->what == FTI_RE_LIST && (r->on & FTI_RE_BEHIND)) { x->next = l->child; l->child = part; }
-    else { r->node[l->last].next = part; l->last = part; }
-    return list;
-}
-
-static int fti_set_add(fti_re_reader *r, uint32_t what, uint32_t a, uint32_t b)
-{
-    fti_set_item x = { what, a, b, 0 };
-    fti_set *s;
-    if (r->wrong) return -1;
-    s = &arrlast(r->re->set);
-    if (what == FTI_SET_KINDS) {
-        if (s->n && arrlast(r->re->item).what == what) {    /* [\p{Lu}\p{Lt}] is one look at the class */
-            x.a |= arrlast(r->re->item).a;
-            x.b |= arrlast(r->re->item).b;
-            (void)arrpop(r->re->item);
-            s->n--;
-        }
-        x.c = x.b;
-        for (size_t i = 0; i < sizeof fti_gc_classes / sizeof *fti_gc_classes; i++)
-            if ((fti_gc_classes[i].bits & ~x.b) == 0) { x.a |= fti_gc_classes[i].kind; x.c &= ~fti_gc_classes[i].bits; }
-    }
-    s->n++;
-    return fti_push(r->re->item, x) ? 0 : fti_re_full(r);
-}
-
-static int fti_set_begin(fti_re_reader *r)
-{
-    fti_set s;
-    memset(&s, 0, sizeof s);
-    s.first = (int)arrlen(r->re->item);
-    return fti_push(r->re->set, s) ? 0 : fti_re_full(r);
-}
-
-/* The set is complete: its number, -1 after an error. */
-static int fti_set_end(fti_re_reader *r, int fold)
-{
-    fti_set *s;
-    if (r->wrong) return -1;
-    s = &arrlast(r->re->set);
-    s->fold = fold != 0;
-    for (uint32_t c = 0; c < 128; c++) if (fti_set_has(r->re, s, c)) s->ascii[c >> 5] |= 1u << (c & 31);
-    return (int)arrlen(r->re->set) - 1;
-}
-
-static int fti_re_set(fti_re_reader *r, int set)
-{
-    return set < 0 ? -1 : fti_re_node_new(r, FTI_RE_SET, (uint32_t)set, 0, -1);
-}
-
-/* Properties with a name of their own: 0 in \p{..} and in [:..:], 1 only there, 2 only in \p{..}. */
-static const struct { const char *name; uint32_t bits; int where; } fti_properties[] = {
-    { "alpha", FTI_GC_L | FTI_GC_NL | FTI_GC_ALPHABETIC, 0 }, { "digit", FTI_GC_ND, 0 }, { "upper", 1 | FTI_GC_UPPER, 0 },
-    { "alnum", FTI_GC_L | FTI_GC_NL | FTI_GC_ALPHABETIC | FTI_GC_ND, 0 }, { "lower", 4 | FTI_GC_LOWER, 0 },
-    { "punct", FTI_GC_P | FTI_GC_S, 1 }, { "punct", FTI_GC_P, 2 }, { "cntrl", FTI_GC_CC, 0 }, { "space", FTI_GC_Z, 0 },
-    { "blank", FTI_GC_ZS, 0 }, { "graph", FTI_GC_ALL & ~(FTI_GC_Z | FTI_GC_CC | FTI_GC_CN), 0 }, { "xdigit", 0, 0 },
-    { "print", (FTI_GC_ALL & ~(FTI_GC_Z | FTI_GC_CC | FTI_GC_CN)) | FTI_GC_ZS, 0 }, { "ascii", 0, 0 },
-    { "word", FTI_GC_WORD, 0 }, { "lc", 7, 2 }, { "any", FTI_GC_ALL, 2 }, { "assigned", FTI_GC_ALL & ~FTI_GC_CN, 2 },
-    { "letter", FTI_GC_L, 2 }, { "mark", FTI_GC_M, 2 }, { "number", FTI_GC_N, 2 }, { "punctuation", FTI_GC_P, 2 },
-    { "symbol", FTI_GC_S, 2 }, { "separator", FTI_GC_Z, 2 }, { "other", FTI_GC_C, 2 }, { "uppercaseletter", 1, 2 },
-    { "titlecaseletter", 2, 2 }, { "lowercaseletter", 4, 2 }, { "modifierletter", 8, 2 }, { "otherletter", 16, 2 },
-    { "nonspacingmark", 32, 2 }, { "spacingmark", 64, 2 }, { "enclosingmark", 128, 2 }, { "decimalnumber", FTI_GC_ND, 2 },
-    { "letternumber", FTI_GC_NL, 2 }, { "othernumber", 1 << 10, 2 }, { "whitespace", FTI_GC_Z, 2 },
-    { "alphabetic", FTI_GC_L | FTI_GC_NL | FTI_GC_ALPHABETIC, 2 }, { "uppercase", 1 | FTI_GC_UPPER, 2 },
-    { "lowercase", 4 | FTI_GC_LOWER, 2 } };
-
-/* What a property of this name (spaces, - and _ taken out, small letters) adds to the set; false: there is none. */
-static int fti_set_named(fti_re_reader *r, const char *name, int posix)
-{
-    const char *s = fti_script_names, *q;
-    size_t n = strlen(name), k;
-    uint32_t bits = 0;
-    for (k = 0; k < sizeof fti_properties / sizeof *fti_properties; k++) {
-        int where = fti_properties[k].where, spaces = !strcmp(name, "space") || !strcmp(name, "whitespace");
-        if (strcmp(name, fti_properties[k].name) || (where && (where == 1) != posix)) continue;
-        fti_set_add(r, FTI_SET_KINDS, 0, fti_properties[k].bits);
-        if (spaces || !strcmp(name, "blank")) fti_set_add(r, FTI_SET_RANGE, 9, spaces ? 13 : 9);
-        if (spaces) fti_set_add(r, FTI_SET_RANGE, 0x85, 0x85);
-        if (!strcmp(name, "ascii")) fti_set_add(r, FTI_SET_RANGE, 0, 127);
-        if (r->bare && !strcmp(name, "word"))              /* alone it takes these, in [..] it does not */
-            for (q = "\xB2\xB3\xB9\xB9\xBC\xBE"; *q; q += 2) fti_set_add(r, FTI_SET_RANGE, (uint8_t)q[0], (uint8_t)q[1]);
-        for (q = "09AFaf"; *q && !strcmp(name, "xdigit"); q += 2) fti_set_add(r, FTI_SET_RANGE, (uint32_t)q[0], (uint32_t)q[1]);
-        return 1;
-    }
-    for (k = 0; fti_cp_categories[k] && n && n < 3 && !posix; k += 2)         /* "l", "lu" */
-        if ((fti_cp_categories[k] | 32) == name[0] && (n == 1 || fti_cp_categories[k + 1] == name[1])) bits |= 1u << k / 2;
-    if (bits) { fti_set_add(r, FTI_SET_KINDS, 0, bits); return 1; }
-    for (uint32_t i = 0; *s && !posix; i++, s += strcspn(s, " ") + 1) {
-        for (q = s, k = 0; *q != ' '; q++) if (*q != '_') { if ((*q | 32) != name[k]) break; k++; }
-        if (*q == ' ' && !name[k]) { fti_set_add(r, FTI_SET_SCRIPT, i, 0); return 1; }
-    }
+    if (!r->wrong) { r->wrong = wrong; r->place = place; }
     return 0;
 }
+#define FTI_RE_PUSH(r, a, x) do { if (!fti_push(a, x)) fti_re_fail(r, NULL, "memory"); } while (0)
 
-/* The property named by p[0, n), which may begin with ^. False: none. */
-static int fti_set_property(fti_re_reader *r, const char *p, size_t n, int posix, int negated)
+static int fti_re_eat(fti_re_reader *r, const char *text)
 {
-    char name[48];
-    size_t k = 0;
-    if (n && *p == '^') { negated = !negated; p++; n--; }
-    for (; n && k < sizeof name - 1; p++, n--)
-        if (*p && !strchr(" -_", *p)) name[k++] = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
-    name[k] = 0;
-    if (negated) fti_set_add(r, FTI_SET_PUSH, 0, 0);
-    if (!fti_set_named(r, name, posix)) return 0;
-    if (negated) { fti_set_add(r, FTI_SET_NOT, 0, 0); fti_set_add(r, FTI_SET_OR, 0, 0); }
+    size_t n = strlen(text);
+    if ((size_t)(r->end - r->p) < n || memcmp(r->p, text, n)) return 0;
+    r->p += n;
     return 1;
 }
 
-/* \d and its like: 1, and it is in the set; 0: another escape. r->p stands behind the backslash. */
-static int fti_re_class_escape(fti_re_reader *r)
+/* Is the next character one of these? */
+static int fti_re_sees(const fti_re_reader *r, const char *any) { return r->p < r->end && *r->p && strchr(any, *r->p); }
+
+static int fti_re_here(const fti_re_reader *r) { return (int)arrlen(r->re->op); }
+
+static void fti_re_add(fti_re_reader *r, int what, int x, int y)
 {
-    static const char letters[] = "dswhDSWHpP", *const names[] = { "digit", "space", "word", "xdigit" };
-    const char *found = r->p < r->end && *r->p ? strchr(letters, *r->p) : NULL, *close;
-    size_t i = found ? (size_t)(found - letters) : 0;
-    if (!found || (i >= 8 && (r->p + 1 == r->end || r->p[1] != '{'))) return 0;
-    if (i < 8) { r->p++; return fti_set_property(r, names[i & 3], strlen(names[i & 3]), 1, i >= 4); }
-    close = (const char *)memchr(r->p, '}', (size_t)(r->end - r->p));
-    if (!close || !fti_set_property(r, r->p + 2, (size_t)(close - r->p) - 2, 0, i == 9)) {
-        fti_re_fail(r, "a known property");
-        return 1;
+    fti_re_op o = { (uint8_t)what, (r->on & FTI_RE_BEHIND) != 0, x, y };
+    if (fti_re_here(r) >= FTI_RE_MOST_OPS) fti_re_fail(r, r->p, "a smaller expression");
+    if (!r->wrong) FTI_RE_PUSH(r, r->re->op, o);
+}
+
+/* What stands from `part` on comes to stand at `to`, in front of what is there: both are turned around, then the whole. */
+static void fti_re_move(fti_re_reader *r, int to, int part)
+{
+    int side[3][2] = { { to, part }, { part, fti_re_here(r) }, { to, fti_re_here(r) } };
+    for (int i = 0; i < 3 && !r->wrong; i++)
+        for (fti_re_op o, *a = r->re->op + side[i][0], *b = r->re->op + side[i][1]; a < b && a < --b; *a++ = *b, *b = o) o = *a;
+}
+
+static void fti_set_begin(fti_re_reader *r)
+{
+    fti_set s = { { 0 }, (int)arrlen(r->re->item), 0 };
+    if (!r->wrong) FTI_RE_PUSH(r, r->re->set, s);
+}
+
+static void fti_set_add(fti_re_reader *r, uint32_t what, uint32_t a, uint32_t b)
+{
+    fti_set_item x = { what, a, b };
+    if (!r->wrong) FTI_RE_PUSH(r, r->re->item, x);
+    if (!r->wrong) arrlast(r->re->set).n++;
+}
+
+/* The set is complete: match it. */
+static void fti_set_end(fti_re_reader *r)
+{
+    fti_set *s = r->wrong ? NULL : &arrlast(r->re->set);
+    for (uint32_t c = 0; s && c < 128; c++) if (fti_set_has(r->re, s, c)) s->ascii[c >> 5] |= 1u << (c & 31);
+    fti_re_add(r, FTI_RE_SET, (int)arrlen(r->re->set) - 1, 0);
+}
+
+/* The characters a to b, and, where case does not count, those that differ from them in case. */
+static void fti_set_range(fti_re_reader *r, uint32_t a, uint32_t b)
+{
+    if ((r->on & FTI_RE_FOLD) && a == b) a = b = a == 0x17F ? 's' : a == 0x212A ? 'k' : a;
+    fti_set_add(r, FTI_SET_RANGE, a, b);
+    if (!(r->on & FTI_RE_FOLD)) return;
+    if (b > 127 && (a != b || !(fti_cp_class(a) & (FTI_CP_CASELESS | FTI_CP_PUNCT | FTI_CP_SPACE))))
+        fti_re_fail(r, r->p, "ASCII, or a letter without case, where case does not count");
+    for (; a <= b && a < 128; a++) {
+        uint32_t small = a | 32, other = small == 's' ? 0x17F : small == 'k' ? 0x212A : a;
+        if (small < 'a' || small > 'z') continue;
+        fti_set_add(r, FTI_SET_RANGE, a ^ 32, a ^ 32);
+        fti_set_add(r, FTI_SET_RANGE, other, other);
     }
-    r->p = close + 1;
-    return 1;
+}
+
+/* Oniguruma takes some pairs of letters for one: ss, U+00DF. (A look-behind folds each for itself.) */
+static void fti_re_no_pair(fti_re_reader *r, uint32_t cp)
+{
+    int small = cp == 0x17F ? 's' : cp < 128 ? (int)(cp | 32) : 0;
+    for (const char *pair = "ssstfffifl"; *pair && r->letter_at + 1 == fti_re_here(r); pair += 2)
+        if (pair[0] == r->letter && pair[1] == small) fti_re_fail(r, r->p, "no ss, st, ff, fi, fl where case does not count");
+    r->letter = small;
+    r->letter_at = fti_re_here(r);
 }
 
 static uint32_t fti_re_digits(fti_re_reader *r, unsigned base, int most)
@@ -14095,549 +13852,270 @@ static uint32_t fti_re_digits(fti_re_reader *r, unsigned base, int most)
     return x;
 }
 
-/* A character written as itself or with a backslash, which is read already: escaped. */
-static uint32_t fti_re_letter(fti_re_reader *r, int escaped, int in_class)
+/* A character written as itself or with a backslash. */
+static uint32_t fti_re_char(fti_re_reader *r)
 {
     static const char from[] = "tnrfvae", to[] = "\t\n\r\f\v\a\033";
-    uint32_t cp = 0;
-    const char *c = r->p, *found;
-    if (c == r->end) { fti_re_fail(r, "a character"); return 0; }
-    r->p += fti_next(c, r->end, &cp);
-    if (!escaped && cp > 0x10FFFF) fti_re_fail(r, "UTF-8");
-    if (!escaped) return cp;
-    if (*c && (found = strchr(from, *c)) != NULL) return (unsigned char)to[found - from];
-    if (*c == 'b' && in_class) return 8;
-    if (*c == '0') return fti_re_digits(r, 8, 2);
-    if (*c == 'u') { cp = fti_re_digits(r, 16, 4); if (r->p != c + 5) fti_re_fail(r, "four hexadecimal digits"); }
-    else if (*c == 'x' && r->p < r->end && *r->p == '{') {
-        r->p++;
-        cp = fti_re_digits(r, 16, 8);
-        if (r->p == c + 2 || r->p == r->end || *r->p++ != '}') fti_re_fail(r, "\\x{..}");
-    } else if (*c == 'x') {
-        cp = fti_re_digits(r, 16, 2);
-        if (r->p == c + 1 || cp > 127) fti_re_fail(r, "two digits, or \\x{..} for what is not ASCII");
-    } else if (*c && strchr("123456789kgXyYcCM", *c)) fti_re_fail(r, "no back reference, call, \\X, \\y or control character");
-    if (cp > 0x10FFFF || cp - 0xD800 < 0x800u) fti_re_fail(r, "a character of Unicode");
+    const char *place = r->p, *digits, *found;
+    int escaped = fti_re_eat(r, "\\"), braces, most;
+    uint32_t cp = 0x110000;
+    if (r->p < r->end) r->p += fti_next(r->p, r->end, &cp);
+    if (cp > 0x10FFFF) return (uint32_t)fti_re_fail(r, r->p, "a character");
+    if (!escaped || !((cp | 32) - 'a' < 26 || cp - '0' < 10)) return cp;
+    if ((found = strchr(from, (int)cp)) != NULL) return (unsigned char)to[found - from];
+    if (cp != 'u' && cp != 'x')
+        return (uint32_t)fti_re_fail(r, place, "no escapes but \\a\\e\\f\\n\\r\\t\\v\\x\\u \\d\\s\\w\\p{} \\A\\z\\b");
+    braces = cp == 'x' && fti_re_eat(r, "{");
+    most = braces ? 8 : cp == 'x' ? 2 : 4;
+    digits = r->p;
+    cp = fti_re_digits(r, 16, most);
+    if (r->p == digits || (!braces && r->p < digits + most) || (most == 2 && cp > 127) || (braces && !fti_re_eat(r, "}"))
+        || cp > 0x10FFFF || cp - 0xD800 < 0x800u) fti_re_fail(r, place, "\\x41 (ASCII), \\u00e9 or \\x{e9}");
     return cp;
 }
 
-static int fti_re_eat(fti_re_reader *r, const char *text)
+/* A category or a script. */
+static void fti_set_named(fti_re_reader *r, const char *p, size_t n)
 {
-    size_t n = strlen(text);
-    if ((size_t)(r->end - r->p) < n || memcmp(r->p, text, n)) return 0;
-    r->p += n;
+    static const struct { const char *name; uint32_t has; } script[] = { { "Arabic", 0x628 }, { "Cyrillic", 0x430 },
+        { "Devanagari", 0x905 }, { "Greek", 0x3B1 }, { "Han", 0x4E00 }, { "Hangul", 0xAC00 }, { "Hebrew", 0x5D0 },
+        { "Hiragana", 0x3042 }, { "Katakana", 0x30A2 }, { "Latin", 'a' }, { "Thai", 0xE01 } };
+    uint32_t bits = 0;
+    size_t k = 0;
+    for (; fti_cp_categories[k] && n && n < 3; k += 2)
+        if (fti_cp_categories[k] == p[0] && (n == 1 || fti_cp_categories[k + 1] == p[1])) bits |= 1u << k / 2;
+    if (bits) { fti_set_add(r, FTI_SET_KINDS, bits, 0); return; }
+    for (k = 0; k < 11 && (strlen(script[k].name) != n || memcmp(script[k].name, p, n)); k++) { }
+    if (k < 11) fti_set_add(r, FTI_SET_SCRIPT, fti_script(script[k].has) & 2047, 0);
+    else fti_re_fail(r, p, "a category such as L or Lu, or one of 11 scripts from Arabic to Thai");
+}
+
+/* \d and its like: 1, and it is in the set; 0: something else. */
+static int fti_set_escape(fti_re_reader *r, int bare)
+{
+    static const char letters[] = "dswpDSWP";
+    static const uint32_t bits[] = { FTI_GC_ND, FTI_GC_SPACE, FTI_GC_WORD };
+    const char *p = r->p, *found, *close = NULL;
+    int which, negated;
+    if (r->end - p < 2 || *p != '\\' || !p[1] || !(found = strchr(letters, p[1]))) return 0;
+    r->p += 2;
+    which = (int)(found - letters) & 3;
+    negated = found - letters > 3;
+    if (which == 3 && fti_re_eat(r, "{")) close = (const char *)memchr(r->p, '}', (size_t)(r->end - r->p));
+    if (close) negated ^= fti_re_eat(r, "^");
+    if (negated) fti_set_add(r, FTI_SET_PUSH, 0, 0);
+    if (which < 3) fti_set_add(r, FTI_SET_KINDS, bits[which], 0);
+    else if (close) { fti_set_named(r, r->p, (size_t)(close - r->p)); r->p = close + 1; }
+    else fti_re_fail(r, p, "{..} behind \\p");
+    for (const char *q = "\xB2\xB3\xB9\xB9\xBC\xBE"; *q && which == 2 && bare; q += 2)      /* these only outside [..] */
+        fti_set_add(r, FTI_SET_RANGE, (uint8_t)q[0], (uint8_t)q[1]);
+    if (negated) { fti_set_add(r, FTI_SET_NOT, 0, 0); fti_set_add(r, FTI_SET_OR, 0, 0); }
     return 1;
 }
 
-/* What stands in [..], into the set; r->p is behind the [. Returns whether it begins with ^. */
-static int fti_re_class(fti_re_reader *r, int depth)
+/* What stands in [..], into the set; r->p is behind the [. */
+static void fti_set_class(fti_re_reader *r, int depth)
 {
     int negated = fti_re_eat(r, "^"), both = 0;
-    uint32_t a, b;
-    if (depth > 12) return fti_re_fail(r, "fewer classes inside each other");
+    if (depth > 12) fti_re_fail(r, r->p, "fewer classes inside each other");
     for (const char *first = r->p; !r->wrong; ) {
-        const char *close = NULL;
-        if (r->p == r->end) return fti_re_fail(r, "a ] that ends the class");
-        if (*r->p == ']' && r->p > first) break;
-        if (*r->p == ']' && !memchr(r->p + 1, ']', (size_t)(r->end - r->p) - 1))
-            return fti_re_fail(r, "a class of something");
+        const char *p = r->p;
+        size_t left = (size_t)(r->end - p);
+        uint32_t a, b;
+        if (!left || (*p == ']' && p == first && !memchr(p + 1, ']', left - 1))) fti_re_fail(r, p, "a class that ends with ]");
+        if (left && *p == ']' && p > first) break;
+        if (left > 1 && !memcmp(p, "[:", 2)) fti_re_fail(r, p, "no [:name:]");
+        if ((r->on & FTI_RE_FOLD) && left > 1
+            && (*p == '[' || !memcmp(p, "&&", 2) || (*p == '\\' && p[1] && strchr("wpDSWP", p[1]))))
+            fti_re_fail(r, p, "only characters, \\s and \\d in a class where case does not count");
         if (fti_re_eat(r, "&&")) {
-            if (both) fti_set_add(r, FTI_SET_AND, 0, 0);
-            both = 1;
+            if (both++) fti_set_add(r, FTI_SET_AND, 0, 0);
             fti_set_add(r, FTI_SET_PUSH, 0, 0);
-            continue;
-        }
-        if (r->end - r->p > 2 && r->p[0] == '[' && r->p[1] == ':')
-            close = (const char *)memchr(r->p + 2, ':', (size_t)(r->end - r->p) - 2);
-        if (close && close + 1 < r->end && close[1] == ']') {
-            if (!fti_set_property(r, r->p + 2, (size_t)(close - r->p) - 2, 1, 0))
-                return fti_re_fail(r, "a known class");
-            r->p = close + 2;
-            continue;
-        }
-        if (fti_re_eat(r, "[")) {
+        } else if (fti_re_eat(r, "[")) {
             fti_set_add(r, FTI_SET_PUSH, 0, 0);
-            if (fti_re_class(r, depth + 1) > 0) fti_set_add(r, FTI_SET_NOT, 0, 0);
+            fti_set_class(r, depth + 1);
             fti_set_add(r, FTI_SET_OR, 0, 0);
-            continue;
+        } else if (!fti_set_escape(r, 0)) {
+            a = b = fti_re_char(r);
+            p = r->p;
+            left = (size_t)(r->end - p);
+            if (left > 1 && !memcmp(p, "-[", 2)) fti_re_fail(r, p, "no - in front of [");
+            if (left > 1 && *p == '-' && p[1] != ']' && memcmp(p + 1, "&&", left > 2 ? 2 : 1)) { r->p++; b = fti_re_char(r); }
+            if (b < a) fti_re_fail(r, r->p, "a range that goes up");
+            fti_set_range(r, a, b);
         }
-        b = (uint32_t)fti_re_eat(r, "\\");
-        if (b && fti_re_class_escape(r)) continue;
-        a = b = fti_re_letter(r, (int)b, 1);
-        if (r->end - r->p > 1 && r->p[0] == '-' && r->p[1] == '[') return fti_re_fail(r, "no - in front of [");
-        if (r->end - r->p > 1 && *r->p == '-' && r->p[1] != ']' && memcmp(r->p + 1, "&&", r->end - r->p > 2 ? 2 : 1)) {
-            r->p++;
-            b = fti_re_letter(r, fti_re_eat(r, "\\"), 1);
-            if (b < a) return fti_re_fail(r, "a range that goes up");
-        }
-        fti_set_add(r, FTI_SET_RANGE, a, b);
     }
-    r->p++;
+    r->p += !r->wrong;
     if (both) fti_set_add(r, FTI_SET_AND, 0, 0);
-    return r->wrong ? -1 : negated;
+    if (negated) fti_set_add(r, FTI_SET_NOT, 0, 0);
 }
 
-static int fti_re_text(fti_re_reader *r, const uint32_t *letter, int n)
-{
-    int node = fti_re_node_new(r, FTI_RE_TEXT, (uint32_t)arrlen(r->letter), (uint32_t)n, -1);
-    if (node >= 0) r->node[node].how = r->on & FTI_RE_FOLD;
-    for (int i = 0; i < n; i++) if (!fti_push(r->letter, letter[i])) return fti_re_full(r);
-    return node;
-}
-
-/* A class in brackets. Where case does not count, what folds to several letters is another way to match it. */
-static int fti_re_brackets(fti_re_reader *r)
-{
-    int negated, node, either, i, n, set = (int)arrlen(r->re->set);
-    fti_set_begin(r);
-    negated = fti_re_class(r, 0);
-    if (r->wrong) return -1;
-    r->re->set[set].negated = (uint8_t)negated;
-    node = fti_re_set(r, fti_set_end(r, r->on & FTI_RE_FOLD));
-    if (node < 0 || negated || !(r->on & FTI_RE_FOLD)) return node;
-    either = fti_re_node_new(r, FTI_RE_EITHER, 0, 0, node);
-    for (i = 0; i < FTI_N_LONG_FOLDS && either >= 0; i++) {
-        uint32_t part[4];
-        for (n = 0; n < 4; n++) part[n] = fti_spelled_cp(fti_long_folds + 12 * i + 3 * n);
-        if (!fti_set_plain(r->re, &r->re->set[set], part[0])) continue;
-        if ((n = fti_re_text(r, part + 1, part[3] ? 3 : 2)) < 0) return -1;
-        if (fti_re_append(r, either, n) < 0) return -1;
-    }
-    return either >= 0 && r->node[either].last == node ? node : either;
-}
-
+/* The functions from here on write a part to the end of the program, and return whether it can match nothing. */
 static int fti_re_either(fti_re_reader *r);
-
-/* A part of its own, whatever it is made of. */
-static int fti_re_wrap(fti_re_reader *r, int node) { return node < 0 ? -1 : fti_re_node_new(r, FTI_RE_LIST, 0, 0, node); }
 
 /* What follows "(". */
 static int fti_re_group(fti_re_reader *r)
 {
-    unsigned before = r->on, bit;
-    int what = FTI_RE_LIST, not_ = 0, off = 0, node;
-    const char *open = r->p;
-    if (fti_re_eat(r, "*")) return fti_re_fail(r, "no callout");
-    if (fti_re_eat(r, "?")) {
-        if (fti_re_eat(r, ":")) what = FTI_RE_EMPTY;
-        else if (fti_re_eat(r, ">")) what = FTI_RE_ATOMIC;
-        else if (fti_re_eat(r, "=") || (not_ = fti_re_eat(r, "!"))) {
-            what = FTI_RE_LOOK;
-            r->on = (r->on & ~(unsigned)FTI_RE_BEHIND) | FTI_RE_LOOKS;
-        } else if (fti_re_eat(r, "<=") || (not_ = fti_re_eat(r, "<!"))) {
-            what = FTI_RE_LOOK;
-            r->on |= FTI_RE_BEHIND | FTI_RE_LOOKS;
-        } else if (fti_re_eat(r, "<")) {                      /* a name, which nothing can refer to */
-            while (r->p < r->end && *r->p != '>') r->p++;
-            if (!fti_re_eat(r, ">")) return fti_re_fail(r, "a name in < >");
-        } else {
-            for (; r->p < r->end && *r->p != ':' && *r->p != ')'; r->p++) {
-                bit = *r->p == 'i' ? FTI_RE_FOLD : *r->p == 'm' ? FTI_RE_DOTALL : *r->p == 'x' ? FTI_RE_SPACED : 0;
-                if (*r->p == '-') off = 1;
-                else if (!bit) return fti_re_fail(r, "(?: (?= (?! (?<= (?<! (?> or the switches i, m, x");
-                else if (off) r->on &= ~bit;
-                else r->on |= bit;
-            }
-            if (fti_re_eat(r, ")")) {                       /* (?i): up to the end of the group around it */
-                node = fti_re_wrap(r, fti_re_either(r));
-                r->on = before;
-                return node;
-            }
-            r->p += r->p < r->end;
-        }
-    }
-    node = fti_re_either(r);
-    if (node >= 0 && !fti_re_eat(r, ")")) { r->p = open; return fti_re_fail(r, "a ) for each ("); }
-    if (node >= 0 && what == FTI_RE_LIST) {
-        node = fti_re_wrap(r, node);
-        if (node >= 0) r->node[node].b = *open == '?' && open[1] != '<' ? 0 : 2;        /* a capture, see fti_re_size */
-    }
-    else if (node >= 0 && what != FTI_RE_EMPTY) {
-        node = fti_re_node_new(r, what, (uint32_t)not_, 0, node);
-        if (node >= 0) { r->node[node].how = (r->on & FTI_RE_BEHIND) != 0; r->node[node].empty |= what == FTI_RE_LOOK; }
-    }
+    static const struct { const char *text; unsigned done, on; } kind[] = { { "?:", 0, 0 }, { "?i:", 0, FTI_RE_FOLD },
+        { "?i)", 0, FTI_RE_FOLD }, { "?m:", 0, FTI_RE_DOTALL }, { "?>", FTI_RE_CUT, 0 }, { "?=", FTI_RE_BACK, 0 },
+        { "?!", FTI_RE_REFUSE, 0 }, { "?<=", FTI_RE_BACK, FTI_RE_BEHIND }, { "?<!", FTI_RE_REFUSE, FTI_RE_BEHIND },
+        { "", 0, 0 } };
+    const char *open = r->p - 1;
+    unsigned before = r->on, done;
+    int k = 0, start = fti_re_here(r), empty, rest;
+    if (r->depth > FTI_RE_MOST_DEPTH) return fti_re_fail(r, open, "fewer parts inside each other");
+    while (!fti_re_eat(r, kind[k].text)) k++;
+    if (k == 9 && fti_re_sees(r, "?")) fti_re_fail(r, open, "(?: (?= (?! (?<= (?<! (?> (?i: (?i) or (?m:");
+    done = kind[k].done;
+    rest = k == 2;                                          /* (?i): up to the end of the group around it */
+    if (done == FTI_RE_CUT && (r->on & FTI_RE_BEHIND)) fti_re_fail(r, open, "no atomic group in a look-behind");
+    if (done > FTI_RE_CUT) r->on &= ~(unsigned)FTI_RE_BEHIND;
+    r->on |= kind[k].on;
+    if (done) fti_re_add(r, FTI_RE_OPEN, 0, 0);
+    empty = fti_re_either(r) || done > FTI_RE_CUT;
+    if (done) fti_re_add(r, (int)done, 0, 0);
+    if (done == FTI_RE_REFUSE && !r->wrong) r->re->op[start].x = fti_re_here(r) - start;
+    if (!rest && !fti_re_eat(r, ")")) fti_re_fail(r, open, "a ) for each (");
     r->on = before;
-    return node;
-}
-
-/* The set of one escape or of the dot. */
-static int fti_re_set_of(fti_re_reader *r, const char *name, uint32_t a, uint32_t b, int negated)
-{
-    fti_set_begin(r);
-    if (name) fti_set_property(r, name, strlen(name), 1, 0); else fti_set_add(r, FTI_SET_RANGE, a, b);
-    if (!r->wrong) arrlast(r->re->set).negated = (uint8_t)negated;
-    return fti_re_set(r, fti_set_end(r, 0));
+    return empty;
 }
 
 static int fti_re_atom(fti_re_reader *r)
 {
     const char *p = r->p;
-    uint32_t cp;
     if (fti_re_eat(r, "(")) return fti_re_group(r);
-    if (fti_re_eat(r, "[")) return fti_re_brackets(r);
-    if (strchr("*+?", *p) && *p) return fti_re_fail(r, "something to repeat");
-    if (fti_re_eat(r, "^") || fti_re_eat(r, "$")) return fti_re_node_new(r, FTI_RE_AT, (uint32_t)*p, 0, -1);
-    cp = r->on & FTI_RE_DOTALL ? 0x110000 : '\n';           /* what . leaves out */
-    if (fti_re_eat(r, ".")) return fti_re_set_of(r, NULL, cp, cp, 1);
-    if (fti_re_eat(r, "\\") && r->p < r->end) {
-        p = r->p++;
-        if (*p && strchr("AzZGbB", *p)) return fti_re_node_new(r, FTI_RE_AT, (uint32_t)*p, 0, -1);
-        if (*p == 'N') return fti_re_set_of(r, NULL, '\n', '\n', 1);
-        if (*p == 'O') return fti_re_set_of(r, NULL, 0x110000, 0x110000, 1);
-        if (*p == 'K' && (r->on & FTI_RE_LOOKS)) return fti_re_fail(r, "no \\K in a look-around");
-        if (*p == 'K') return fti_re_node_new(r, FTI_RE_KEEP, 0, 0, -1);
-        if (*p == 'R') {
-            const char *end = r->end;
-            r->p = "(?>\\r\\n|[\\n-\\r\\x{85}\\x{2028}\\x{2029}])";
-            r->end = r->p + strlen(r->p);
-            int node = fti_re_atom(r);
-            r->p = p + 1;
-            r->end = end;
-            return node;
-        }
-        r->p = p;
-        r->bare = 1;
-        fti_set_begin(r);
-        if (fti_re_class_escape(r)) {
-            r->bare = 0;
-            return fti_re_set(r, fti_set_end(r, 0));
-        }
-        r->bare = 0;
-        if (r->wrong) return -1;
-        (void)arrpop(r->re->set);
-        p = r->p - 1;
+    if (fti_re_sees(r, "*+?")) return fti_re_fail(r, p, "something to repeat");
+    if (*p == '\\' && r->end - p > 1 && p[1] && strchr("AzbB", p[1])) p++;
+    if (p > r->p || fti_re_sees(r, "^$")) {
+        r->p = p + 1;
+        fti_re_add(r, FTI_RE_PLACE, *p, 0);
+        return 1;
     }
-    cp = fti_re_letter(r, p < r->p, 0);
-    return r->wrong ? -1 : fti_re_text(r, &cp, 1);
+    fti_set_begin(r);
+    if (fti_re_eat(r, "[")) fti_set_class(r, 0);
+    else if (fti_re_eat(r, ".")) {
+        if (!(r->on & FTI_RE_DOTALL)) fti_set_add(r, FTI_SET_RANGE, '\n', '\n');
+        fti_set_add(r, FTI_SET_NOT, 0, 0);
+    } else if (!fti_set_escape(r, 1)) {
+        uint32_t cp = fti_re_char(r);
+        if ((r->on & FTI_RE_FOLD) && !(r->on & FTI_RE_BEHIND)) fti_re_no_pair(r, cp);
+        fti_set_range(r, cp, cp);
+    }
+    fti_set_end(r);
+    return 0;
 }
 
-/* White space and comments where (?x) is on, (?#..) everywhere. */
-static void fti_re_skip(fti_re_reader *r)
-{
-    for (;;) {
-        if (fti_re_eat(r, "(?#")) while (r->p < r->end && *r->p++ != ')') { }
-        else if ((r->on & FTI_RE_SPACED) && r->p < r->end && *r->p && strchr(" \t\n\r\f\v", *r->p)) r->p++;
-        else if ((r->on & FTI_RE_SPACED) && fti_re_eat(r, "#")) while (r->p < r->end && *r->p++ != '\n') { }
-        else return;
-    }
-}
-
-/* {n} {n,} {n,m} {,m} at r->p; anything else is text. most FTI_RE_NO_END: no upper bound. */
-static int fti_re_interval(fti_re_reader *r, uint32_t *least, uint32_t *most)
+/* * + ? {n} {n,} {n,m} {,m} at r->p: 0 none (anything else is text), 1 a sign, 2 braces. most UINT32_MAX: no bound. */
+static int fti_re_bounds(fti_re_reader *r, uint32_t *least, uint32_t *most)
 {
     const char *begin = r->p, *digit = r->p + 1;
-    int low, ok;
+    int ok;
+    *least = (uint32_t)fti_re_eat(r, "+");
+    *most = *least || fti_re_eat(r, "*") ? UINT32_MAX : 1;
+    if (r->p > begin || fti_re_eat(r, "?")) return 1;
     if (!fti_re_eat(r, "{")) return 0;
     *least = *most = fti_re_digits(r, 10, 7);
-    low = r->p > digit;
-    if ((ok = fti_re_eat(r, ",")) != 0) {
+    ok = r->p > digit;
+    if (fti_re_eat(r, ",")) {
         digit = r->p;
         *most = fti_re_digits(r, 10, 7);
-        if (r->p == digit) { *most = FTI_RE_NO_END; ok = low; }
-    } else ok = low;
-    if (ok && fti_re_eat(r, "}")) return 1;
+        if (r->p == digit) *most = UINT32_MAX; else ok = 1;
+    }
+    if (ok && fti_re_eat(r, "}")) return 2;
     r->p = begin;
     return 0;
 }
 
-/* The repetitions behind a part. */
-static int fti_re_repeats(fti_re_reader *r, int part)
+/* The part from `start` on, least to most times: copies, then a loop or copies each of which may end it. */
+static void fti_re_repeat(fti_re_reader *r, int start, uint32_t least, uint32_t most, int lazy)
 {
-    for (uint32_t least, most; part >= 0; ) {
-        int what = r->node[part].what, how = FTI_RE_GREEDY, interval;
-        fti_re_skip(r);
-        interval = fti_re_interval(r, &least, &most);
-        if (!interval) {
-            if (fti_re_eat(r, "*")) { least = 0; most = FTI_RE_NO_END; }
-            else if (fti_re_eat(r, "+")) { least = 1; most = FTI_RE_NO_END; }
-            else if (fti_re_eat(r, "?")) { least = 0; most = 1; }
-            else return part;
-            if (fti_re_eat(r, "+")) how = FTI_RE_POSSESSIVE;
-        } else if (least > most) { uint32_t x = least; least = most; most = x; how = FTI_RE_POSSESSIVE; }
-        if (what == FTI_RE_AT || what == FTI_RE_LOOK) return fti_re_fail(r, "no repetition of a place");
-        if (least > 100000 || (most > 100000 && most != FTI_RE_NO_END)) return fti_re_fail(r, "repetitions up to 100000");
-        if (how == FTI_RE_GREEDY && !(interval && least == most) && fti_re_eat(r, "?")) how = FTI_RE_LAZY;
-        if ((part = fti_re_node_new(r, FTI_RE_REPEAT, least, most, part)) < 0) return -1;
-        r->node[part].how = (uint8_t)how;
-        r->node[part].empty |= !least;
+    int endless = most == UINT32_MAX, n = fti_re_here(r) - start, copies = (int)(endless ? least + !least : most);
+    if ((int64_t)(n + 1) * copies + start > FTI_RE_MOST_OPS) fti_re_fail(r, r->p, "a smaller expression");
+    if (!copies && !r->wrong) arrsetlen(r->re->op, start);
+    for (int i = 0; i < copies && !r->wrong; i++) {
+        int end = endless ? n + 2 : (copies - i) * (n + 1);
+        if (i >= (int)least) fti_re_add(r, FTI_RE_SPLIT, lazy ? end : 1, lazy ? 1 : end);
+        if (!i && !least) fti_re_move(r, start, start + n);
+        for (int k = 0; i && k < n && !r->wrong; k++) {
+            fti_re_op o = r->re->op[start + !least + k];
+            FTI_RE_PUSH(r, r->re->op, o);
+        }
     }
-    return -1;
+    if (endless && !least) fti_re_add(r, FTI_RE_JUMP, -n - 1, 0);
+    else if (endless) fti_re_add(r, FTI_RE_SPLIT, lazy ? 1 : -n, lazy ? -n : 1);
 }
 
-/* Parts one after the other, up to | or ). Letters side by side are one text. */
-static int fti_re_list(fti_re_reader *r)
+/* A part and the repetitions behind it. */
+static int fti_re_repeated(fti_re_reader *r)
 {
-    int list = fti_re_node_new(r, FTI_RE_LIST, 0, 0, -1), last = -1, part, n = 0;
-    for (fti_re_skip(r); list >= 0 && r->p < r->end && *r->p != '|' && *r->p != ')'; fti_re_skip(r)) {
-        int letters = (part = fti_re_atom(r));
-        if (part < 0 || (part = fti_re_repeats(r, part)) < 0) return -1;
-        fti_re_node *x = &r->node[part], *before = last < 0 ? NULL : &r->node[last];
-        if (part == letters && before && x->what == FTI_RE_TEXT && before->what == FTI_RE_TEXT && x->how == before->how
-            && before->a + before->b == x->a && !(r->on & FTI_RE_BEHIND)) { before->b += x->b; continue; }
-        if (fti_re_append(r, list, last = part) < 0) return -1;
-        n++;
+    int start = fti_re_here(r), empty = fti_re_atom(r), sign;
+    uint32_t least, most;
+    for (const char *p = r->p; !r->wrong && (sign = fti_re_bounds(r, &least, &most)) != 0; p = r->p) {
+        int possessive = sign == 1 && fti_re_eat(r, "+");
+        int lazy = !possessive && !(sign == 2 && least == most) && fti_re_eat(r, "?");
+        if (least > most) fti_re_fail(r, p, "bounds that go up");
+        if (possessive && (r->on & FTI_RE_BEHIND)) fti_re_fail(r, p, "no atomic group in a look-behind");
+        if (empty && most > 1) fti_re_fail(r, p, "no repetition of what can match nothing");
+        fti_re_repeat(r, start, least, most, lazy);
+        empty |= !least;
+        if (!possessive) continue;
+        fti_re_add(r, FTI_RE_OPEN, 0, 0);
+        fti_re_move(r, start, fti_re_here(r) - 1);
+        fti_re_add(r, FTI_RE_CUT, 0, 0);
     }
-    return n == 1 ? last : list;
+    return empty;
 }
 
+/* Alternatives, up to ). Where text is walked to the left, parts stand last first. */
 static int fti_re_either(fti_re_reader *r)
 {
-    int either = fti_re_list(r), part;
-    if (either < 0 || r->p == r->end || *r->p != '|') return either;
-    either = fti_re_node_new(r, FTI_RE_EITHER, 0, 0, either);
-    while (either >= 0 && fti_re_eat(r, "|")) either = (part = fti_re_list(r)) < 0 ? -1 : fti_re_append(r, either, part);
-    return either;
-}
-
-/* ---- from tree to program ---- */
-
-static uint32_t fti_re_op_add(fti_re_reader *r, int what, uint32_t x, int back, int loops)
-{
-    fti_re_op o;
-    memset(&o, 0, sizeof o);
-    o.what = (uint8_t)what;
-    o.back = (uint8_t)back;
-    o.loops = (uint8_t)loops;
-    o.x = x;
-    if (what == FTI_RE_SPLIT) { o.state = r->re->states; r->re->states += (uint32_t)loops + 1; }
-    if (arrlen(r->re->op) >= FTI_RE_MOST_OPS) fti_re_fail(r, "a smaller expression");
-    else if (!fti_push(r->re->op, o)) fti_re_full(r);
-    return r->wrong ? 0 : (uint32_t)arrlen(r->re->op) - 1;
-}
-
-static uint32_t fti_re_here(const fti_re_reader *r) { return (uint32_t)arrlen(r->re->op); }
-
-/* A letter, or one that differs from it in case only; and what else folds to the letters of this row, if any. */
-static void fti_re_write_letter(fti_re_reader *r, uint32_t letter, int fold, const char *row, int back)
-{
-    uint32_t same[FTI_MOST_FOLDED];
-    int n = fold ? fti_same_case(letter, same) : 1;
-    if (n == 1 && !row) { fti_re_op_add(r, FTI_RE_CHAR, letter, back, 0); return; }
-    fti_set_begin(r);
-    while (n-- && fold) fti_set_add(r, FTI_SET_RANGE, same[n], same[n]);
-    for (int i = 0; row && i < FTI_N_LONG_FOLDS; i++) {
-        uint32_t cp = fti_spelled_cp(fti_long_folds + 12 * i);
-        if (!memcmp(fti_long_folds + 12 * i + 3, row + 3, 9)) fti_set_add(r, FTI_SET_RANGE, cp, cp);
-    }
-    n = fti_set_end(r, 0);
-    if (n >= 0) fti_re_op_add(r, FTI_RE_ONE, (uint32_t)n, back, 0);
-}
-
-/* Of what folds to several letters, a row: the text begins with its letters (*n of them), or with itself (*n 1). */
-static const char *fti_re_long_fold(const uint32_t *letter, uint32_t count, uint32_t *n)
-{
-    uint32_t same[FTI_MOST_FOLDED];
-    for (uint32_t size = 3; size; size--)
-        for (const char *row = fti_long_folds; row < fti_long_folds + 12 * FTI_N_LONG_FOLDS; row += 12) {
-            uint32_t k = 0, long_ = fti_spelled_cp(row + 9) ? 3 : 2;
-            if (size > count || (size > 1 && size != long_)) continue;
-            if (size == 1) k = fti_spelled_cp(row) == *letter;
-            else while (k < size && same[fti_same_case(letter[k], same) - 1] == fti_spelled_cp(row + 3 + 3 * k)) k++;
-            if (k == size) { *n = size; return row; }
+    int empty = 0, jump = -1, before, last = 0;             /* jumps to the end, each naming the one before */
+    r->depth++;
+    while (!r->wrong && !last) {
+        int start = fti_re_here(r), all = 1, n;
+        while (!r->wrong && r->p < r->end && !fti_re_sees(r, "|)")) {
+            n = fti_re_here(r);
+            all &= fti_re_repeated(r);
+            if (r->on & FTI_RE_BEHIND) fti_re_move(r, start, n);
         }
-    return NULL;
-}
-
-static void fti_re_write_text(fti_re_reader *r, const fti_re_node *x, int back, int loops)
-{
-    const uint32_t *letter = r->letter + x->a;
-    uint32_t n, k, split, jump;
-    for (uint32_t i = 0; i < x->b && back; i++) fti_re_write_letter(r, letter[x->b - 1 - i], x->how, NULL, 1);
-    for (uint32_t i = 0; i < x->b && !back && !r->wrong; i += n) {
-        const char *row = x->how ? fti_re_long_fold(letter + i, x->b - i, &n) : NULL;
-        if (!row) { fti_re_write_letter(r, letter[i], x->how, NULL, 0); n = 1; continue; }
-        split = fti_re_op_add(r, FTI_RE_SPLIT, fti_re_here(r) + 1, 0, loops);
-        for (k = 1; k < 4 && fti_spelled_cp(row + 3 * k); k++)
-            fti_re_write_letter(r, fti_spelled_cp(row + 3 * k), 1, NULL, 0);
-        jump = fti_re_op_add(r, FTI_RE_JUMP, 0, 0, loops);
-        if (!r->wrong) r->re->op[split].y = fti_re_here(r);
-        fti_re_write_letter(r, fti_spelled_cp(row), 1, row, 0);
-        if (!r->wrong) r->re->op[jump].x = fti_re_here(r);
+        empty |= all;
+        if ((last = !fti_re_eat(r, "|")) != 0) break;
+        n = fti_re_here(r) - start;
+        fti_re_add(r, FTI_RE_SPLIT, 1, n + 2);
+        fti_re_move(r, start, start + n);
+        fti_re_add(r, FTI_RE_JUMP, jump, 0);
+        jump = start + n + 1;
     }
-}
-
-static void fti_re_write(fti_re_reader *r, int node, int back, int loops);
-
-/* Jumps, or splits that still lack their first (x) or second way, each naming the one before it: they lead here. */
-static void fti_re_land(fti_re_reader *r, uint32_t last, int x)
-{
-    while (last != FTI_RE_NO_END && !r->wrong) {
-        uint32_t *way = x ? &r->re->op[last].x : &r->re->op[last].y, before = *way;
-        *way = fti_re_here(r);
-        last = before;
+    for (; jump >= 0 && !r->wrong; jump = before) {
+        before = r->re->op[jump].x;
+        r->re->op[jump].x = fti_re_here(r) - jump;
     }
-}
-
-/* A split that tries what follows it first, or, lazy, last; the other way is left open and names the one before. */
-static uint32_t fti_re_fork(fti_re_reader *r, int lazy, uint32_t before, int loops)
-{
-    uint32_t at = fti_re_op_add(r, FTI_RE_SPLIT, lazy ? before : fti_re_here(r) + 1, 0, loops);
-    if (!r->wrong) r->re->op[at].y = lazy ? at + 1 : before;
-    return at;
-}
-
-/* Instructions that Oniguruma needs for a part, as far as it matters: up to 10 of them, copies included, it copies what
- * is repeated a number of times; above that it counts, and then a round that ate nothing ends the repetition. */
-static int fti_re_size(const fti_re_reader *r, int node)
-{
-    const fti_re_node *x = &r->node[node];
-    int n = 0, one, least = (int)x->a, most = (int)x->b;
-    for (int c = x->child; c >= 0; c = r->node[c].next) {
-        n += fti_re_size(r, c) + (x->what == FTI_RE_EITHER && r->node[c].next >= 0 ? 2 : 0);
-        if (n > 1000) return 1000;
-    }
-    switch (x->what) {
-    case FTI_RE_LIST:   return n + (int)x->b;               /* a group that captures: 2 more */
-    case FTI_RE_EITHER: return n;
-    case FTI_RE_ATOMIC: return n + 2;
-    case FTI_RE_LOOK:   return n + (x->a ? 5 : 2) + x->how;
-    case FTI_RE_REPEAT: break;
-    default:            return 1;
-    }
-    one = n + (r->node[x->child].empty ? 2 : 0);
-    if (x->how == FTI_RE_POSSESSIVE) one += 2;
-    if (x->b == FTI_RE_NO_END && (least <= 1 || n * least <= 10)) return (least == 1 && n > 10 ? 1 : n * least) + one + 2;
-    if (!most) return 0;
-    if (x->b != FTI_RE_NO_END && x->how != FTI_RE_LAZY && (most == 1 || (n + 1) * (long)most <= 10))
-        return n * least + (n + 1) * (most - least);
-    return one + 2;
-}
-
-static int fti_re_counts(const fti_re_reader *r, const fti_re_node *x)
-{
-    int n = fti_re_size(r, x->child);
-    if (x->b == FTI_RE_NO_END) return x->a > 1 && (long)n * (long)x->a > 10;
-    return x->b > 1 && (x->how == FTI_RE_LAZY || (n + 1) * (long)x->b > 10);
-}
-
-/* Least copies, then a loop, or a chain of copies each of which may be left out. */
-static void fti_re_write_repeat(fti_re_reader *r, const fti_re_node *node, int back, int loops)
-{
-    const fti_re_node x = *node;
-    int endless = x.b == FTI_RE_NO_END, lazy = x.how == FTI_RE_LAZY, empty = r->node[x.child].empty;
-    int counts = empty && fti_re_counts(r, node);
-    uint32_t copies = x.a - (endless && x.a), i, before = FTI_RE_NO_END, fed = FTI_RE_NO_END, start, fork = 0;
-    if (x.how == FTI_RE_POSSESSIVE) fti_re_op_add(r, FTI_RE_OPEN, 0, 0, loops);
-    for (i = 0; i < (endless ? copies + 1 : x.b) && !r->wrong; i++) {
-        int last = endless && i == copies, round = last ? empty : counts;
-        if (i >= copies && !(last && x.a)) before = fork = fti_re_fork(r, lazy, before, loops);
-        start = fti_re_here(r);
-        if (round) fti_re_op_add(r, FTI_RE_ROUND, (uint32_t)loops, 0, loops);
-        fti_re_write(r, x.child, back, loops + round);
-        if (!last && !endless && fti_re_here(r) == start + (uint32_t)round) break;      /* nothing to repeat */
-        if (round) {
-            uint32_t at = fti_re_op_add(r, FTI_RE_FED, (uint32_t)loops, 0, loops);
-            if (!r->wrong) r->re->op[at].y = fed;
-            fed = at;
-        }
-        if (last && !x.a) fti_re_op_add(r, FTI_RE_JUMP, fork, 0, loops);
-        else if (last) {
-            before = fti_re_op_add(r, FTI_RE_SPLIT, lazy ? FTI_RE_NO_END : start, 0, loops);
-            if (!r->wrong) r->re->op[before].y = lazy ? start : FTI_RE_NO_END;
-        }
-    }
-    fti_re_land(r, fed, 0);
-    fti_re_land(r, before, lazy);
-    if (x.how == FTI_RE_POSSESSIVE) fti_re_op_add(r, FTI_RE_CUT, 0, 0, loops);
-}
-
-static void fti_re_write(fti_re_reader *r, int node, int back, int loops)
-{
-    const fti_re_node *x = &r->node[node];
-    uint32_t open, last = FTI_RE_NO_END;
-    int child = x->child, not_ = (int)x->a;
-    if (r->wrong) return;
-    if (back && (x->what == FTI_RE_ATOMIC || (x->what == FTI_RE_REPEAT && x->how == FTI_RE_POSSESSIVE))) {
-        fti_re_fail(r, "no atomic group in a look-behind");
-        return;
-    }
-    switch (x->what) {
-    case FTI_RE_TEXT:   fti_re_write_text(r, x, back, loops); break;
-    case FTI_RE_SET:    fti_re_op_add(r, FTI_RE_ONE, x->a, back, loops); break;
-    case FTI_RE_AT:     fti_re_op_add(r, FTI_RE_PLACE, x->a, 0, loops); r->re->from_here |= x->a == 'G'; break;
-    case FTI_RE_KEEP:   fti_re_op_add(r, FTI_RE_BEGIN, 0, 0, loops); break;
-    case FTI_RE_REPEAT: fti_re_write_repeat(r, x, back, loops); break;
-    case FTI_RE_LIST:   for (; child >= 0; child = r->node[child].next) fti_re_write(r, child, back, loops); break;
-    case FTI_RE_EITHER:
-        for (; child >= 0 && !r->wrong; child = r->node[child].next) {
-            uint32_t fork = r->node[child].next < 0 ? FTI_RE_NO_END : fti_re_fork(r, 0, FTI_RE_NO_END, loops);
-            fti_re_write(r, child, back, loops);
-            if (fork == FTI_RE_NO_END) break;
-            last = fti_re_op_add(r, FTI_RE_JUMP, last, 0, loops);
-            fti_re_land(r, fork, 0);
-        }
-        fti_re_land(r, last, 1);
-        break;
-    case FTI_RE_ATOMIC:
-        fti_re_op_add(r, FTI_RE_OPEN, 0, 0, loops);
-        fti_re_write(r, child, back, loops);
-        fti_re_op_add(r, FTI_RE_CUT, 0, 0, loops);
-        break;
-    default:                                                /* look-around */
-        open = fti_re_op_add(r, not_ ? FTI_RE_OPEN_NOT : FTI_RE_OPEN, 0, 0, loops);
-        fti_re_write(r, child, x->how, loops);
-        fti_re_op_add(r, not_ ? FTI_RE_REFUSE : FTI_RE_BACK, 0, 0, loops);
-        if (!r->wrong) r->re->op[open].x = fti_re_here(r);
-    }
-}
-
-/* With which bytes a match may begin: over all ways to the first character. */
-static int fti_re_begins(fti_regex *re)
-{
-    uint32_t *todo = NULL;
-    uint8_t *seen = (uint8_t *)fti_calloc((size_t)arrlen(re->op), 1);
-    int ok = seen && fti_push(todo, 0);
-    char bytes[4];
-    while (ok && arrlen(todo)) {
-        uint32_t pc = arrpop(todo);
-        const fti_re_op *o = &re->op[pc];
-        if (seen[pc]) continue;
-        seen[pc] = 1;
-        if (o->what == FTI_RE_CHAR) { fti_utf8_encode(o->x, bytes); re->begins[(uint8_t)*bytes] = 1; continue; }
-        if (o->what == FTI_RE_ONE) {
-            const uint32_t *ascii = re->set[o->x].ascii;
-            for (unsigned c = 0; c < 256; c++) if (c > 127 || (ascii[c >> 5] >> (c & 31) & 1)) re->begins[c] = 1;
-            continue;
-        }
-        if (o->what == FTI_RE_MATCH) { re->empty = 1; continue; }
-        if (o->what == FTI_RE_SPLIT || o->what == FTI_RE_FED) ok = fti_push(todo, o->y);
-        if (o->what == FTI_RE_SPLIT || o->what == FTI_RE_JUMP) pc = o->x;
-        else pc = (o->what == FTI_RE_OPEN || o->what == FTI_RE_OPEN_NOT) && o->x ? o->x : pc + 1;
-        ok = ok && fti_push(todo, pc);
-    }
-    FTUNE_FREE(seen);
-    arrfree(todo);
-    return ok;
+    r->depth--;
+    return empty;
 }
 
 /* Compile; *out belongs to the caller. Errors: FTUNE_ERR_UNSUPPORTED with the expression and the place. */
 static ft_status fti_regex_new(fti_regex **out, const char *text, size_t n, const char *name, ft_error *err)
 {
+    static const char word[] = "\\w";
     fti_re_reader r;
-    int tree;
     memset(&r, 0, sizeof r);
-    r.begin = r.p = text;
-    r.end = text + n;
+    r.letter_at = -2;
     if (!(r.re = *out = (fti_regex *)fti_calloc(1, sizeof **out))) return fti_no_memory(err, sizeof **out);
-    if (n > 65535) fti_re_fail(&r, "at most 65535 bytes");
-    r.bare = 1;
+    r.end = (r.p = word) + 2;
     fti_set_begin(&r);                                      /* set 0 is \w, for \b */
-    fti_set_property(&r, "word", 4, 1, 0);
-    r.bare = 0;
-    tree = r.wrong ? -1 : fti_set_end(&r, 0);
-    if (tree >= 0) tree = fti_re_either(&r);
-    if (tree >= 0 && r.p < r.end) tree = fti_re_fail(&r, "a ( for each )");
-    if (tree >= 0) fti_re_write(&r, tree, 0, 0);
-    fti_re_op_add(&r, FTI_RE_MATCH, 0, 0, 0);
-    if (!r.wrong && !fti_re_begins(r.re)) fti_re_full(&r);
-    arrfree(r.node);
-    arrfree(r.letter);
+    fti_set_escape(&r, 1);
+    r.end = (r.p = text) + n;
+    if (n > FTI_RE_MOST_BYTES) fti_re_fail(&r, text, "at most 16384 bytes");
+    fti_re_either(&r);
+    if (r.p < r.end) fti_re_fail(&r, r.p, "a ( for each )");
+    fti_re_add(&r, FTI_RE_MATCH, 0, 0);
     if (!r.wrong) return FTUNE_OK;
     fti_regex_free(r.re);
     *out = NULL;
-    if (r.no_memory) return fti_no_memory(err, n);
+    if (!r.place) return fti_no_memory(err, n);
     return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: regular expression: byte %lu: expected %s, found \"%.*s\" of %.*s", name,
-                    (unsigned long)(r.place - r.begin), r.wrong, fti_most((size_t)(r.end - r.place)) / 4, r.place,
+                    (unsigned long)(r.place - text), r.wrong, fti_most((size_t)(r.end - r.place)) / 4, r.place,
                     fti_most(n), text);
 }
 

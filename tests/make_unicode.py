@@ -12,8 +12,8 @@ Sources, all PyPI:
                           the code points of Unicode 16; where its BERT normaliser, whose tables are about
                           Unicode 8, disagrees with Unicode 16 about marks, punctuation and format characters; and
                           which characters its normal forms, of Unicode 9, do not know yet; its expressions (those of
-                          Oniguruma): what folds to what, letters and cases of other categories; and the scripts
-                          that its UnicodeScripts, of about Unicode 8, knows
+                          Oniguruma): scripts, and symbols that count as letters; and the scripts that its
+                          UnicodeScripts, of about Unicode 8, knows
 The checksums are computed from these packages, not from the tables, so they check the tables.
 """
 import sys
@@ -145,7 +145,7 @@ def kinds():
 
 
 CATEGORIES = ("Lu Lt Ll Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cn").split()
-OTHER_ALPHABETIC, OTHER_UPPER, OTHER_LOWER = (1 << i for i in range(29, 32))
+OTHER_ALPHABETIC = 1 << 29
 
 
 def matching(pattern, text):
@@ -155,20 +155,20 @@ def matching(pattern, text):
 
 
 def categories():
-    """what the class does not tell: first code point, how many, the bits: a category and what else it counts as"""
+    """what the class does not tell: first code point, how many, the bits: a category, and whether a symbol counts as a letter"""
     guess = {UPPER: "Lu", LOWER: "Ll", MODIFIER: "Lm", CASELESS: "Lo", MARK | NONSPACING: "Mn", MARK: "Mc", NUMBER: "No",
              PUNCT: "Po", CONTROL: "Cc", FORMAT: "Cf", SPACE: "Zs", CONTROL | SPACE: "Cc", 0: "So"}
     everything = "".join(chars[c] for c in range(N) if c not in surrogate)
-    alphabetic, upper, lower = (set(matching(r"[[:%s:]]" % name, everything)) for name in ("alpha", "upper", "lower"))
+    alphabetic = set(matching(r"[[:alpha:]]", everything))
     rows = []
     for c in range(N):
         if cat[c] in ("Cn", "Co", "Cs"):
             continue
         bits = 1 << CATEGORIES.index(cat[c])
-        bits |= (chars[c] in alphabetic and cat[c][0] != "L" and cat[c] != "Nl") * OTHER_ALPHABETIC
-        bits |= (chars[c] in upper and cat[c] != "Lu") * OTHER_UPPER | (chars[c] in lower and cat[c] != "Ll") * OTHER_LOWER
+        bits |= (chars[c] in alphabetic and cat[c][0] not in "LM" and cat[c] != "Nl") * OTHER_ALPHABETIC
         if bits == 1 << CATEGORIES.index(guess[classes[c] & ~HAN]):
             continue
+        assert not classes[c] & (LOWER | MODIFIER | CASELESS | NONSPACING), hex(c)
         if rows and rows[-1][0] + rows[-1][1] == c and rows[-1][2] == bits and rows[-1][1] < 63:
             rows[-1][1] += 1
         else:
@@ -191,44 +191,22 @@ Syloti_Nagri Syriac Tagalog Tagbanwa Tai_Le Tai_Tham Tai_Viet Takri Tamil Tangsa
 Todhri Toto Tulu_Tigalari Ugaritic Vai Vithkuqi Wancho Warang_Citi Yezidi Yi Zanabazar_Square""".split()
 
 
+NAMED = "Arabic Cyrillic Devanagari Greek Han Hangul Hebrew Hiragana Katakana Latin Thai".split()     # in \\p{..}
+
+
 def scripts():
-    """first code point of a run, its script (the last number: none), and whether UnicodeScripts knows it"""
+    """first code point of a run, its script (the last number: none, or one of no use), and whether UnicodeScripts knows it"""
     everything = "".join(chars[c] for c in range(N) if assigned(c))
     of, rows, hf = {}, [], pre_tokenizers.UnicodeScripts()
     for i, name in enumerate(SCRIPTS):
         of.update((ord(ch), i) for ch in matching(r"\p{%s}" % name, everything))
     for c in range(1 << 18):                           # behind: tags and variation selectors, see fti_script
         if assigned(c):
-            row = [of.get(c, len(SCRIPTS)), bool(hf.pre_tokenize_str(chars[c]))]
+            i, known = of.get(c, len(SCRIPTS)), bool(hf.pre_tokenize_str(chars[c]))
+            row = [i if known or SCRIPTS[i:i + 1] and SCRIPTS[i] in NAMED else len(SCRIPTS), known]
             if not rows or rows[-1][1:] != row:
                 rows.append([c] + row)
     return rows
-
-
-def folds():
-    """runs of what folds to something else: first code point, how many, 1 or 2 apart, what to add; and what folds to
-    several: code point, up to three"""
-    cased = "".join(chars[c] for c in range(0x20000) if cat[c] in ("Lu", "Ll", "Lt", "Lm", "Nl", "So", "Mn"))
-    single, several = {}, []
-    for ch in cased:
-        if ord(ch) not in single:
-            same = sorted(map(ord, (x for x in matching(r"(?i:\x{%x})" % ord(ch), cased) if len(ch.casefold()) == len(x.casefold()))))
-            to = min(same, key=lambda c: (cat[c] != "Ll", c))
-            single.update((c, to) for c in same)
-    rows = []
-    for c, to in sorted(single.items()):
-        if c == to:
-            continue
-        last = rows[-1] if rows else None
-        if last and last[3] == to - c and last[1] < 63 and (c - last[0] == last[1] * last[2] or (last[1] == 1 and c - last[0] == 2)):
-            last[2] = c - last[0] if last[1] == 1 else last[2]
-            last[1] += 1
-        else:
-            rows.append([c, 1, 1, to - c])
-    for c in range(N):
-        if c not in surrogate and len(chars[c].casefold()) > 1:
-            several.append([c] + [single.get(ord(x), ord(x)) for x in chars[c].casefold()] + [0] * (3 - len(chars[c].casefold())))
-    return rows, several
 
 
 def digits(c):
@@ -401,26 +379,18 @@ def tables():
     fine = categories()
     combined = sorted({r[2] for r in fine})
     out.append("/* Categories that the class does not tell: first code point (three characters), how many, which of these. A bit for each")
-    out.append(" * of fti_cp_categories, and above them: counts as a letter, as a capital, as a small letter. */")
+    out.append(" * of fti_cp_categories, and above them: a symbol that counts as a letter. */")
     out.append('static const char fti_cp_categories[] = "%s";' % "".join(CATEGORIES))
     out.append("static const uint32_t fti_fine_bits[%d] = {\n%s\n};" % (len(combined), numbers(combined).replace(",", "u,")))
     out.append("enum { FTI_N_FINE = %d };" % len(fine))
     out.append("static const char fti_fine[] =\n%s;" % strings(
         x for a, n, bits in fine for x in digits(a) + digits(n)[2:] + digits(combined.index(bits))[2:]))
     runs = scripts()
-    out.append("/* Scripts by name, and where runs of one begin: code point, then number of the script, 2048 more where UnicodeScripts of")
-    out.append(" * Hugging Face, which is older, knows none. */")
-    out.append("static const char fti_script_names[] =\n%s;" % strings(x + " " for x in SCRIPTS))
+    out.append("/* Where runs of a script begin: code point, then number of the script, 2048 more where UnicodeScripts of Hugging Face,")
+    out.append(" * which is older, knows none. */")
     out.append("enum { FTI_N_SCRIPT_RUNS = %d };" % len(runs))
     out.append("static const char fti_script_runs[] =\n%s;" % strings(
         x for a, i, known in runs for x in digits(a) + digits(i + 2048 * (not known))[1:]))
-    single_folds, several = folds()
-    out.append("/* Case folding: first code point of a run, how many, 1 or 2 apart, 65536 and what to add. Then those that fold to two or")
-    out.append(" * three characters. */")
-    out.append("enum { FTI_N_FOLDS = %d, FTI_N_LONG_FOLDS = %d };" % (len(single_folds), len(several)))
-    out.append("static const char fti_folds[] =\n%s;" % strings(
-        x for a, n, step, add in single_folds for x in digits(a) + digits(n)[2:] + digits(step)[2:] + digits(add + 65536)))
-    out.append("static const char fti_long_folds[] =\n%s;" % strings(x for row in several for c in row for x in digits(c)))
     out.append(END)
     return "\n".join(out)
 

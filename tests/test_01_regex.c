@@ -36,18 +36,20 @@ static void test_matches(void)
     static const struct { const char *pattern, *text, *found; } c[] = {
         { "a|ab", "ab", "a|" }, { "(?:a|ab)$", "ab", "ab|" }, { "a+?b", "aab", "aab|" }, { "a*", "baac", "|aa||" }, { "", "ab", "|||" },
         { "x*?y", "xxy", "xxy|" }, { "a{2}", "aaaaa", "aa|aa|" }, { "a{,2}b", "aaab", "aab|" }, { "a{2,}?", "aaaa", "aa|aa|" }, { "a{,}", "a{,}", "a{,}|" },
-        { "x{2}?y", "xxy y", "xxy|y|" }, { "a{2}+", "aaaaa", "aaaa|" }, { "a{3,1}a", "aaaa aaa", "aaaa|" }, { "a++a", "aaa", "" }, { "(?>a|ab)c", "abc ac", "ac|" },
-        { "[a-c&&[^b]]+", "abc", "a|c|" }, { "[^\\W\\d_]+", "a1b_c", "a|b|c|" }, { "[]a]+", "]a", "]a|" }, { "[a-]+", "a-b", "a-|" }, { "[[:alpha:]]+", "ab1", "ab|" },
-        { "[[^a]b]", "ab", "b|" }, { "\\p{Lu}\\p{Ll}*", "AbCdE", "Ab|Cd|E|" }, { "\\P{L}", "a1", "1|" }, { "\\p{^L}", "a1", "1|" },
+        { "x{2}?y", "xxy y", "xxy|y|" }, { "a{2}+", "aaaaa", "aaaa|" }, { "a{0}b", "ab", "b|" }, { "a++a", "aaa", "" }, { "(?>a|ab)c", "abc ac", "ac|" },
+        { "(?:ab){1,2}?b", "ababb abb", "ababb|abb|" }, { "(?:a*)?b", "aab", "aab|" }, { "a{1,3}+b", "aaaaab", "aaaaab|" }, { "{1}", "{1}", "{1}|" },
+        { "[a-c&&[^b]]+", "abc", "a|c|" }, { "[^\\W\\d_]+", "a1b_c", "a|b|c|" }, { "[]a]+", "]a", "]a|" }, { "[a-]+", "a-b", "a-|" }, { "[\\w-]+", "a-b c", "a-b|c|" },
+        { "[[^a]b]", "ab", "b|" }, { "\\p{Lu}\\p{Ll}*", "AbCdE", "Ab|Cd|E|" }, { "\\P{L}", "a1", "1|" }, { "\\p{^L}", "a1", "1|" }, { "\\P{^L}", "a1", "a|" },
         { "\\p{Han}+", "a\xE4\xB8\xAD\xE6\x96\x87", "\xE4\xB8\xAD\xE6\x96\x87|" }, { "\\p{Greek}", "a\xCE\xB1", "\xCE\xB1|" }, { "\\p{Sc}", "$a", "$|" },
-        { "\\h+", "0fg", "0f|" }, { "\\x{e9}|\\u4e2d", "\xC3\xA9\xE4\xB8\xAD", "\xC3\xA9|\xE4\xB8\xAD|" }, { ".", "\n\xC3\xA9", "\xC3\xA9|" }, { "(?m:.)", "\n", "\n|" },
-        { "\\R", "\r\n\n", "\r\n|\n|" }, { "(?=b)", "abab", "||" }, { "a(?!b)", "abac", "a|" }, { "(?<=a)b", "abcb", "b|" }, { "(?<!a)b", "abcb", "b|" },
-        { "(?<=a+|xy)b", "aab xyb yb", "b|b|" }, { "\\bab\\b", "ab abc ab", "ab|ab|" }, { "^a", "a\na", "a|a|" }, { "a$", "a\nab", "a|" }, { "\\Aa|a\\z", "aaa", "a|a|" },
-        { "\\G\\d", "12a3", "1|2|" }, { "a\\Kb", "ab", "b|" }, { "(?i)aB", "Ab", "Ab|" }, { "(?i:k)", "kK\xE2\x84\xAA", "k|K|\xE2\x84\xAA|" },
-        { "(?i:'s)", "'S'\xC5\xBF", "'S|'\xC5\xBF|" }, { "(?i:ss)", "\xC3\x9F", "\xC3\x9F|" }, { "(?i:\xC3\x9F)", "Ss", "Ss|" }, { "(?i:[\xC3\x9F])", "ss", "ss|" },
-        { "a(?i)b|c", "aBaC", "aB|aC|" }, { "(?x) a b # c", "ab", "ab|" }, { "a(?#x)*", "aa", "aa|" }, { "(?<n>a)(b)", "ab", "ab|" },
-        { "(?:|a)*", "aa", "|||" }, { "(?:a|b?\?)*c", "abac", "abac|" }, { "(a*)*b", "aab", "aab|" }, { "(?:a?)*?b", "aab", "aab|" }, { "a**", "aa", "aa|" },
-        { "\\w", "\xC2\xB2", "\xC2\xB2|" }, { "[\\w]", "\xC2\xB2", "" }, { "\\s+(?!\\S)|\\s+", "a   b", "  | |" } };
+        { "\\x{e9}|\\u4e2d", "\xC3\xA9\xE4\xB8\xAD", "\xC3\xA9|\xE4\xB8\xAD|" }, { ".", "\n\xC3\xA9", "\xC3\xA9|" }, { "(?m:.)", "\n", "\n|" },
+        { "(?=b)", "abab", "||" }, { "a(?!b)", "abac", "a|" }, { "(?<=a)b", "abcb", "b|" }, { "(?<!a)b", "abcb", "b|" }, { "(?<=a(?=bc)b)c", "abc", "c|" },
+        { "(?<=a+|xy)b", "aab xyb yb", "b|b|" }, { "(?<=(?:ab|c){2}d?)e", "abce cabde abe", "e|e|" }, { "\\bab\\b", "ab abc ab", "ab|ab|" }, { "\\Bb", "ab b", "b|" },
+        { "^a", "a\na", "a|a|" }, { "a$", "a\nab", "a|" }, { "\\Aa|a\\z", "aaa", "a|a|" }, { "(?i)aB", "Ab", "Ab|" }, { "(?i:k)", "kK\xE2\x84\xAA", "k|K|\xE2\x84\xAA|" },
+        { "(?i:\xC5\xBF)", "sS\xC5\xBF", "s|S|\xC5\xBF|" }, { "(?i:\xE2\x84\xAA)", "kK\xE2\x84\xAA", "k|K|\xE2\x84\xAA|" }, { "(?i:[a-z]+)", "S\xC5\xBF\xC3\x9F", "S\xC5\xBF|" },
+        { "(?i:[^a-s])", "S\xC5\xBF\xC3\x9FT", "\xC3\x9F|T|" }, { "(?i:'s)", "'S'\xC5\xBF", "'S|'\xC5\xBF|" }, { "(?i:[\xE2\x80\x99']s)", "\xE2\x80\x99S", "\xE2\x80\x99S|" },
+        { "(?i:(?<=ss)x)", "SSx \xC3\x9Fx", "x|" }, { "a(?i)b|c", "aBaC", "aB|aC|" }, { "(?i:)a", "Aa", "a|" },
+        { "\\w", "\xC2\xB2", "\xC2\xB2|" }, { "[\\w]", "\xC2\xB2", "" }, { "\\W", "\xC2\xB2", "" }, { "\\s+(?!\\S)|\\s+", "a   b", "  | |" },
+        { ".{1,512}", "ab", "ab|" } };
     fti_buf out = { 0 };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         int e = matches(c[i].pattern, strlen(c[i].pattern), c[i].text, strlen(c[i].text), &out);
@@ -60,33 +62,37 @@ static void test_matches(void)
 static void test_refused(void)
 {
     static const struct { const char *pattern, *message; } c[] = {
-        { "(a)\\1", "byte 5: expected no back reference" }, { "(?~a)", "byte 2" }, { "\\X", "back reference" }, { "(a", "byte 1: expected a ) for each (" },
-        { "a)", "byte 1: expected a ( for each )" }, { "*a", "byte 0: expected something to repeat" }, { "a|+", "something to repeat" }, { "[a", "a ] that ends" },
-        { "[]", "a class of something" }, { "[z-a]", "a range that goes up" }, { "[a-[b]]", "no - in front of [" }, { "\\p{Klingon}", "a known property" },
-        { "[[:foo:]]", "a known class" }, { "^*", "no repetition of a place" }, { "(?=a)+", "no repetition of a place" }, { "\\x{110000}", "a character of Unicode" },
-        { "\\u12", "four hexadecimal digits" }, { "\\xe9", "for what is not ASCII" }, { "\\x{d800}", "a character of Unicode" }, { "a{100001}", "repetitions up to" },
-        { "(?:(?:a{1000}){1000}){1000}", "a smaller expression" }, { "(?<=(?>a|ab))c", "no atomic group in a look-behind" }, { "(?=\\Ka)", "no \\K" },
-        { "(?{x})", "switches" }, { "(*FAIL)", "no callout" }, { "\\", "a character" }, { "(?<n", "a name" }, { "(?i", "a ) for each (" } };
+        { "(a)\\1", "byte 3: expected no escapes but" }, { "(?~a)", "byte 0: expected (?:" }, { "a\\X", "byte 1: expected no escapes but" }, { "(a", "byte 0: expected a ) for each (" },
+        { "a)", "byte 1: expected a ( for each )" }, { "*a", "byte 0: expected something to repeat" }, { "a|+", "something to repeat" }, { "[a", "a class that ends with ]" },
+        { "[]", "a class that ends with ]" }, { "[z-a]", "a range that goes up" }, { "[a-[b]]", "no - in front of [" }, { "\\p{Klingon}", "byte 3: expected a category" },
+        { "\\pL", "{..} behind \\p" }, { "[[:alpha:]]", "no [:name:]" }, { "^*", "byte 1: expected no repetition of what can match nothing" }, { "(?=a)+", "match nothing" },
+        { "(a*)*", "match nothing" }, { "(?:a|)+", "match nothing" }, { "a**", "match nothing" }, { "(?:a?){2,3}", "match nothing" }, { "a{3,1}", "bounds that go up" },
+        { "\\x{110000}", "\\x41 (ASCII), \\u00e9" }, { "\\u12", "\\x41 (ASCII), \\u00e9" }, { "\\xe9", "\\x41 (ASCII), \\u00e9" }, { "\\x{d800}", "\\x41 (ASCII), \\u00e9" },
+        { "\\x{41", "\\x41 (ASCII), \\u00e9" }, { "(?:(?:a{1000}){1000}){1000}", "a smaller expression" }, { "a{9000}", "a smaller expression" },
+        { "(?<=(?>a|ab))c", "no atomic group in a look-behind" }, { "(?<=a++)c", "no atomic group in a look-behind" }, { "\\Ka", "no escapes but" }, { "\\h", "no escapes but" },
+        { "\\R", "no escapes but" }, { "\\Ga", "no escapes but" }, { "\\101", "no escapes but" }, { "(?x) a", "(?i:" }, { "(?#a)", "(?i:" },
+        { "(?<n>a)", "(?i:" }, { "(?{x})", "(?i:" }, { "(*FAIL)", "something to repeat" }, { "\\", "a character" }, { "(?i:a", "a ) for each (" },
+        { "(?i:ss)", "byte 6: expected no ss, st" }, { "(?i)of(?:fice)", "no ss, st" }, { "(?i:\xC3\x9F)", "ASCII" }, { "(?i:[\xC3\x9F])", "ASCII" },
+        { "(?i:\xC3\xA9)", "ASCII" }, { "(?i:[a-\xC5\xBF])", "ASCII" }, { "(?i:[\\p{L}])", "a class where case" }, { "(?i:[a[b]])", "a class where case" }, { "(?i:[a&&b])", "a class where case" } };
     char deep[4000];
     fti_buf out = { 0 };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++)
         CHECK_FAILS(matches(c[i].pattern, strlen(c[i].pattern), "a", 1, &out), err, FTUNE_ERR_UNSUPPORTED, c[i].message);
-    for (int i = 0; i < 4; i++) {                             /* deep: ((((, [[[[, a****, (?=(?=.. */
-        static const char *const part[] = { "(", "[a", "*", "(?=" };
+    for (int i = 0; i < 4; i++) {                             /* deep: ((((, [[[[, (?=(?=..; a++++ is only long */
+        static const char *const part[] = { "(", "[a", "+", "(?=" };
         size_t n = 0;
         deep[n++] = 'a';
         while (n + 4 < sizeof deep) { memcpy(deep + n, part[i], strlen(part[i])); n += strlen(part[i]); }
-        CHECK(matches(deep, n, "aaaa", 4, &out) == FTUNE_ERR_UNSUPPORTED);
+        CHECK_INT(matches(deep, n, "aaaa", 4, &out), i == 2 ? 0 : FTUNE_ERR_UNSUPPORTED);
     }
-    CHECK_OK(matches("(?:){100000}(?:(?:)*)*", 22, "a", 1, &out), err);
     fti_buf_free(&out);
 }
 
 /* Expressions on which matchers take for ever. */
 static void test_hostile(void)
 {
-    static const char *const c[] = { "(a+)+b", "(a|a)*b", "(a*)*b", "(a|aa)+$b", "(?:a?){200}a{200}b", "(a+a+)+b", "(.*)*=(.*)*b", "((a*)*)*b", "(?>(a+)+b|a)c",
-        "(?=(a+)+b)", "(?<=(a+)+b)a", "(?!(a+)+b)c", "(?i:(ss|s)+)b", "a**b", "(((((a*)*)*)*)*)*b", "(\\w+\\s?)*c", "\\G(a+)+b" };
+    static const char *const c[] = { "(a+)+b", "(a|a)*b", "(a+)*b", "(a|aa)+$b", "(?:a{1,200})a{200}b", "(a+a+)+b", ".*.*=.*.*b", "((a+)+)+b", "(?>(a+)+b|a)c",
+        "(?=(a+)+b)", "(?<=(a+)+b)a", "(?!(a+)+b)c", "(?i:(aa|a)+)b", "a+{2}b", "(((((a+)+)+)+)+)+b", "(\\w+\\s?)*c", "(?:a?a?a?a?a?a?a?a?a)+b" };
     enum { N = 3000 };
     static char text[N];
     fti_buf out = { 0 };
@@ -98,8 +104,50 @@ static void test_hostile(void)
     fti_buf_free(&out);
 }
 
-static const char published[] = "(?i:'s|'t|'re)|[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|(?<=[[:alpha:]&&[^b]])\\d{1,3}+"
-    "| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|(?>a|b*?){2,3}\\x{41}(?i)[\xC3\x9F\\x{73}-t]";
+static const char published[] = "(?i:'s|'t|'re)|[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|(?<=[\\p{L}&&[^b]])\\d{1,3}+"
+    "| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|(?>a|b+?){2,3}\\x{41}(?i)[\xE2\x80\x99\\x{73}-t]";
+
+/* The scanners of chapter 1 cut as this matcher does with the expressions they stand for. */
+static void test_scanners(void)
+{
+    static const char *const part[] = { "a", "b", "S", "K", "re", "LL", "'", "'s", "'ve", "'T", "'\xC5\xBF", "\xE2\x80\x99", "\xE4\xB8\xAD", "\xE6\x96\x87\xE5\xAD\x97", "\xE3\x81\x82", "\xE3\x83\xBC",
+        "\xE3\x80\x85", "\xED\x95\x9C", "\xC3\xA9", "\xC3\x89", "\xC7\x85", "\xCA\xB0", "\xC5\xBF", "\xE2\x84\xAA", "\xCC\x81", "\xE0\xA4\xBF", "\xE2\x83\x9D", "1", "23", "\xC2\xB2", "\xE0\xA5\xA7",
+        "\xE2\x85\xA3", " ", " ", "  ", "\n", "\r", "\r\n", "\t", "\xC2\xA0", "\xC2\x85", "\xE3\x80\x80", "\xE2\x80\xA8", ".", ",/", "!", "$", "\xE2\x82\xAC", "\xE3\x80\x82", "\xF0\x9F\x98\x80", "\xEF\xB8\x8F", "\xF0\xA0\x80\x80",
+        "\xE3\x80\x87", "\xF0\x90\x90\x80", "\xE2\x80\x8D", "\xEE\x80\x80", "\xCD\xB8", "_" };
+    for (int k = 0; k < FTI_N_SPLITTERS; k++) {
+        const fti_splitter *f = &fti_splitters[k];
+        fti_regex *re = NULL;
+        fti_search s;
+        uint32_t random = 1;
+        int differ = 0;
+        if (!f->regex) continue;
+        CHECK_OK(fti_regex_new(&re, f->regex, strlen(f->regex), f->name, &err), err);
+        memset(&s, 0, sizeof s);
+        for (int i = 0; re && i < 25000 && !differ; i++) {
+            char text[200];
+            size_t n = 0, at = 0;
+            ft_span x;
+            random = random * 1664525u + 1013904223u;
+            for (int parts = (int)(random >> 28); parts >= 0; parts--) {
+                random = random * 1664525u + 1013904223u;
+                const char *p = part[(random >> 8) % (sizeof part / sizeof *part)];
+                memcpy(text + n, p, strlen(p));
+                n += strlen(p);
+            }
+            fti_search_begin(&s, re, text, n);
+            while (at < n && !differ) {
+                size_t end = (size_t)(f->split(text + at, text + n) - text);
+                differ = fti_search_next(&s, &x) <= 0 || x.begin != at || x.end != end;
+                CHECK_MSG(!differ, "%s on \"%.*s\": expected %d to %d, found %d to %d", f->name, (int)n, text, (int)x.begin, (int)x.end, (int)at, (int)end);
+                test_passed -= !differ;
+                at = end;
+            }
+        }
+        test_passed += !differ;
+        fti_search_free(&s);
+        fti_regex_free(re);
+    }
+}
 
 /* Cut off anywhere, or with any byte changed: an error or a match, and nothing read behind the end. */
 static void test_mutations(void)
@@ -243,7 +291,7 @@ static void test_replace(void)
 static void test_no_memory(void)
 {
     static const char text[] = "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"q+\"},\"content\":\"\"},{\"type\":\"ByteLevel\"}]},"
-        "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT("(?i:ss|b)(?<=b)", "Isolated", "") ",{\"type\":\"UnicodeScripts\"},{\"type\":\"FixedLength\",\"length\":3},"
+        "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT("(?i:sp|b)(?<=b)", "Isolated", "") ",{\"type\":\"UnicodeScripts\"},{\"type\":\"FixedLength\",\"length\":3},"
         "{\"type\":\"ByteLevel\"},{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\"}]},\"decoder\":null,\"model\":" WORDS "}";
     const char *path = test_tmp("regex_memory.json");
     ft_tokenizer *tok = NULL;
@@ -265,6 +313,7 @@ int main(void)
     test_matches();
     test_refused();
     test_hostile();
+    test_scanners();
     test_mutations();
     test_pieces();
     test_bytes();

