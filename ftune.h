@@ -1190,7 +1190,7 @@ struct ft_tokenizer {
     fti_vocab     vocab;                /* every token, added ones too */
     fti_added_set raw, normal;          /* looked for in the text; in the normalised text */
     struct fti_step *steps;             /* stb array: normalizers of tokenizer.json; see the appendix */
-    struct fti_cutter *cuts;            /* stb array: its pre-tokenizers, but for what the scanner of byte-level BPE does */
+    struct fti_cutter *cuts;            /* stb array: its pre-tokenizers, but for what a scanner does */
     struct fti_decoder *decoders;       /* stb array: its decoders; none: family->decode */
     ft_text       part[FTI_N_PARTS];    /* what of tokenizer.json is saved as it was read; p NULL: made anew */
     int32_t      *special;              /* stb array: ids of control tokens, ascending */
@@ -1314,8 +1314,8 @@ static int fti_by_id(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or the
- * first (2: DeepSeek adds a token that reads as the bytes of another one do). */
+/* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or
+ * the first (2: DeepSeek adds a token that reads as the bytes of another one do). */
 static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
 {
     enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
@@ -1338,14 +1338,15 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
     if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
         return fti_no_memory(err, v->cap * sizeof *v->slot);
     v->mix = fti_secret(v->slot);
-    for (i = 0; i < n + AHEAD; i++) {
+    for (i = 0; n && i < n + AHEAD; i++) {
         const fti_token *t = &v->token[i < AHEAD ? 0 : i - AHEAD], *later = &v->token[i < n ? i : 0];
-        uint64_t key;
+        uint64_t key = fti_vocab_key(v, later->p, later->len, 0);
         fti_bucket *s;
-        if (i < n) FTI_SOON(&v->slot[fti_vocab_start(v, fti_vocab_hash(v, fti_vocab_key(v, later->p, later->len, 0), later->len))]);
+        if (i < n) FTI_SOON(&v->slot[fti_vocab_start(v, fti_vocab_hash(v, key, later->len))]);
         if (i < AHEAD || !t->len) continue;
         key = fti_vocab_key(v, t->p, t->len, 0);
-        for (k = fti_vocab_start(v, fti_vocab_hash(v, key, t->len)); (s = &v->slot[k])->len; k = k + 1 < v->cap ? k + 1 : 0)
+        k = fti_vocab_start(v, fti_vocab_hash(v, key, t->len));
+        for (; (s = &v->slot[k])->len; k = k + 1 < v->cap ? k + 1 : 0)
             if (s->key == key && s->len == t->len
                 && (t->len <= 8 || fti_same(fti_vocab_at(v, s->id)->p, t->p, t->len))) break;
         if (s->len && !same_text)
@@ -1378,7 +1379,7 @@ static void fti_vocab_free(fti_vocab *v)
 #define FTI_SEEN_BYTES 30
 #define FTI_SEEN_IDS   8
 typedef struct fti_seen { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } fti_seen;
-typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first line at a border of 64 bytes */
+typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first at a border of 64 bytes */
 
 /* NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
 static fti_memo *fti_memo_take(ft_tokenizer *tok, size_t n)
@@ -1689,7 +1690,7 @@ typedef struct fti_bpe {
     int32_t  *id;                          /* [n_symbols] id; -1: none */
     int       in_order;                    /* from 256 on a symbol is its id */
     int       complete;                    /* every byte has an id */
-    uint32_t  longest[256];                /* bytes of the longest token that begins with this byte, or FTI_SEEN_BYTES */
+    uint32_t  longest[256];                /* bytes of the longest token that begins so, or FTI_SEEN_BYTES */
     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
     uint32_t *of_char;
     uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
@@ -1707,10 +1708,11 @@ FTI_INLINE uint64_t fti_pair_two(uint64_t h) { return UINT64_C(1) << (h >> 26 & 
  * 128 KB of bits, which stay in the processor's cache as the table does not, say so nearly always. */
 FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
 {
-    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key), two = fti_pair_two(hash), s;
-    size_t i;
+    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key), s;
+    uint64_t two = fti_pair_two(hash);
+    size_t i = fti_pair_start(b, hash);
     if ((b->pair_bits[hash >> 50] & two) != two) return FTI_NONE;
-    for (i = fti_pair_start(b, hash); (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
+    for (; (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
         if ((s ^ key) >> 22 == 0) return (uint32_t)(s & 0x3FFFFF) - 1;
     return FTI_NONE;
 }
@@ -2130,7 +2132,7 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
 }
 
 /* A piece on its way. Longer than any token and than what is remembered: hash 0. */
-typedef struct fti_coming { size_t end; uint64_t key, first, hash; fti_seen *seen; } fti_coming;     /* first: 8 bytes */
+typedef struct fti_coming { size_t end; uint64_t key, first, hash; fti_seen *seen; } fti_coming;  /* first: 8 bytes */
 
 /* The ids of text[at, end); bytes without an id are passed over. */
 static void fti_put_ids(const ft_tokenizer *tok, const char *text, size_t at, size_t end, const int32_t *ids, size_t n,
@@ -2163,12 +2165,13 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
         ids = &one;
         n = 1;
     } else {
-        if (n > FTI_SHORT && out->n + n <= out->cap) sym = (uint32_t *)(out->ids + out->n);      /* where they will stand */
+        if (n > FTI_SHORT && out->n + n <= out->cap) sym = (uint32_t *)(out->ids + out->n);  /* where they will stand */
         else if (n > FTI_SHORT && !(sym = own = (uint32_t *)fti_alloc(n, sizeof *sym)))
             return fti_no_memory(err, n * sizeof *sym);
         n = fti_bpe_symbols(b, p, n, sym);
         ids = (int32_t *)sym;
-        for (i = 0; i < n && n != SIZE_MAX; i++) ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
+        for (i = 0; i < n && n != SIZE_MAX; i++)
+            ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
     }
     if (n == SIZE_MAX) status = fti_no_memory(err, size * sizeof(fti_place));
     else if (!out->offsets && out->n + n <= out->cap) {
@@ -17050,7 +17053,8 @@ static ft_status fti_wordpiece_finish(ft_tokenizer *tok, fti_wordpiece *w, const
     for (uint32_t cp = 0x80; cp < FTI_WP_SIMPLE && w->fused; cp++) {
         fti_wp_char c;
         fti_bert_normalize(&w->how, cp, &c);
-        if (c.n == 1 && !c.alone && !(fti_cp_class(c.cp[0]) & FTI_CP_SPACE) && !fti_bert_is_punct(c.cp[0]) && c.cp[0] < 65536)
+        if (c.n == 1 && !c.alone && !(fti_cp_class(c.cp[0]) & FTI_CP_SPACE) && !fti_bert_is_punct(c.cp[0])
+            && c.cp[0] < 65536)
             w->simple[cp] = (uint16_t)c.cp[0];
     }
     return FTUNE_OK;
