@@ -147,7 +147,9 @@ enum {
     FTUNE_ADD_SPECIAL     = 4   /* add what the tokenizer puts around a sentence: [CLS] .. [SEP], <s> .. */
 };
 
-typedef struct ft_tokenizer ft_tokenizer;    /* read-only once loaded: threads may share it */
+/* Threads may share it once it is loaded. Between calls it keeps the words met before, 4 MiB for each call that ran at
+ * the same time as others (BPE and WordPiece; the ids never depend on it). */
+typedef struct ft_tokenizer ft_tokenizer;
 
 typedef struct ft_tokenizer_options {
     const char *splitter;       /* "gpt2", "cl100k", "qwen", "o200k", "llama3", "kimi"; NULL: known vocabularies only */
@@ -162,7 +164,7 @@ FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, cons
 FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 
 /* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
- * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. n_bytes of text give at most n_bytes + 16
+ * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. All of ids[cap] may be written to. n_bytes of text give at most n_bytes + 16
  * ids, except where normalisation lengthens the text (SentencePiece).
  * Control tokens are those that tokenizer.json calls special; its other added tokens (Qwen's <think>) are words of the
  * vocabulary and always found, as with Hugging Face. Of a rank file, all added tokens are control tokens. */

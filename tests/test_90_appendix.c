@@ -502,8 +502,33 @@ static void test_random(void)
     CHECK(ft_rng_below(&r, 1) == 0 && ft_rng_below(&r, UINT64_MAX) < UINT64_MAX);
 }
 
+/* Validity by blocks of 64 bytes against one character after the other, with a byte changed here and there. */
+static void test_valid_blocks(void)
+{
+    ft_rng rng;
+    char text[400];
+    int round, wrong = 0;
+    ft_rng_seed(&rng, 3);
+    for (round = 0; round < 200000; round++) {
+        size_t n = 0, i = 0, most = 1 + (size_t)ft_rng_below(&rng, sizeof text - 4);
+        uint32_t kind = (uint32_t)ft_rng_below(&rng, 5), cp;
+        int len;
+        while (n < most) {
+            static const uint32_t limit[] = { 0x80, 0x800, 0xD800, 0x10FFFF, 0x3000 };
+            cp = (uint32_t)ft_rng_below(&rng, limit[kind]);
+            if (cp >= 0xD800 && cp < 0xE000) continue;
+            n += (size_t)fti_utf8_encode(cp, text + n);
+        }
+        if (round % 3) text[ft_rng_below(&rng, n)] = (char)ft_rng_below(&rng, 256);
+        while (i < n && (len = fti_utf8_decode(text + i, text + n, &cp)) > 0) i += (size_t)len;
+        wrong += fti_utf8_valid(text, n) != i;
+    }
+    CHECK_INT(wrong, 0);
+}
+
 int main(void)
 {
+    test_valid_blocks();
     fti_make_directory(test_tmp("appendix"), NULL);
     test_json_grammar();
     test_json_values();
