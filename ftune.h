@@ -1375,49 +1375,156 @@ static void fti_vocab_free(fti_vocab *v)
  * Words come again: short ones are remembered with their ids, each in the place its hash gives, a line of the
  * processor's cache. A memo serves one call at a time; between calls the tokenizer keeps it, so threads share the
  * tokenizer without waiting for one another and there are never more memos than calls at one time. A word must give
- * the same ids wherever it stands: those of BPE and WordPiece do. */
+ * the same ids wherever it stands: those of BPE and WordPiece do.
+ *
+ * A line has two words of up to 16 bytes and 6 ids, or one larger one, whose ids take the place of the second. An id
+ * takes 18 bits, which is enough for every vocabulary known; words with a larger id are not remembered. */
 
-#define FTI_SEEN       65536
 #define FTI_SEEN_BYTES 30
-#define FTI_SEEN_IDS   8
-typedef struct fti_seen { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } fti_seen;
-typedef struct fti_memo { fti_seen *at, line[FTI_SEEN + 1]; } fti_memo;    /* at: the first at a border of 64 bytes */
+#define FTI_SEEN_IDS   12
+enum { FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST = 65536 };
+typedef union fti_line {
+    struct { char text[16]; uint8_t ids[14], n, n_ids; } word[2];
+    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; char ids[28]; } one;
+    char byte[64];
+} fti_line;
+typedef struct fti_memo {
+    fti_line *line; void *memory;       /* line: the first at a border of two of them */
+    size_t    lines, news;              /* a power of two; words put since the beginning */
+    int       shift;                    /* of a hash to the number of a line */
+} fti_memo;
 
-/* NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
+/* The first 16 bytes of a word, zeros behind its end, and a hash of all. room: 16 bytes may be read whatever n is. */
+typedef struct fti_key { uint64_t a, b, hash; } fti_key;
+FTI_INLINE fti_key fti_key_of(const char *p, size_t n, int room)
+{
+    static const uint8_t ones[32] = { 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255 };
+    const char *mask = (const char *)ones + 16 - (n < 16 ? n : 16);
+    char few[16] = { 0 };
+    fti_key k;
+    if (!room && n < 16) { for (size_t i = 0; i < n; i++) few[i] = p[i]; p = few; }
+    k.a = fti_read64(p) & fti_read64(mask);
+    k.b = fti_read64(p + 8) & fti_read64(mask + 8);
+    k.hash = ((k.a ^ n) * UINT64_C(0x9E3779B97F4A7C15)) ^ (k.b * UINT64_C(0xD6E8FEB86659FD93));
+    if (n > 16) k.hash ^= fti_read64(p + n - 8) * UINT64_C(0xC2B2AE3D27D4EB4F);
+    return k;
+}
+FTI_INLINE fti_line *fti_memo_line(const fti_memo *m, const fti_key *k) { return &m->line[k->hash >> m->shift]; }
+
+FTI_INLINE int fti_line_has(const fti_line *l, int i, const fti_key *k, size_t n)
+{
+    return (fti_read64(l->word[i].text) == k->a) & (fti_read64(l->word[i].text + 8) == k->b) & (l->word[i].n == n);
+}
+
+/* A large word may also be in the line beside its own. */
+FTI_INLINE fti_line *fti_line_beside(const fti_line *l) { return (fti_line *)((uintptr_t)l ^ sizeof *l); }
+
+FTI_INLINE int32_t fti_packed_id(const char *ids, int i)
+{
+    return (int32_t)(fti_read32(ids + FTI_ID_BITS * i / 8) >> FTI_ID_BITS * i % 8 & ((1u << FTI_ID_BITS) - 1));
+}
+
+/* Put the ids of the word p[n] if the line has it; room for FTI_SEEN_IDS. */
+FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p, size_t n, int32_t *ids, size_t *n_ids)
+{
+    int second = fti_line_has(l, 1, k, n), count, i;
+    const char *from = (const char *)l->word[second].ids;
+    if (n > 16) {
+        if (l->one.n != n || !fti_same(l->one.text, p, n)) l = fti_line_beside(l);
+        if (l->one.n != n || !fti_same(l->one.text, p, n)) return 0;
+        second = 0;
+    } else if (!(second | fti_line_has(l, 0, k, n))) return 0;
+    count = l->word[second].n_ids;
+    for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(from, i);
+    if (n > 16 || count > FTI_SEEN_FEW)
+        for (i = 0; i < count; i++) ids[i] = fti_packed_id(l->one.ids, i);
+    *n_ids += (size_t)count;
+    return 1;
+}
+
+static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, const int32_t *ids, size_t n_ids)
+{
+    int few = n <= 16 && n_ids <= FTI_SEEN_FEW;
+    char *to;
+    size_t i;
+    if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
+    for (i = 0; i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
+    if (l->one.n > 16) *fti_line_beside(l) = *l;
+    if (!few || l->one.n > 16 || l->one.n_ids > FTI_SEEN_FEW) memset(l, 0, sizeof *l);
+    if (few) l->word[1] = l->word[0];                         /* the older of the two is forgotten */
+    memset(&l->word[0], 0, sizeof l->word[0]);
+    memcpy(l->one.text, p, n);
+    l->one.n = (uint8_t)n;
+    l->one.n_ids = (uint8_t)n_ids;
+    to = few ? (char *)l->word[0].ids : l->one.ids;
+    for (i = 0; i < n_ids; i++) {
+        char *at = to + FTI_ID_BITS * i / 8;
+        uint32_t bits = fti_read32(at) | (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
+        memcpy(at, &bits, sizeof bits);
+    }
+    m->news++;
+}
+
+/* So many lines, with the words of those it has. Without memory it stays as it is. */
+static int fti_memo_grow(fti_memo *m, size_t lines)
+{
+    enum { TWO = 2 * sizeof(fti_line) };
+    void *memory = fti_alloc(lines + 2, sizeof(fti_line));
+    fti_line *line = (fti_line *)((char *)memory + (TWO - (uintptr_t)memory % TWO) % TWO), *was = m->line, *to;
+    size_t i, n;
+    int k;
+    if (!memory) return 0;
+    memset(line, 0, lines * sizeof *line);    /* not calloc: pages that are read before they are written come twice */
+    for (i = lines, m->shift = 64; i > 1; i /= 2) m->shift--;
+    for (i = 0; i < m->lines; i++)
+        for (k = 1; k >= 0; k--) {
+            fti_key key;
+            if (!(n = was[i].word[k].n)) continue;
+            key = fti_key_of(k ? was[i].word[1].text : was[i].one.text, n, 1);
+            to = &line[key.hash >> m->shift];
+            if (n > 16 || was[i].word[k].n_ids > FTI_SEEN_FEW) { *to = was[i]; continue; }
+            to->word[1] = to->word[0];
+            to->word[0] = was[i].word[k];
+        }
+    FTUNE_FREE(m->memory);
+    m->line = line;
+    m->lines = lines;
+    m->memory = memory;
+    return 1;
+}
+
+static void fti_memo_free(fti_memo *m)
+{
+    if (m) FTUNE_FREE(m->memory);
+    FTUNE_FREE(m);
+}
+
+/* For a text of n bytes. NULL: none at hand, and the text is too short to be worth a new one, or there is no memory. */
 static fti_memo *fti_memo_take(ft_tokenizer *tok, size_t n)
 {
     fti_memo *m = NULL;
+    size_t lines = FTI_MEMO_LEAST;
     int i;
-    for (i = 0; i < FTI_MEMOS; i++)
-        if (FTI_GLANCE(&tok->memo[i]) && (m = (fti_memo *)FTI_EXCHANGE(&tok->memo[i], NULL)) != NULL) return m;
-    if (n < 256 || !(m = (fti_memo *)fti_calloc(1, sizeof *m))) return NULL;
-    m->at = (fti_seen *)((char *)m->line + (64 - ((uintptr_t)m->line & 63)) % 64);
-    return m;
+    for (i = 0; i < FTI_MEMOS && !m; i++)
+        if (FTI_GLANCE(&tok->memo[i])) m = (fti_memo *)FTI_EXCHANGE(&tok->memo[i], NULL);
+    if (!m && (n < 256 || !(m = (fti_memo *)fti_calloc(1, sizeof *m)))) return NULL;
+    while (lines < FTI_MEMO_MOST && 2 * lines * sizeof(fti_line) < n) lines *= 2;
+    if (m->lines >= lines || fti_memo_grow(m, lines) || m->lines) return m;
+    FTUNE_FREE(m);
+    return NULL;
 }
 
 static void fti_memo_give(ft_tokenizer *tok, fti_memo *m)
 {
     int i;
     for (i = 0; i < FTI_MEMOS && m; i++) m = (fti_memo *)FTI_EXCHANGE(&tok->memo[i], m);
-    FTUNE_FREE(m);
+    fti_memo_free(m);
 }
 
-FTI_INLINE fti_seen *fti_seen_line(fti_memo *m, uint64_t hash) { return &m->at[hash >> 17 & (FTI_SEEN - 1)]; }
-
-/* first: the first 8 bytes of the word, as fti_vocab_key makes them. */
-FTI_INLINE int fti_is_seen(const fti_seen *s, uint64_t first, const char *p, size_t n)
+/* Before lines are pointed to: so many new words that some will have been forgotten? */
+FTI_INLINE void fti_memo_tend(fti_memo *m)
 {
-    return s->n == n && fti_read64(s->text) == first && (n <= 8 || fti_same(s->text, p, n));
-}
-
-static void fti_seen_put(fti_seen *s, const char *p, size_t n, const int32_t *ids, size_t n_ids)
-{
-    if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
-    memset(s->text, 0, 8);
-    memcpy(s->text, p, n);
-    memcpy(s->ids, ids, n_ids * sizeof *ids);
-    s->n = (uint8_t)n;
-    s->n_ids = (uint8_t)n_ids;
+    if (m && m->news > m->lines && m->lines < FTI_MEMO_MOST && !fti_memo_grow(m, 4 * m->lines)) m->news = 0;
 }
 
 /* ---- cutting text into pieces ---------------------------------------------------------------------------------- *
@@ -1477,6 +1584,86 @@ FTI_INLINE const char *fti_run_ascii(const char *p, const char *end, int fold)
     return p;
 }
 
+FTI_INLINE int fti_lowest(uint64_t x)                         /* x is not 0 */
+{
+#if defined(__GNUC__)
+    return __builtin_ctzll(x);
+#else
+    int i = 0;
+    while (!(x >> i & 1)) i++;
+    return i;
+#endif
+}
+static int fti_highest(uint64_t x)
+{
+#if defined(__GNUC__)
+    return 63 - __builtin_clzll(x);
+#else
+    int i = 63;
+    while (!(x >> i & 1)) i--;
+    return i;
+#endif
+}
+FTI_INLINE uint64_t fti_bits_below(int n) { return n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX; }
+
+#define FTI_VIEW 64
+/* Which of 64 bytes are in first .. first + n - 1? In the widest registers there are, or one by one. */
+#if defined(__GNUC__) && defined(__AVX512BW__)
+#include <immintrin.h>
+enum { FTI_BYTE_LANES = 64 };
+#define FTI_TOP_BITS(v) (uint64_t)_mm512_movepi8_mask((__m512i)(v))
+#elif defined(__GNUC__) && defined(__AVX2__)
+#include <immintrin.h>
+enum { FTI_BYTE_LANES = 32 };
+#define FTI_TOP_BITS(v) (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)(v))
+#elif defined(__GNUC__) && defined(__SSE2__)
+#include <emmintrin.h>
+enum { FTI_BYTE_LANES = 16 };
+#define FTI_TOP_BITS(v) (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)(v))
+#else
+enum { FTI_BYTE_LANES = 1 };
+#define FTI_TOP_BITS(v) (uint64_t)(v)
+#endif
+#if defined(FTI_TOP_BITS) && defined(__GNUC__) && defined(__SSE2__)
+typedef uint8_t fti_lanes __attribute__((vector_size(FTI_BYTE_LANES)));
+#else
+typedef uint8_t fti_lanes;
+#endif
+typedef struct fti_bytes64 { fti_lanes part[FTI_VIEW / FTI_BYTE_LANES]; } fti_bytes64;
+FTI_INLINE uint64_t fti_in_range(const fti_bytes64 *v, uint8_t first, uint8_t n)
+{
+    uint64_t bits = 0;
+    for (int i = 0; i < FTI_VIEW / FTI_BYTE_LANES; i++)
+        bits |= FTI_TOP_BITS((fti_lanes)(v->part[i] - first) < n) << FTI_BYTE_LANES * i % FTI_VIEW;
+    return bits;
+}
+
+/* First bytes of characters of three that are letters without case, of those that fit: U+5000..9FFF and kana. */
+FTI_INLINE uint64_t fti_cjk(const fti_bytes64 *v)
+{
+    uint64_t han = fti_in_range(v, 0xE5, 5), kana = fti_in_range(v, 0xE3, 1), a, b, c;
+    if (!kana) return han;
+    a = kana & fti_in_range(v, 0x81, 1) >> 1 & ~(fti_in_range(v, 0x80, 1) >> 2);            /* U+3041..307F */
+    b = kana & fti_in_range(v, 0x82, 1) >> 1 & ~(fti_in_range(v, 0x97, 10) >> 2);           /* U+3080..3096, 30A1..30BF */
+    c = kana & fti_in_range(v, 0x83, 1) >> 1 & ~(fti_in_range(v, 0xBB, 1) >> 2);            /* U+30C0..30FF but 30FB */
+    return han | a | b | c;
+}
+
+/* Past such characters. */
+static const char *fti_run_cjk(const char *p, const char *end)
+{
+    const uint64_t third = UINT64_C(0x1249249249249249);      /* 21 of them in 63 bytes */
+    while (end - p >= FTI_VIEW) {
+        fti_bytes64 v;
+        uint64_t no;
+        memcpy(&v, p, sizeof v);
+        no = (~fti_cjk(&v) & third) | (~fti_in_range(&v, 0x80, 0x40) & ~third & UINT64_MAX >> 1);
+        if (no) return p + fti_lowest(no) / 3 * 3;
+        p += 63;
+    }
+    return p;
+}
+
 /* Past the characters that have one of these classes. */
 FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
 {
@@ -1486,8 +1673,7 @@ FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
         while (p < end && (fti_byte_class[(uint8_t)*p] & classes)) p++;
         if (p == end || !((uint8_t)*p & 0x80) || !(fti_class_at(p, &len) & classes)) return p;
         p += len;
-        if (classes & FTI_CP_CASELESS)                        /* Han by Han */
-            while (end - p >= 6 && (uint8_t)(p[0] - 0xE5) < 5 && (uint8_t)(p[3] - 0xE5) < 5) p += 6;
+        if (classes & FTI_CP_CASELESS) p = fti_run_cjk(p, end);
     }
 }
 
@@ -1616,26 +1802,161 @@ static const char *fti_split_kimi(const char *p, const char *end)  { return fti_
 /* No cutting: tokenizer.json without a pattern. */
 static const char *fti_split_none(const char *p, const char *end) { (void)p; return end; }
 
+/* Pieces of ASCII are short, and a scanner that looks at one character after the other spends its time on guessing
+ * wrong where they end. fti_view has the classes of 64 bytes as 64 bits each, and where pieces begin follows from
+ * those by shifts, all at once. With L a letter, _ a space, O anything else:
+ *
+ *     text     i f _ ( a > = b _ _ c
+ *     letter   L L . . L . . L . . L      begins unless a letter stands before
+ *     other    . . . O . O O . . . .      begins likewise, the space before it included
+ *     begins   i . _ . a > . b _ _ .      b: two others before it are a piece of their own; c takes the last space
+ *
+ * A sum finds the end of a run: in letter + (a bit at the beginning of the run) it carries through the whole run. */
+enum { FTI_BY_GPT2 = 1, FTI_BY_ONE_DIGIT = 2, FTI_BY_CASED = 4, FTI_BY_SLASH = 8, FTI_BY_HAN = 16 };
+
+typedef struct fti_view {              /* of a longer character every byte has its class */
+    uint64_t letter, upper, lower, han, digit, space, line, other;
+    uint64_t inside;                    /* second and further bytes of a character */
+    int known;                          /* what begins from here on has no class yet */
+} fti_view;
+
+/* The classes of p[FTI_VIEW]. Numbers and white space beyond ASCII, and marks and capitals where their place in a word
+ * matters, are rare: they end what is known, and the scanner takes over for a piece. */
+FTI_INLINE void fti_view_classes(fti_view *k, const fti_bytes64 *v, const char *p, int how)
+{
+    const unsigned rare = FTI_CP_NUMBER | FTI_CP_SPACE | (how & FTI_BY_CASED ? FTI_CP_MARK : 0)
+                        | (how & FTI_BY_HAN ? FTI_CP_HAN : 0);
+    uint64_t high = fti_in_range(v, 128, 128), lead, three, odd;
+    k->upper = fti_in_range(v, 'A', 26);
+    k->lower = fti_in_range(v, 'a', 26);
+    k->letter = k->upper | k->lower;
+    k->digit = fti_in_range(v, '0', 10);
+    k->line = fti_in_range(v, '\n', 1) | fti_in_range(v, '\r', 1);
+    k->space = fti_in_range(v, '\t', 5) | fti_in_range(v, ' ', 1);
+    k->other = ~(k->letter | k->digit | k->space | high);
+    k->han = k->inside = 0;
+    k->known = FTI_VIEW - 4;                                 /* whatever begins before ends in the block */
+    if (!high) return;
+    k->inside = fti_in_range(v, 0x80, 0x40);
+    three = how & FTI_BY_HAN ? fti_in_range(v, 0xE5, 5) : fti_cjk(v);
+    lead = high & ~k->inside & ~three & fti_bits_below(k->known);
+    three |= three << 1 | three << 2;
+    if (how & FTI_BY_HAN) k->han = three; else k->letter |= three;
+    for (; lead; lead &= lead - 1) {
+        int i = fti_lowest(lead), len;
+        unsigned c = fti_class_at(p + i, &len);
+        uint64_t bits = fti_bits_below(len) << i, is_letter = 0 - (uint64_t)((c & FTI_CP_LETTER) != 0);
+        if (c & rare) {
+            if ((how & FTI_BY_HAN) && (c & FTI_CP_HAN) && is_letter) { k->han |= bits; continue; }
+            if (!(how & FTI_BY_CASED) || !(c & FTI_CP_MARK) || !(k->letter << 1 >> i & 1)) { k->known = i; break; }
+            is_letter = UINT64_MAX;                           /* a mark in a word */
+        }
+        k->letter |= bits & is_letter;
+        k->other |= bits & ~is_letter;
+        k->upper |= bits & (0 - (uint64_t)(c & FTI_CP_UPPER));
+        k->lower |= bits & (0 - (uint64_t)(c >> 1 & 1));
+    }
+    odd = k->upper & (k->letter & ~k->upper & ~k->lower) << 1;        /* a capital behind a letter without case */
+    if ((how & FTI_BY_CASED) && odd && fti_lowest(odd) < k->known) k->known = fti_lowest(odd);
+}
+
+/* Contractions: after an apostrophe that begins a piece or, with case, stands behind a word. */
+FTI_INLINE uint64_t fti_view_contractions(uint64_t begins, uint64_t quote, const char *p, const char *end, int how)
+{
+    int last = 0;
+    for (; quote; quote &= quote - 1) {
+        int i = fti_lowest(quote), to;
+        const char *q = (how & FTI_BY_CASED) && last == i ? NULL : fti_contraction(p + i, end, !(how & FTI_BY_GPT2));
+        if (!q) continue;
+        to = last = (int)(q - p);
+        begins &= ~(fti_bits_below(to) & ~fti_bits_below(i + !(how & FTI_BY_CASED)));
+        begins |= UINT64_C(1) << to;
+    }
+    return begins;
+}
+
+/* Where further pieces begin in the 64 bytes at p, itself the beginning of one; 0: ask the scanner for the end of this
+ * one. At least 64 bytes are left. */
+FTI_INLINE uint64_t fti_view_cuts(const char *p, const char *end, int how)
+{
+    fti_bytes64 v;
+    fti_view k;
+    uint64_t tail = 0, more, run, first, blank, quote, begins, plain, alone, late;
+    memcpy(&v, p, sizeof v);
+    fti_view_classes(&k, &v, p, how);
+    blank = fti_in_range(&v, ' ', 1);
+    quote = fti_in_range(&v, '\'', 1);
+    if (how & FTI_BY_GPT2) k.line = 0;
+    /* Line ends, and slashes among them, that belong to the punctuation before them. */
+    more = how & FTI_BY_SLASH ? k.line | fti_in_range(&v, '/', 1) : k.line;
+    for (first = k.line & k.other << 1; first; first &= ~run) {
+        uint64_t bit = first & (0 - first);
+        run = ((more + bit) & ~more) - bit;                   /* from there to the end of the run */
+        tail |= run;
+    }
+    k.other &= ~tail;
+    k.space &= ~tail;
+    k.line &= ~tail;
+    plain = k.space & ~k.line;
+    first = k.other & ~(k.other << 1) & ~(blank << 1);
+    begins = first | (k.space & ~(k.space << 1)) | (plain & ~(k.space >> 1));
+    if (how & FTI_BY_GPT2) begins |= ((k.letter & ~(k.letter << 1)) | (k.digit & ~(k.digit << 1))) & ~(blank << 1);
+    else {
+        alone = first << 1;                                   /* behind the first character of punctuation */
+        alone = (alone & ~k.inside) | ((k.inside + (alone & k.inside)) & ~k.inside);
+        begins |= k.letter & ~(k.letter << 1) & ~(plain << 1) & ~alone;
+        /* White space behind the last line end of its run. */
+        more = plain & k.line << 1;
+        begins |= more;
+        for (late = (plain + more) & ~plain & k.line; late; late &= late - 1) {
+            run = more & ((late & (0 - late)) - 1);           /* the line end was not the last */
+            while (run & (run - 1)) run &= run - 1;
+            begins &= ~run;
+        }
+        if (how & FTI_BY_ONE_DIGIT) begins |= k.digit;
+        else for (run = k.digit & ~(k.digit << 1); run; run = run << 3 & k.digit & k.digit << 1 & k.digit << 2)
+            begins |= run;
+        if (how & FTI_BY_CASED) begins |= k.upper & k.lower << 1;
+        if (how & FTI_BY_HAN) begins |= k.han & ~(k.han << 1);
+    }
+    quote &= how & FTI_BY_CASED ? k.letter << 1 : first & k.letter >> 1;
+    if (quote & fti_bits_below(k.known)) begins = fti_view_contractions(begins, quote & fti_bits_below(k.known), p, end, how);
+    /* What a run of white space that is cut off is, its end will tell. */
+    if (k.known && k.space >> (k.known - 1) & 1) {
+        run = ~k.space & fti_bits_below(k.known);
+        while (k.known && !(run >> (k.known - 1))) k.known--;
+        k.known++;
+    }
+    return begins & fti_bits_below(k.known) & ~UINT64_C(1);
+}
+static uint64_t fti_cut_gpt2(const char *p, const char *end)   { return fti_view_cuts(p, end, FTI_BY_GPT2); }
+static uint64_t fti_cut_cl100k(const char *p, const char *end) { return fti_view_cuts(p, end, 0); }
+static uint64_t fti_cut_qwen(const char *p, const char *end)   { return fti_view_cuts(p, end, FTI_BY_ONE_DIGIT); }
+static uint64_t fti_cut_o200k(const char *p, const char *end)
+    { return fti_view_cuts(p, end, FTI_BY_CASED | FTI_BY_SLASH); }
+static uint64_t fti_cut_kimi(const char *p, const char *end)
+    { return fti_view_cuts(p, end, FTI_BY_CASED | FTI_BY_HAN); }
+
 /* The scanners by name, and by the expression that tokenizer.json spells out. */
-typedef struct fti_splitter { const char *name; const char *(*split)(const char *p, const char *end); int nfc;
-    const char *regex; } fti_splitter;
+typedef struct fti_splitter { const char *name; const char *(*split)(const char *p, const char *end);
+    uint64_t (*cut)(const char *p, const char *end); int nfc; const char *regex; } fti_splitter;
 #define FTI_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 #define FTI_TAIL         "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define FTI_CASED(prefix, u, w, tail) prefix \
     "[^\\r\\n\\p{L}\\p{N}]?" u "*" w "+" FTI_CONTRACTIONS "?|[^\\r\\n\\p{L}\\p{N}]?" u "+" w "*" FTI_CONTRACTIONS "?" \
     "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+" tail FTI_TAIL
 static const fti_splitter fti_splitters[] = {
-    { "gpt2", fti_split_gpt2, 0, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" },
-    { "cl100k", fti_split_cl100k, 0,
+    { "gpt2", fti_split_gpt2, fti_cut_gpt2, 0, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" },
+    { "cl100k", fti_split_cl100k, fti_cut_cl100k, 0,
         FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
-    { "qwen", fti_split_qwen, 1,
+    { "qwen", fti_split_qwen, fti_cut_qwen, 1,
         FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
-    { "o200k", fti_split_o200k, 0, FTI_CASED("", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]",
+    { "o200k", fti_split_o200k, fti_cut_o200k, 0, FTI_CASED("", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]",
                                              "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]", "[\\r\\n/]*") },
-    { "kimi", fti_split_kimi, 0, FTI_CASED("[\\p{Han}]+|", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
+    { "kimi", fti_split_kimi, fti_cut_kimi, 0, FTI_CASED("[\\p{Han}]+|", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
                                            "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]", "[\\r\\n]*") },
-    { "llama3", fti_split_cl100k, 0, NULL },                  /* the expression of cl100k */
-    { "none", fti_split_none, 0, NULL }
+    { "llama3", fti_split_cl100k, fti_cut_cl100k, 0, NULL },                  /* the expression of cl100k */
+    { "none", fti_split_none, NULL, 0, NULL }
 };
 #define FTI_N_SPLITTERS ((int)(sizeof fti_splitters / sizeof *fti_splitters))
 
@@ -1692,11 +2013,12 @@ typedef struct fti_bpe {
     int32_t  *id;                          /* [n_symbols] id; -1: none */
     int       in_order;                    /* from 256 on a symbol is its id */
     int       complete;                    /* every byte has an id */
-    uint32_t  longest[256];                /* bytes of the longest token that begins so, or FTI_SEEN_BYTES */
+    uint32_t  longest[256];                /* bytes of the longest token that begins so */
     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
     uint32_t *of_char;
     uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
     uint64_t *over_bits;                   /* [1024] bit (byte before << 8 | byte behind): the borders in it */
+    uint64_t *over_three;                  /* [512] bit (byte before & 31) << 10 | character of three bytes behind >> 6 */
     fti_edge *edge;                        /* [65536] what may happen between two bytes; NULL: see fti_start_bytes */
     uint32_t *late;                        /* stb array: symbols of merges that come before those of their parts */
     uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
@@ -1752,6 +2074,8 @@ static void fti_over_add(fti_bpe *b, const uint8_t *s, size_t cut, size_t n, uin
         for (first = d; first <= d_end; first++) {
             uint16_t *m = &b->over[fti_over_place(a, last, s[cut], first)];
             if (merge < *m) *m = (uint16_t)merge;
+            if (last >= 0x80 && s[cut] >> 4 == 14)
+                b->over_three[(last & 31) << 4 | (s[cut] & 15)] |= UINT64_C(1) << (first & 63);
         }
 }
 
@@ -1826,7 +2150,7 @@ FTI_INLINE size_t fti_start_bytes(const fti_bpe *b, const uint8_t *s, size_t fro
 #define FTI_TOGETHER_WORDS 8192
 FTI_INLINE size_t fti_together(uint32_t left, uint32_t right)
 {
-    return (size_t)((left * UINT64_C(0x9E3779B97F4A7C15) ^ right) * UINT64_C(0xD6E8FEB86659FD93) >> 45);
+    return (size_t)(((uint64_t)left << 32 | right) * UINT64_C(0x9E3779B97F4A7C15) >> 45);
 }
 
 FTI_INLINE int fti_bit(const uint64_t *bits, size_t i) { return (int)(bits[i >> 6] >> (i & 63)) & 1; }
@@ -2082,59 +2406,185 @@ static size_t fti_join(const fti_bpe *b, uint32_t *sym, size_t n)
     return 1;
 }
 
-/* The symbols that a piece becomes; SIZE_MAX: no memory. Characters that are one token (b->of_char) are begun with, and the
- * piece is cut where two characters meet that meet in no token: nothing is ever joined there. A run of Chinese falls
- * into parts of a character or two, most of which need no look-up at all. See fti_bpe_chars. */
+/* The character at s, or what tells one of four bytes from others, and its length. */
+FTI_INLINE uint32_t fti_bpe_char(const uint8_t *s, size_t *len)
+{
+    *len = s[0] < 0x80 ? 1 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4;
+    if (*len == 3) return (s[0] & 15u) << 12 | (s[1] & 63u) << 6 | (s[2] & 63u);
+    if (*len == 2) return (s[0] & 31u) << 6 | (s[1] & 63u);
+    return *len == 1 ? s[0] : fti_read32((const char *)s);
+}
+
+/* The symbol of a character that is a token, unless before or behind, merges that would take a part of it away, come
+ * first; a byte is its own. */
+FTI_INLINE uint32_t fti_bpe_whole(const fti_bpe *b, uint32_t cp, uint32_t before, uint32_t behind)
+{
+    uint32_t whole = cp < 0x80 ? cp : cp > 0xFFFF ? FTI_NONE : b->of_char[cp];
+    return whole != FTI_NONE && whole >= 256 && whole - 256 >= (before < behind ? before : behind) ? FTI_NONE : whole;
+}
+
+/* The symbols of s[n], which joins with nothing around it; SIZE_MAX: no memory. Characters that are one token are begun
+ * with, the bytes of others are joined as far as it is safe. */
+static size_t fti_bpe_part(const fti_bpe *b, const uint8_t *s, size_t n, uint32_t *sym)
+{
+    size_t i, k = 0, len, bytes = 0;                          /* s[bytes, i) is not put yet */
+    uint32_t cp, whole, before = FTI_NONE, behind;
+    for (i = 0; i < n; i += len, before = behind) {
+        cp = fti_bpe_char(s + i, &len);
+        behind = i + len < n && (cp | s[i + len]) >= 0x80 ? fti_over(b, s + i + len) : FTI_NONE;
+        if (cp < 0x80 || (whole = fti_bpe_whole(b, cp, before, behind)) == FTI_NONE) continue;
+        if (bytes < i) k += fti_start_bytes(b, s, bytes, i, n, sym + k);
+        sym[k++] = whole;
+        bytes = i + len;
+    }
+    if (bytes < n) k += fti_start_bytes(b, s, bytes, n, n, sym + k);
+    return fti_join(b, sym, k);
+}
+
+/* Characters that join with nothing around them: s[at[c]], c from begin on. A token of its own (whole), or of three bytes,
+ * of which two may be a token; which it will be is hard to guess, so there is no branch. What is odd is left: returns
+ * the first that is not put. */
+FTI_INLINE int fti_bpe_alone(const fti_bpe *b, const uint8_t *s, const uint32_t *at, const uint32_t *whole, int begin,
+                             int end, uint32_t *sym, size_t *k)
+{
+    size_t n = *k;
+    for (; begin < end; begin++) {
+        const uint8_t *p = s + at[begin];
+        uint32_t left, right;
+        int pair, first;
+        if (whole[begin] != FTI_NONE) { sym[n++] = whole[begin]; continue; }
+        if (at[begin + 1] - at[begin] != 3 || b->late) break;
+        left = b->byte_pair[(size_t)p[0] << 8 | p[1]];
+        right = b->byte_pair[(size_t)p[1] << 8 | p[2]];
+        if ((left == FTI_LATE) | (right == FTI_LATE)) break;
+        pair = (left < FTI_LATE) | (right < FTI_LATE);
+        first = left <= right;
+        sym[n] = pair & first ? 256 + left : p[0];
+        sym[n + 1] = !pair ? p[1] : first ? p[2] : 256 + right;
+        sym[n + 2] = p[2];
+        n += 3 - (size_t)pair;
+    }
+    *k = n;
+    return begin;
+}
+
+/* May the text be cut at s[i], where nothing joins whole characters? Not if a merge takes a part of one of them, unless
+ * both are made before. */
+static int fti_bpe_cut(const fti_bpe *b, const uint8_t *s, size_t i, size_t n, uint32_t last, uint32_t cp, uint32_t over)
+{
+    size_t before = i - 1, len;
+    while (before && (s[before] & 0xC0) == 0x80) before--;
+    fti_bpe_char(s + i, &len);
+    return fti_bpe_whole(b, last, before ? fti_over(b, s + before) : FTI_NONE, over) != FTI_NONE
+        && fti_bpe_whole(b, cp, over, i + len < n ? fti_over(b, s + i + len) : FTI_NONE) != FTI_NONE;
+}
+
+/* A stretch of characters on their way to symbols, with a bit for each in words. */
+enum { FTI_MANY = 64 };
+typedef struct fti_stretch {
+    uint32_t at[FTI_MANY + 1], whole[FTI_MANY];               /* where it begins; its symbol, if it is a token */
+    uint64_t cuts, overs;                                     /* before it: nothing joins; a part of it may join */
+    int      n;
+} fti_stretch;
+
+FTI_INLINE int fti_apart(const fti_bpe *b, uint32_t last, uint32_t cp)
+{
+    return (cp | last) >= 0x80 && !fti_bit(b->together, fti_together(last, cp));
+}
+
+/* Up to FTI_MANY characters of s[i, n) and where they are apart; returns where they end. */
+static size_t fti_bpe_stretch(const fti_bpe *b, const uint8_t *s, size_t i, size_t n, fti_stretch *t)
+{
+    uint32_t cp, last = 0, over;
+    uint64_t cuts = 0, overs = 0, bit;
+    size_t len;
+    int c = 0, apart;
+    while (c < FTI_MANY && i < n) {
+        t->at[c] = (uint32_t)i;
+        cp = fti_bpe_char(s + i, &len);
+        t->whole[c] = cp < 0x80 ? cp : cp > 0xFFFF ? FTI_NONE : b->of_char[cp];
+        over = c && (cp | last) >= 0x80 ? fti_over(b, s + i) : FTI_NONE;
+        apart = fti_apart(b, last, cp) && (!c || over == FTI_NONE || fti_bpe_cut(b, s, i, n, last, cp, over));
+        cuts |= (uint64_t)apart << c;
+        overs |= (uint64_t)(over != FTI_NONE) << c++;
+        last = cp;
+        i += len;
+        if (len != 3) continue;
+        for (; c < FTI_MANY && i < n && s[i] >> 4 == 14; c++, i += 3, last = cp) {       /* the same, for a run of these */
+            cp = (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u);
+            t->at[c] = (uint32_t)i;
+            t->whole[c] = b->of_char[cp];
+            bit = (b->over_three[(last & 31) << 4 | cp >> 12] >> (cp >> 6 & 63) & 1) << c;
+            apart = !fti_bit(b->together, fti_together(last, cp));
+            overs |= bit;
+            if (apart & (bit != 0)) apart = (over = fti_over(b, s + i)) == FTI_NONE || fti_bpe_cut(b, s, i, n, last, cp, over);
+            cuts |= (uint64_t)apart << c;
+        }
+    }
+    t->at[c] = (uint32_t)i;
+    t->n = c;
+    t->cuts = cuts | 1;
+    t->overs = overs;
+    return i;
+}
+
+/* Characters [begin, end) of a stretch, between cuts. */
+FTI_INLINE size_t fti_bpe_joined(const fti_bpe *b, const uint8_t *s, const fti_stretch *t, int begin, int end, uint32_t *sym)
+{
+    uint32_t lacking = 0;
+    int k;
+    for (k = begin; k < end; k++) lacking |= sym[k - begin] = t->whole[k];
+    if (lacking >> 31 || t->overs & fti_bits_below(end) & ~fti_bits_below(begin + 1))
+        return fti_bpe_part(b, s + t->at[begin], t->at[end] - t->at[begin], sym);
+    return fti_join(b, sym, (size_t)(end - begin));
+}
+
+/* The symbols that a piece becomes; SIZE_MAX: no memory. It is cut where two characters meet that meet in no token:
+ * nothing is ever joined there. A run of Chinese falls into parts of a character or two, most of which need no look-up
+ * of pairs at all. First where the cuts are, then the parts, some characters at a time: what is decided for each
+ * character in the same way is not to wait for what is not. See fti_bpe_chars. */
 static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_t *sym)
 {
     const uint8_t *s = (const uint8_t *)p;
-    size_t i, k = 0, m, len, bytes = 0;                       /* s[bytes, i) is not put yet */
-    size_t begin = 0, part = 0;                               /* behind the last cut, in s and in sym */
-    uint32_t cp, last = 0, whole, before = FTI_NONE, behind;  /* merges that would take a part of the character away */
-    int one, last_one = 1, cut;                               /* one: the character stays one symbol */
+    size_t i, k = 0, m, len;
     if (!b->of_char || !b->complete) {                        /* bytes without an id are not there */
         for (i = 0; i < n; i++) if (b->id[s[i]] >= 0) sym[k++] = s[i];
         return fti_join(b, sym, k);
     }
-    for (i = 0; i < n; i += len, last = cp, last_one = one, before = behind) {
-        if ((s[i] | last) < 0x80) {                           /* ASCII: no borders to look at before its end */
-            while (i + 1 < n && s[i + 1] < 0x80) i++;
-            len = 1;
-            cp = s[i];
-            one = 1;
-            behind = i + 1 < n ? fti_over(b, s + i + 1) : FTI_NONE;
+    for (i = 0; i < n && s[i] < 0x80; i++) ;
+    if (i == n) return fti_bpe_part(b, s, n, sym);
+    for (i = 0; i < n;) {
+        fti_stretch t;
+        uint64_t joins;                                       /* with the one behind */
+        int begin, end, done;
+        i = fti_bpe_stretch(b, s, i, n, &t);
+        if ((done = i == n ? t.n : fti_highest(t.cuts)) == 0) {                /* one part, and it goes on */
+            uint32_t cp, last = fti_bpe_char(s + t.at[t.n - 1], &len), over;
+            for (; i < n; i += len, last = cp) {
+                cp = fti_bpe_char(s + i, &len);
+                if (fti_apart(b, last, cp)
+                    && ((over = fti_over(b, s + i)) == FTI_NONE || fti_bpe_cut(b, s, i, n, last, cp, over))) break;
+            }
+            if ((m = fti_bpe_part(b, s + t.at[0], i - t.at[0], sym + k)) == SIZE_MAX) return SIZE_MAX;
+            k += m;
             continue;
         }
-        len = s[i] < 0x80 ? 1 : s[i] < 0xE0 ? 2 : s[i] < 0xF0 ? 3 : 4;
-        if (len == 3) cp = (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u);
-        else if (len == 2) cp = (s[i] & 31u) << 6 | (s[i + 1] & 63u);
-        else cp = len == 1 ? s[i] : fti_read32(p + i);        /* four bytes: any number that tells it from others */
-        behind = i + len < n ? fti_over(b, s + i + len) : FTI_NONE;
-        whole = cp < 0x80 || cp > 0xFFFF ? FTI_NONE : b->of_char[cp];
-        if (whole != FTI_NONE && whole - 256 >= (before < behind ? before : behind)) whole = FTI_NONE;
-        one = cp < 0x80 || whole != FTI_NONE;
-        cut = i && (before == FTI_NONE || (one && last_one)) && !fti_bit(b->together, fti_together(last, cp));
-        if (bytes < i && (cut || whole != FTI_NONE)) {
-            k += fti_start_bytes(b, s + begin, bytes - begin, i - begin, (cut ? i : n) - begin, sym + k);
-            bytes = i;
+        i = t.at[done];
+        joins = ~t.cuts >> 1 & fti_bits_below(done - 1);
+        for (begin = 0; begin < done; begin = end) {
+            end = joins >> begin ? begin + fti_lowest(joins >> begin) : done;
+            begin = fti_bpe_alone(b, s, t.at, t.whole, begin, end, sym, &k);
+            if (begin == done) break;
+            end = begin < end ? begin + 1 : begin + 1 + fti_lowest(~(joins >> begin));
+            if ((m = fti_bpe_joined(b, s, &t, begin, end, sym + k)) == SIZE_MAX) return SIZE_MAX;
+            k += m;
         }
-        if (cut) {
-            if (k - part > 1) {
-                if ((m = fti_join(b, sym + part, k - part)) == SIZE_MAX) return SIZE_MAX;
-                k = part + m;
-            }
-            part = k;
-            begin = i;
-        }
-        if (whole != FTI_NONE) { sym[k++] = whole; bytes = i + len; }
     }
-    if (bytes < n) k += fti_start_bytes(b, s + begin, bytes - begin, n - begin, n - begin, sym + k);
-    n = fti_join(b, sym + part, k - part);
-    return n == SIZE_MAX ? n : part + n;
+    return k;
 }
 
-/* A piece on its way. Longer than any token and than what is remembered: hash 0. */
-typedef struct fti_coming { size_t end; uint64_t key, first, hash; fti_seen *seen; } fti_coming;  /* first: 8 bytes */
+/* A piece on its way. line NULL: it is longer than what is remembered. */
+typedef struct fti_coming { size_t end; fti_key key; fti_line *line; } fti_coming;
 
 /* The ids of text[at, end); bytes without an id are passed over. */
 static void fti_put_ids(const ft_tokenizer *tok, const char *text, size_t at, size_t end, const int32_t *ids, size_t n,
@@ -2155,74 +2605,75 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
                                    const fti_coming *piece, fti_sink *out, ft_error *err)
 {
     const char *p = text + at;
-    const fti_vocab *v = &tok->vocab;
-    const fti_bucket *whole = piece->hash ? fti_vocab_slot(v, piece->key, fti_vocab_start(v, piece->hash), p,
-                                                           piece->end - at, UINT32_MAX) : NULL;
+    const fti_bucket *whole;
     uint32_t few[FTI_SHORT], *sym = few, *own = NULL;
     size_t n = piece->end - at, size = n, i;
     int32_t *ids, one;
     ft_status status = FTUNE_OK;
+    whole = n <= b->longest[(uint8_t)*p] ? fti_vocab_bucket(&tok->vocab, p, n, UINT32_MAX) : NULL;
     if (whole) {
         one = whole->id;
         ids = &one;
         n = 1;
     } else {
-        if (n > FTI_SHORT && out->n + n <= out->cap) sym = (uint32_t *)(out->ids + out->n);  /* where they will stand */
+        if (out->n + n <= out->cap) sym = (uint32_t *)(out->ids + out->n);       /* where they will stand */
         else if (n > FTI_SHORT && !(sym = own = (uint32_t *)fti_alloc(n, sizeof *sym)))
             return fti_no_memory(err, n * sizeof *sym);
         n = fti_bpe_symbols(b, p, n, sym);
         ids = (int32_t *)sym;
-        for (i = 0; i < n && n != SIZE_MAX; i++)
-            ids[i] = b->in_order && sym[i] >= 256 ? (int32_t)sym[i] : b->id[sym[i]];
+        if (n != SIZE_MAX && b->in_order) for (i = 0; i < n; i++) { if (sym[i] < 256) ids[i] = b->id[sym[i]]; }
+        else if (n != SIZE_MAX) for (i = 0; i < n; i++) ids[i] = b->id[sym[i]];
     }
     if (n == SIZE_MAX) status = fti_no_memory(err, size * sizeof(fti_place));
     else if (!out->offsets && out->n + n <= out->cap) {
-        memmove(out->ids + out->n, ids, n * sizeof *ids);
+        if (ids != out->ids + out->n) memcpy(out->ids + out->n, ids, n * sizeof *ids);
         out->n += n;
     } else fti_put_ids(tok, text, at, piece->end, ids, n, out);
-    if (!status) fti_seen_put(piece->seen, p, size, ids, n);
+    if (!status && piece->line) fti_line_put(out->memo, piece->line, p, size, ids, n);
     FTUNE_FREE(own);
     return status;
 }
 
-/* A few pieces ahead are cut before the first is looked up, so that memory is asked for all of them at once. */
+/* Some pieces ahead are cut before the first is looked up, so that memory is asked for all of them at once. */
 #define FTI_AHEAD 32
 static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out,
                                 ft_error *err)
 {
     const fti_bpe *b = (const fti_bpe *)tok->model;
-    const fti_vocab *v = &tok->vocab;
-    const char *(*split)(const char *, const char *) = b->splitter->split;
-    fti_coming piece[FTI_AHEAD];
-    fti_seen none;
+    const fti_splitter *splitter = b->splitter;
+    fti_coming piece[FTI_AHEAD + FTI_VIEW];
     ft_status status = FTUNE_OK;
-    none.n = 0;
     while (at < n && !status && out->n <= out->enough) {
-        size_t k, m, begin = at, end;
-        for (m = 0; m < FTI_AHEAD && begin < n; m++, begin = end) {
-            fti_coming *c = &piece[m];
-            c->end = end = (size_t)(split(text + begin, text + n) - text);
-            c->key = c->first = c->hash = 0;
-            if (end - begin <= b->longest[(uint8_t)text[begin]]) {
-                c->key = fti_vocab_key(v, text + begin, end - begin, n - begin >= 8);
-                c->first = end - begin > 8 ? fti_read64(text + begin) : c->key;
-                c->hash = fti_vocab_hash(v, c->key, end - begin) | 1;
-            }
-            c->seen = out->memo ? fti_seen_line(out->memo, c->hash) : &none;
-            FTI_SOON(c->seen);
+        size_t k, m = 0, begin = at, end;
+        fti_memo_tend(out->memo);
+        while (m < FTI_AHEAD && begin < n) {
+            size_t window = begin;
+            uint64_t cuts = 0;
+            if (splitter->cut && n - begin >= FTI_VIEW)
+                cuts = splitter->cut(text + begin, text + n);
+            do {
+                fti_coming *c = &piece[m++];
+                end = cuts ? window + (size_t)fti_lowest(cuts) : (size_t)(splitter->split(text + begin, text + n) - text);
+                c->end = end;
+                c->line = NULL;
+                if (out->memo && end - begin <= FTI_SEEN_BYTES) {
+                    c->key = fti_key_of(text + begin, end - begin, n - begin >= 16);
+                    c->line = fti_memo_line(out->memo, &c->key);
+                    FTI_SOON(c->line);
+                    if (end - begin > 16) FTI_SOON(fti_line_beside(c->line));
+                }
+                begin = end;
+            } while (cuts && (cuts &= cuts - 1) != 0);
         }
-        for (k = 0; k < m; k++)
-            if (piece[k].hash && fti_read64(piece[k].seen->text) != piece[k].first)
-                FTI_SOON(&v->slot[fti_vocab_start(v, piece[k].hash)]);
         for (k = 0; k < m && !status; k++, at = end) {
-            const fti_seen *s = piece[k].seen;
-            end = piece[k].end;
-            if (!fti_is_seen(s, piece[k].first, text + at, end - at))
-                status = fti_bpe_new_piece(tok, b, text, at, &piece[k], out, err);
-            else if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) {
-                memcpy(out->ids + out->n, s->ids, sizeof s->ids);
-                out->n += s->n_ids;
-            } else fti_put_ids(tok, text, at, end, s->ids, s->n_ids, out);
+            const fti_coming *c = &piece[k];
+            int32_t few[FTI_SEEN_IDS], *ids = !out->offsets && out->n + FTI_SEEN_IDS <= out->cap ? out->ids + out->n : few;
+            size_t n_ids = 0;
+            end = c->end;
+            if (!c->line || !fti_line_find(c->line, &c->key, text + at, end - at, ids, &n_ids))
+                status = fti_bpe_new_piece(tok, b, text, at, c, out, err);
+            else if (ids != few) out->n += n_ids;
+            else fti_put_ids(tok, text, at, end, few, n_ids, out);
         }
     }
     return status;
@@ -2362,6 +2813,7 @@ static void fti_bpe_free(void *model)
     FTUNE_FREE(b->of_char);
     FTUNE_FREE(b->over);
     FTUNE_FREE(b->over_bits);
+    FTUNE_FREE(b->over_three);
     arrfree(b->late);
     FTUNE_FREE(b->edge);
     FTUNE_FREE(b->together);
@@ -2864,7 +3316,7 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     arrfree(tok->special);
     fti_steps_free(tok);
     fti_arena_free(&tok->arena);
-    for (i = 0; i < FTI_MEMOS; i++) FTUNE_FREE(tok->memo[i]);
+    for (i = 0; i < FTI_MEMOS; i++) fti_memo_free(tok->memo[i]);
     FTUNE_FREE(tok);
 }
 
@@ -2954,8 +3406,10 @@ static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
     b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
     b->over = (uint16_t *)fti_alloc(65536, sizeof *b->over);
     b->over_bits = (uint64_t *)fti_calloc(1024, sizeof *b->over_bits);
+    b->over_three = (uint64_t *)fti_calloc(512, sizeof *b->over_three);
     b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
-    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->id) {
+    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->over_three
+        || !b->id) {
         fti_bpe_free(b);
         return NULL;
     }
@@ -2969,7 +3423,7 @@ static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
 static void fti_bpe_finish(const ft_tokenizer *tok, fti_bpe *b)
 {
     size_t i;
-    for (i = 0; i < 256; i++) b->longest[i] = FTI_SEEN_BYTES;
+    for (i = 0; i < 256; i++) b->longest[i] = 0;
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
         if (t->len && t->len > b->longest[(uint8_t)*t->p]) b->longest[(uint8_t)*t->p] = t->len;
@@ -3563,18 +4017,16 @@ static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word,
 static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_sink *out)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
-    const fti_vocab *v = &tok->vocab;
     size_t before = out->n, n = (size_t)word->n;
     int at = 0, stop = 0, failed = word->chars > w->max_chars;
-    fti_seen *seen = NULL;
+    fti_line *line = NULL;
     char text[FTI_SEEN_BYTES];                                /* prefixes will be written into the word */
     if (!word->chars) return;
     if (!failed && out->memo && !out->offsets && n <= FTI_SEEN_BYTES && out->n + FTI_SEEN_IDS <= out->cap) {
-        uint64_t key = fti_vocab_key(v, word->p, n, 1);
-        seen = fti_seen_line(out->memo, fti_vocab_hash(v, key, n));
-        if (fti_is_seen(seen, n > 8 ? fti_read64(word->p) : key, word->p, n)) {
-            memcpy(out->ids + out->n, seen->ids, sizeof seen->ids);
-            out->n += seen->n_ids;
+        fti_key key = fti_key_of(word->p, n, 1);
+        fti_memo_tend(out->memo);
+        line = fti_memo_line(out->memo, &key);
+        if (fti_line_find(line, &key, word->p, n, out->ids + out->n, &out->n)) {
             word->n = word->chars = 0;
             return;
         }
@@ -3590,7 +4042,8 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
         out->n = before;
         fti_put(out, w->unk, word->from, word->to);
     }
-    if (seen && out->n <= out->cap) fti_seen_put(seen, text, n, out->ids + before, out->n - before);
+    if (line && out->n <= out->cap)
+        fti_line_put(out->memo, line, text, n, out->ids + before, out->n - before);
     word->n = word->chars = 0;
 }
 
@@ -13300,6 +13753,8 @@ static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
         }
         if (nfc) {                                            /* as many characters as need no closer look */
             for (from = i; n - i >= 4 && text[i] & 0x80; i += (size_t)len) {
+                const char *past = (uint8_t)(text[i] - 0xE3) < 7 ? fti_run_cjk(text + i, text + n) : text + i;
+                if (past != text + i) { base = (i = (size_t)(past - text)) - 3; len = 0; continue; }
                 lead = (uint8_t)text[i];
                 len = 2 + (lead >= 0xE0);
                 block = lead < 0xE0 ? lead & 31u : (lead & 15u) << 6 | (text[i + 1] & 63u);
@@ -15559,26 +16014,28 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
 {
     fti_sp_run *r = t->r;
     const fti_sp *m = r->m;
-    const fti_vocab *v = &r->tok->vocab;
     fti_sink *out = r->out;
     const char *p = r->p + begin;
     size_t n = end - begin, before = out->n, i;
-    fti_seen *seen = NULL;
+    fti_line *line = NULL;
     int ok, known = r->unk_begin == r->unk_end;
     if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && before + FTI_SEEN_IDS < out->cap) {
-        uint64_t key = fti_vocab_key(v, p, n, r->n - begin >= 8);
-        seen = fti_seen_line(out->memo, fti_vocab_hash(v, key, n));
-        if (fti_is_seen(seen, n > 8 ? fti_read64(p) : key, p, n)) {
+        fti_key key = fti_key_of(p, n, r->n - begin >= 16);
+        int32_t ids[FTI_SEEN_IDS];
+        size_t n_ids = 0;
+        fti_memo_tend(out->memo);
+        line = fti_memo_line(out->memo, &key);
+        if (fti_line_find(line, &key, p, n, ids, &n_ids)) {
             fti_sp_flush(r);
-            memcpy(out->ids + out->n, seen->ids, sizeof seen->ids);
-            out->n += seen->n_ids;
+            memcpy(out->ids + out->n, ids, sizeof ids);
+            out->n += n_ids;
             return 1;
         }
     }
     ok = m->bpe && n <= FTI_SHORT ? fti_sp_short(r, begin, end) : fti_sp_long(t, begin, end);
     known = known && r->unk_begin == r->unk_end && out->n <= out->cap;
-    for (i = before; seen && known && i < out->n; i++) known = out->ids[i] != m->unk;
-    if (seen && known && ok) fti_seen_put(seen, p, n, out->ids + before, out->n - before);
+    for (i = before; line && known && i < out->n; i++) known = out->ids[i] != m->unk;
+    if (line && known && ok) fti_line_put(out->memo, line, p, n, out->ids + before, out->n - before);
     return ok;
 }
 
