@@ -1638,10 +1638,11 @@ FTI_INLINE uint64_t fti_in_range(const fti_bytes64 *v, uint8_t first, uint8_t n)
     return bits;
 }
 
-/* First bytes of characters of three that are letters without case, of those that fit: U+5000..9FFF and kana. */
+/* First bytes of characters of three that are letters without case, of those that fit: U+4E00..9FFF and kana. */
 FTI_INLINE uint64_t fti_cjk(const fti_bytes64 *v)
 {
-    uint64_t han = fti_in_range(v, 0xE5, 5), kana = fti_in_range(v, 0xE3, 1), a, b, c;
+    uint64_t han = fti_in_range(v, 0xE5, 5) | (fti_in_range(v, 0xE4, 1) & fti_in_range(v, 0xB8, 8) >> 1);
+    uint64_t kana = fti_in_range(v, 0xE3, 1), a, b, c;
     if (!kana) return han;
     a = kana & fti_in_range(v, 0x81, 1) >> 1 & ~(fti_in_range(v, 0x80, 1) >> 2);            /* U+3041..307F */
     b = kana & fti_in_range(v, 0x82, 1) >> 1 & ~(fti_in_range(v, 0x97, 10) >> 2);           /* U+3080..3096, 30A1..30BF */
@@ -1838,7 +1839,7 @@ FTI_INLINE void fti_view_classes(fti_view *k, const fti_bytes64 *v, const char *
     k->known = FTI_VIEW - 4;                                 /* whatever begins before ends in the block */
     if (!high) return;
     k->inside = fti_in_range(v, 0x80, 0x40);
-    three = how & FTI_BY_HAN ? fti_in_range(v, 0xE5, 5) : fti_cjk(v);
+    three = fti_cjk(v) & ~(how & FTI_BY_HAN ? fti_in_range(v, 0xE3, 1) : 0);
     lead = high & ~k->inside & ~three & fti_bits_below(k->known);
     three |= three << 1 | three << 2;
     if (how & FTI_BY_HAN) k->han = three; else k->letter |= three;
@@ -2656,7 +2657,7 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
                 end = cuts ? window + (size_t)fti_lowest(cuts) : (size_t)(splitter->split(text + begin, text + n) - text);
                 c->end = end;
                 c->line = NULL;
-                if (out->memo && end - begin <= FTI_SEEN_BYTES) {
+                if (out->memo && end - begin <= ((uint8_t)text[begin] < 0xE3 ? FTI_SEEN_BYTES : 16)) {
                     c->key = fti_key_of(text + begin, end - begin, n - begin >= 16);
                     c->line = fti_memo_line(out->memo, &c->key);
                     FTI_SOON(c->line);
