@@ -1381,11 +1381,11 @@ static void fti_vocab_free(fti_vocab *v)
  * takes 18 bits, which is enough for every vocabulary known; words with a larger id are not remembered. */
 
 #define FTI_SEEN_BYTES 30
-#define FTI_SEEN_IDS   12
+#define FTI_SEEN_IDS   8
 enum { FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST = 65536 };
 typedef union fti_line {
     struct { char text[16]; uint8_t ids[14], n, n_ids; } word[2];
-    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; char ids[28]; } one;
+    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } one;
     char byte[64];
 } fti_line;
 typedef struct fti_memo {
@@ -1427,28 +1427,27 @@ FTI_INLINE int32_t fti_packed_id(const char *ids, int i)
 /* Put the ids of the word p[n] if the line has it; room for FTI_SEEN_IDS. */
 FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p, size_t n, int32_t *ids, size_t *n_ids)
 {
-    int second = fti_line_has(l, 1, k, n), count, i;
-    const char *from = (const char *)l->word[second].ids;
+    int second = fti_line_has(l, 1, k, n), i;
     if (n > 16) {
         if (l->one.n != n || !fti_same(l->one.text, p, n)) l = fti_line_beside(l);
         if (l->one.n != n || !fti_same(l->one.text, p, n)) return 0;
-        second = 0;
     } else if (!(second | fti_line_has(l, 0, k, n))) return 0;
-    count = l->word[second].n_ids;
-    for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(from, i);
-    if (n > 16 || count > FTI_SEEN_FEW)
-        for (i = 0; i < count; i++) ids[i] = fti_packed_id(l->one.ids, i);
-    *n_ids += (size_t)count;
+    else if (l->word[second].n_ids <= FTI_SEEN_FEW) {
+        for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id((const char *)l->word[second].ids, i);
+        *n_ids += l->word[second].n_ids;
+        return 1;
+    }
+    memcpy(ids, l->one.ids, sizeof l->one.ids);
+    *n_ids += l->one.n_ids;
     return 1;
 }
 
 static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, const int32_t *ids, size_t n_ids)
 {
     int few = n <= 16 && n_ids <= FTI_SEEN_FEW;
-    char *to;
     size_t i;
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
-    for (i = 0; i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
+    for (i = 0; few && i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
     if (l->one.n > 16) *fti_line_beside(l) = *l;
     if (!few || l->one.n > 16 || l->one.n_ids > FTI_SEEN_FEW) memset(l, 0, sizeof *l);
     if (few) l->word[1] = l->word[0];                         /* the older of the two is forgotten */
@@ -1456,9 +1455,9 @@ static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, cons
     memcpy(l->one.text, p, n);
     l->one.n = (uint8_t)n;
     l->one.n_ids = (uint8_t)n_ids;
-    to = few ? (char *)l->word[0].ids : l->one.ids;
-    for (i = 0; i < n_ids; i++) {
-        char *at = to + FTI_ID_BITS * i / 8;
+    if (!few) memcpy(l->one.ids, ids, n_ids * sizeof *ids);
+    else for (i = 0; i < n_ids; i++) {
+        char *at = (char *)l->word[0].ids + FTI_ID_BITS * i / 8;
         uint32_t bits = fti_read32(at) | (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
         memcpy(at, &bits, sizeof bits);
     }
