@@ -1507,7 +1507,7 @@ static fti_memo *fti_memo_take(ft_tokenizer *tok, size_t n)
     for (i = 0; i < FTI_MEMOS && !m; i++)
         if (FTI_GLANCE(&tok->memo[i])) m = (fti_memo *)FTI_EXCHANGE(&tok->memo[i], NULL);
     if (!m && (n < 256 || !(m = (fti_memo *)fti_calloc(1, sizeof *m)))) return NULL;
-    while (lines < FTI_MEMO_MOST && 2 * lines * sizeof(fti_line) < n) lines *= 2;
+    while (lines < FTI_MEMO_MOST && lines * sizeof(fti_line) < n) lines *= 2;
     if (m->lines >= lines || fti_memo_grow(m, lines) || m->lines) return m;
     FTUNE_FREE(m);
     return NULL;
@@ -1523,7 +1523,9 @@ static void fti_memo_give(ft_tokenizer *tok, fti_memo *m)
 /* Before lines are pointed to: so many new words that some will have been forgotten? */
 FTI_INLINE void fti_memo_tend(fti_memo *m)
 {
-    if (m && m->news > m->lines && m->lines < FTI_MEMO_MOST && !fti_memo_grow(m, 4 * m->lines)) m->news = 0;
+    size_t lines = m ? m->lines : FTI_MEMO_MOST;
+    if (lines < FTI_MEMO_MOST && m->news > lines
+        && !fti_memo_grow(m, 8 * lines < FTI_MEMO_MOST ? 8 * lines : FTI_MEMO_MOST)) m->news = 0;
 }
 
 /* ---- cutting text into pieces ---------------------------------------------------------------------------------- *
@@ -2014,6 +2016,7 @@ typedef struct fti_bpe {
     int       in_order;                    /* from 256 on a symbol is its id */
     int       complete;                    /* every byte has an id */
     uint32_t  longest[256];                /* bytes of the longest token that begins so */
+    uint32_t  asked;                       /* pieces of more bytes are not looked up: joining makes every token */
     /* [65536] symbol of a character of 2 or 3 bytes, or FTI_NONE; NULL: begin with bytes */
     uint32_t *of_char;
     uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
@@ -2552,7 +2555,7 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
         return fti_join(b, sym, k);
     }
     for (i = 0; i < n && s[i] < 0x80; i++) ;
-    if (i == n) return fti_bpe_part(b, s, n, sym);
+    if (i == n || (n <= 24 && s[i] < 0xE3)) return fti_bpe_part(b, s, n, sym);
     for (i = 0; i < n;) {
         fti_stretch t;
         uint64_t joins;                                       /* with the one behind */
@@ -2610,7 +2613,7 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     size_t n = piece->end - at, size = n, i;
     int32_t *ids, one;
     ft_status status = FTUNE_OK;
-    whole = n <= b->longest[(uint8_t)*p] ? fti_vocab_bucket(&tok->vocab, p, n, UINT32_MAX) : NULL;
+    whole = n <= b->asked << ((uint8_t)p[n - 1] < 0x80) && n <= b->longest[(uint8_t)*p] ? fti_vocab_bucket(&tok->vocab, p, n, UINT32_MAX) : NULL;
     if (whole) {
         one = whole->id;
         ids = &one;
@@ -3413,6 +3416,7 @@ static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
         fti_bpe_free(b);
         return NULL;
     }
+    b->asked = 8;                                             /* up to there a look-up is quick */
     memset(b->over, 0xFF, 65536 * sizeof *b->over);
     for (i = 0; i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
     memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
@@ -3590,6 +3594,7 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
         }
     for (i = 0; i < 256; i++) if (b->id[i] < 0) b->id[i] = unk;
     b->whole = whole;
+    if (whole || m->improper) b->asked = INT32_MAX;
     fti_bpe_finish(tok, b);
     return m->improper || fti_bpe_chars(tok, b, m->symbol);
 }
@@ -16631,6 +16636,7 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
         if (k && fti_merge_short(b, sym, k, 2) == 2) {
             cut = sym[0] < 256 ? 1 : fti_vocab_at(v, b->id[sym[0]])->len;
         } else {
+            b->asked = INT32_MAX;
             if (!(cut = fti_last_cut(v, symbol, t))) continue;
             sym[0] = symbol[fti_vocab_at(v, fti_vocab_find(v, t->p, cut)) - v->token];
             sym[1] = symbol[fti_vocab_at(v, fti_vocab_find(v, t->p + cut, t->len - cut)) - v->token];
@@ -16673,6 +16679,7 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
         b->id[symbol[i]] = t->id;
     }
     ok = fti_rank_pairs(b, v, symbol) && fti_bpe_chars(tok, b, symbol);
+    if (b->late) b->asked = INT32_MAX;
     fti_bpe_finish(tok, b);
     FTUNE_FREE(symbol);
     return ok ? FTUNE_OK : fti_no_memory(err, 65536 * sizeof *b->of_char);
