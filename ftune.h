@@ -2255,36 +2255,47 @@ static void fti_place_join(const fti_bpe *b, fti_calendar *c, uint32_t i, uint32
     if (p->left != FTI_NONE) fti_place_list(c, p->left, fti_pair_find(b, c->at[p->left].sym, sym));
 }
 
-/* Do single joins in their order come to one round? Yes, if no pair that a join makes comes before the next such join. */
-static int fti_round_in_order(const fti_bpe *b, const uint32_t *sym, size_t n, uint32_t l, uint32_t r, uint32_t merge)
+/* One round: the first merge of all, at all its places from the left. False: nothing joins. Where merges are listed in
+ * the order learnt (b->edge), what is new waits for a later merge. Elsewhere it may come before the places to the right,
+ * and is joined at once: of all pairs left, only those around the place at hand can come so early.
+ * *looked: pairs looked up; equal ones once, or seldom. */
+static int fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t *n, size_t *looked)
 {
-    uint32_t made = fti_joined(b, merge), before = FTI_NONE, left = FTI_NONE, right = FTI_NONE;
-    for (size_t i = 0; i < n; i++) {
-        if (i + 1 == n || sym[i] != l || sym[i + 1] != r) { before = sym[i]; continue; }
-        if (before != left && fti_merge_of(b, left = before, made) < merge) return 0;       /* left, right: known */
-        if (i + 2 < n && sym[i + 2] != right && fti_merge_of(b, made, right = sym[i + 2]) < merge) return 0;
-        before = made;
-        i++;
-    }
-    return 1;
-}
-
-/* One round: the first merge of all, at all its places from the left. 1: done; 0: nothing joins; -1: single joins would
- * come to something else. Where merges are listed in the order learnt (b->edge), what is new waits for a later merge. */
-static int fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t *n)
-{
-    uint32_t least = FTI_NONE, l = FTI_NONE, r = FTI_NONE, merge;
+    uint32_t least = FTI_NONE, l = FTI_NONE, r = FTI_NONE, merge, x, left, right;
+    uint32_t before = FTI_NONE, behind = FTI_NONE;            /* the last pair that came so, and its merge */
+    uint32_t before_l = FTI_NONE, before_r = FTI_NONE, behind_l = FTI_NONE, behind_r = FTI_NONE;
+    uint64_t known[64], key, *place;
     size_t i, k;
-    for (i = 0; i + 1 < *n; i++) {
+    memset(known, 0xFF, sizeof known);
+    for (i = *looked = 0; i + 1 < *n; i++) {
         if (sym[i] == l && sym[i + 1] == r) continue;
+        key = (uint64_t)sym[i] << 32 | sym[i + 1];
+        place = &known[key * UINT64_C(0x9E3779B97F4A7C15) >> 58];
+        if (*place == key) continue;
+        *place = key;
         merge = fti_merge_of(b, sym[i], sym[i + 1]);
         if (merge < least) { least = merge; l = sym[i]; r = sym[i + 1]; }
+        ++*looked;
     }
     if (least == FTI_NONE) return 0;
-    if ((!b->edge || b->late) && !fti_round_in_order(b, sym, *n, l, r, least)) return -1;
-    for (i = k = 0; i < *n; i++, k++) {
-        if (i + 1 < *n && sym[i] == l && sym[i + 1] == r) { sym[k] = fti_joined(b, least); i++; }
-        else sym[k] = sym[i];
+    for (i = k = 0; i < *n; sym[k++] = x) {
+        x = sym[i++];
+        if (x != l || i == *n || sym[i] != r) continue;
+        x = fti_joined(b, least);
+        i++;
+        while (!b->edge || b->late) {
+            left = k ? sym[k - 1] : FTI_NONE;
+            right = i < *n ? sym[i] : FTI_NONE;
+            if (left != before_l || x != before_r) before = left == FTI_NONE ? left : fti_merge_of(b, left, x);
+            if (x != behind_l || right != behind_r) behind = right == FTI_NONE ? right : fti_merge_of(b, x, right);
+            before_l = left;
+            before_r = behind_l = x;
+            behind_r = right;
+            merge = before <= behind ? before : behind;
+            if (merge > least) break;
+            x = fti_joined(b, merge);
+            if (before <= behind) k--; else i++;
+        }
     }
     *n = k;
     return 1;
@@ -2348,17 +2359,20 @@ static int fti_merge_queue(const fti_bpe *b, uint32_t *sym, size_t *left)
     return ok;
 }
 
-/* The same for any length. Rounds first, as long as they take away a part that keeps the sum in proportion to n: they
- * make short work of "aaaa", and need no memory. False: no memory. */
+/* The same for any length. Rounds first, which make short work of "aaaa" and need no memory: as long as they take away
+ * a part that keeps the sum in proportion to n, and a few more where few pairs differ. False: no memory. */
 static int fti_merge_long(const fti_bpe *b, uint32_t *sym, size_t *left)
 {
     fti_calendar c;
-    size_t words = b->n_merges / 64 + 1, n = *left, i;
+    size_t words = b->n_merges / 64 + 1, n = *left, looked, i;
     uint32_t k;
-    int ok;
-    do { i = n; ok = fti_merge_round(b, sym, &n); } while (ok > 0 && n < i - i / 8);
-    *left = n;
-    if (!ok) return 1;
+    int ok, poor;
+    for (poor = 0; poor < 8; poor += n < i - i / 8 ? 0 : looked < i / 8 ? 1 : 8) {
+        i = n;
+        ok = fti_merge_round(b, sym, &n, &looked);
+        *left = n;
+        if (!ok) return 1;
+    }
     if (!b->edge || b->late) return fti_merge_queue(b, sym, left);
     c.at = (fti_place *)fti_alloc(n, sizeof *c.at);
     c.head = (uint32_t *)fti_alloc(b->n_merges + 1, sizeof *c.head);
