@@ -15879,33 +15879,12 @@ static void fti_sp_join(const fti_sp_stretch *t, uint32_t i)
     if (i) fti_sp_look(t, s[i].before);
 }
 
-/* The first rank of all, at all its places from the left, as long as nothing new comes before the rest of them; then the
- * next rank. "aaaa" falls together in a few passes; when eight of them took away less than an eighth of the symbols each,
- * it is another text. Returns how many symbols are left. */
-static size_t fti_sp_join_passes(const fti_sp_stretch *t)
-{
-    fti_sp_symbol *s = t->s;
-    size_t left = t->n, before;
-    for (int poor = 0; poor < 8; poor += left >= before - before / 8) {
-        uint32_t least = UINT32_MAX, i;
-        before = left;
-        for (i = 0; i < t->n; i = s[i].next) if (s[i].rank < least) least = s[i].rank;
-        for (i = 0; i < t->n && least != UINT32_MAX; i = s[i].next) {
-            if (s[i].rank != least) continue;
-            fti_sp_join(t, i);
-            left--;
-            if (s[i].rank <= least || (i && s[s[i].before].rank <= least)) break;
-        }
-    }
-    return left;
-}
-
 /* Long stretches: a heap of rank << 32 | place. An entry whose place has another rank by now is stale. Each join renews
  * two places, so three entries a symbol are room enough. */
 static int fti_sp_join_long(const fti_sp_stretch *t)
 {
     fti_sp_symbol *s = t->s;
-    uint64_t *heap = (uint64_t *)fti_alloc(3 * fti_sp_join_passes(t), sizeof *heap);
+    uint64_t *heap = (uint64_t *)fti_alloc(3 * (size_t)t->n, sizeof *heap);
     size_t size = 0;
     if (!heap) return 0;
     for (uint32_t i = 0; i < t->n; i = s[i].next)
@@ -16007,24 +15986,132 @@ static int fti_sp_long(fti_sp_stretch *t, size_t begin, size_t end)
     return 1;
 }
 
-/* The same for a short one of .json, with the joiner of chapter 1. */
-static int fti_sp_short(fti_sp_run *r, size_t begin, size_t end)
+/* Ids for the symbols of text [begin, end), one behind the other. */
+static void fti_sp_put_symbols(fti_sp_run *r, const uint32_t *sym, size_t n, size_t begin, size_t end)
+{
+    const fti_sp *m = r->m;
+    uint32_t cp;
+    for (size_t i = 0, stop; i < n; i++, begin = stop) {
+        int32_t id = m->bpe ? m->bpe->id[sym[i]] : (int32_t)sym[i];
+        stop = begin + (id < 0 ? fti_next(r->p + begin, r->p + end, &cp)
+                        : ft_token_bytes(r->tok, id).n - (begin ? m->prefix.n : 0));
+        fti_sp_put_piece(r, id, begin, stop = stop < end ? stop : end);
+    }
+}
+
+/* Room for n symbols of n bytes of text or more: where their ids will stand, or memory of its own. */
+static uint32_t *fti_sp_room(fti_sink *out, size_t n, uint32_t **own)
+{
+    if (out->n + 1 + n <= out->cap) return (uint32_t *)(out->ids + out->n + 1);
+    if (!*own) *own = (uint32_t *)fti_alloc(n, sizeof **own);
+    return *own;
+}
+
+/* The left of n symbols go to the end of that room. As none becomes more ids than it has bytes, and one unknown
+ * character may be waiting to be put before them, no id is written over a symbol that has not been read. */
+static uint32_t *fti_sp_to_end(uint32_t *sym, size_t left, size_t n)
+{
+    return (uint32_t *)memmove(sym + n - left, sym, left * sizeof *sym);
+}
+
+/* The same for .json, with the joiner of chapter 1. */
+static int fti_sp_joined(fti_sp_run *r, size_t begin, size_t end)
 {
     const fti_sp *m = r->m;
     const fti_bucket *whole = NULL;
-    uint32_t sym[FTI_SHORT], cp;
+    uint32_t few[FTI_SHORT], *own = NULL, *sym = few, cp;
     size_t n = 0, i, len;
     if (m->neighbours) whole = fti_vocab_bucket(&r->tok->vocab, r->p + begin, end - begin, UINT32_MAX);
     if (whole) { fti_sp_put_piece(r, whole->id, begin, end); return 1; }
+    if (end - begin > FTI_SHORT && !(sym = fti_sp_room(r->out, end - begin, &own))) return 0;
     for (i = begin; i < end; i += len) sym[n++] = fti_sp_first(r, i, len = fti_next(r->p + i, r->p + end, &cp));
     n = fti_join(m->bpe, sym, n);
-    for (i = 0; i < n; i++, begin = len) {                    /* len: where this one ends */
-        int32_t id = m->bpe->id[sym[i]];
-        len = begin + (id < 0 ? fti_next(r->p + begin, r->p + end, &cp)
-                       : ft_token_bytes(r->tok, id).n - (begin ? m->prefix.n : 0));
-        fti_sp_put_piece(r, id, begin, len = len < end ? len : end);
+    if (n != SIZE_MAX && sym != few) sym = fti_sp_to_end(sym, n, end - begin);
+    if (n != SIZE_MAX) fti_sp_put_symbols(r, sym, n, begin, end);
+    FTUNE_FREE(own);
+    return n != SIZE_MAX;
+}
+
+/* Pairs of a .model that were looked up, each in the place its hash gives; looked: how often that was. */
+enum { FTI_SP_PAIRS = 512, FTI_SP_PAIR_BYTES = 2048 };
+typedef struct fti_sp_pair { uint32_t left, right, joined, rank; } fti_sp_pair;
+typedef struct fti_sp_pairs { const fti_sp_run *r; size_t looked; fti_sp_pair at[FTI_SP_PAIRS]; } fti_sp_pairs;
+
+static void fti_sp_pair_find(fti_sp_pairs *c, fti_sp_pair *x, uint32_t left, uint32_t right)
+{
+    const fti_sp *m = c->r->m;
+    ft_text a = ft_token_bytes(c->r->tok, (int32_t)left), b = ft_token_bytes(c->r->tok, (int32_t)right);
+    char both[FTI_SP_PAIR_BYTES];
+    int32_t id = -1;
+    if (a.n + b.n <= m->longest) {
+        memcpy(both, a.p, a.n);
+        memcpy(both + a.n, b.p, b.n);
+        id = fti_vocab_find(&c->r->tok->vocab, both, a.n + b.n);
     }
-    return n > 0;
+    x->left = left;
+    x->right = right;
+    x->joined = (uint32_t)id;
+    x->rank = id >= 0 && (size_t)id < m->n ? m->rank[id] : UINT32_MAX;
+    c->looked++;
+}
+
+FTI_INLINE fti_sp_pair fti_sp_pair_of(fti_sp_pairs *c, uint32_t left, uint32_t right)
+{
+    fti_sp_pair *x = &c->at[(left * 0x9E3779B1u ^ right) * 0x85EBCA77u >> 23];
+    if (x->left != left || x->right != right) fti_sp_pair_find(c, x, left, right);
+    return *x;
+}
+
+/* A round as in fti_merge_round, but several pairs may have the first rank of all; the leftmost is joined first.
+ * 1: done; 0: nothing joins; -1: too many different pairs. */
+static int fti_sp_round(fti_sp_pairs *c, uint32_t *sym, size_t *n)
+{
+    const fti_sp_pair none = { 0, 0, 0, UINT32_MAX };
+    fti_sp_pair before, behind;
+    uint32_t least = UINT32_MAX, x;
+    size_t i, k;
+    for (i = c->looked = 0; i + 1 < *n && c->looked <= *n / 8 + 8; i++) {
+        x = fti_sp_pair_of(c, sym[i], sym[i + 1]).rank;
+        if (x < least) least = x;
+    }
+    if (c->looked > *n / 8 + 8) return -1;
+    for (i = k = 0; i < *n && least < UINT32_MAX; sym[k++] = x) {
+        x = sym[i++];
+        behind = i < *n ? fti_sp_pair_of(c, x, sym[i]) : none;
+        for (before = none; before.rank <= least || behind.rank <= least; ) {
+            if (before.rank <= behind.rank) { x = before.joined; k--; } else { x = behind.joined; i++; }
+            before = k ? fti_sp_pair_of(c, sym[k - 1], x) : none;
+            behind = i < *n ? fti_sp_pair_of(c, x, sym[i]) : none;
+        }
+    }
+    if (least < UINT32_MAX) *n = k;
+    return least < UINT32_MAX;
+}
+
+/* Text of a .model, if rounds are the way, for which see fti_merge_long. 1: done; 0: no memory; -1: it has to go symbol
+ * by symbol. */
+static int fti_sp_rounds(fti_sp_run *r, size_t begin, size_t end)
+{
+    const fti_sp *m = r->m;
+    fti_sp_pairs c;
+    uint32_t *own = NULL, *sym = fti_sp_room(r->out, end - begin, &own), cp;
+    size_t n = 0, others = 0, before, i, len, last = 0;
+    int32_t id = m->unused || m->longest > FTI_SP_PAIR_BYTES ? -1 : 0;
+    int more = 1, poor = 0;
+    for (i = begin; i < end && sym && id >= 0; i += last = len) {
+        len = fti_next(r->p + i, r->p + end, &cp);
+        if (len != last || memcmp(r->p + i, r->p + i - len, len)) id = fti_sp_id(r, i, i + len), others++;
+        if (others > 16 + n / 2 && end - begin <= FTI_SHORT) id = -1;          /* not worth a try */
+        sym[n++] = (uint32_t)id;
+    }
+    memset(c.at, 0xFF, sizeof c.at);
+    for (c.r = r; sym && id >= 0 && more > 0 && poor < 8; poor += n > before - before / 8) {
+        before = n;
+        more = fti_sp_round(&c, sym, &n);
+    }
+    if (!more) fti_sp_put_symbols(r, fti_sp_to_end(sym, n, end - begin), n, begin, end);
+    FTUNE_FREE(own);
+    return !sym ? 0 : more ? -1 : 1;
 }
 
 /* The same, remembered if nothing in it is unknown (that could become one with what comes before or behind), and no
@@ -16037,7 +16124,7 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
     const char *p = r->p + begin;
     size_t n = end - begin, before = out->n, i;
     fti_line *line = NULL;
-    int ok, known = r->unk_begin == r->unk_end;
+    int ok = -1, known = r->unk_begin == r->unk_end;
     if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && before + FTI_SEEN_IDS < out->cap) {
         fti_key key = fti_key_of(p, n, r->n - begin >= 16);
         int32_t ids[FTI_SEEN_IDS];
@@ -16051,7 +16138,9 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
             return 1;
         }
     }
-    ok = m->bpe && n <= FTI_SHORT ? fti_sp_short(r, begin, end) : fti_sp_long(t, begin, end);
+    if (m->bpe) ok = fti_sp_joined(r, begin, end);
+    else if (n > FTI_SP_SHORT) ok = fti_sp_rounds(r, begin, end);
+    if (ok < 0) ok = fti_sp_long(t, begin, end);
     known = known && r->unk_begin == r->unk_end && out->n <= out->cap;
     for (i = before; line && known && i < out->n; i++) known = out->ids[i] != m->unk;
     if (line && known && ok) fti_line_put(out->memo, line, p, n, out->ids + before, out->n - before);
