@@ -2256,8 +2256,8 @@ static void fti_place_join(const fti_bpe *b, fti_calendar *c, uint32_t i, uint32
 }
 
 /* One round: the first merge of all, at all its places from the left. False: nothing joins. Where merges are listed in
- * the order learnt (b->edge), what is new waits for a later merge. Elsewhere it may come before the places to the right,
- * and is joined at once: of all pairs left, only those around the place at hand can come so early.
+ * the order learnt (b->edge), what is new waits for a later merge. Elsewhere it may come before the places to the
+ * right, and is joined at once: of all pairs left, only those around the place at hand can come so early.
  * *looked: pairs looked up; equal ones once, or seldom. */
 static int fti_merge_round(const fti_bpe *b, uint32_t *sym, size_t *n, size_t *looked)
 {
@@ -15697,6 +15697,21 @@ FTI_INLINE void fti_sp_put_piece(fti_sp_run *r, int32_t id, size_t begin, size_t
     fti_sp_put(r, id, begin, end);
 }
 
+/* Room for up to n symbols of n bytes of text: where their ids will stand, or memory of its own. */
+static uint32_t *fti_sp_room(fti_sink *out, size_t n, uint32_t **own)
+{
+    if (out->n + 1 + n <= out->cap) return (uint32_t *)(out->ids + out->n + 1);
+    if (!*own) *own = (uint32_t *)fti_alloc(n, sizeof **own);
+    return *own;
+}
+
+/* The left of n symbols go to the end of that room. As none becomes more ids than it has bytes, and one unknown
+ * character may be waiting to be put before them, no id is written over a symbol that has not been read. */
+static uint32_t *fti_sp_to_end(uint32_t *sym, size_t left, size_t n)
+{
+    return (uint32_t *)memmove(sym + n - left, sym, left * sizeof *sym);
+}
+
 /* ---- Unigram ---- */
 
 /* The best way to reach a place: its score, and the piece that ends there: bytes << 32 | its slot in the tree; slot 0 is
@@ -15731,9 +15746,14 @@ static void fti_sp_backtrack(fti_sp_run *r, fti_sp_node *node, size_t base, size
     }
 }
 
-/* Nodes of the places that are not decided yet, and of those ahead. The first live on the stack. */
+/* Nodes of the places that are not decided yet, and of those ahead. The first live on the stack. Of text that stays
+ * undecided for long, as "0000", only the links are kept: of each place from put on the slot of the piece before it. */
 enum { FTI_SP_WINDOW = 512 };
-typedef struct fti_sp_window { fti_sp_node *node; size_t cap, ready; fti_sp_node local[FTI_SP_WINDOW]; } fti_sp_window;
+typedef struct fti_sp_window {
+    fti_sp_node *node; size_t cap, ready;
+    uint32_t *link, *own; size_t put;                       /* link NULL: no such text at the moment */
+    fti_sp_node local[FTI_SP_WINDOW];
+} fti_sp_window;
 
 /* Nodes up to k are ready: no way leads there yet. False: no memory. */
 static int fti_sp_window_fit(fti_sp_window *w, size_t k)
@@ -15749,6 +15769,38 @@ static int fti_sp_window_fit(fti_sp_window *w, size_t k)
     }
     while (w->ready <= k) w->node[w->ready++] = unreached;
     return 1;
+}
+
+/* The window moves on from byte zero of the text to byte p. False: no memory. */
+static int fti_sp_window_move(fti_sp_run *r, fti_sp_window *w, size_t zero, size_t p)
+{
+    if (!w->link) {
+        w->put = zero;
+        if (!(w->link = fti_sp_room(r->out, r->n - zero, &w->own))) return 0;
+    }
+    for (size_t i = 1; i <= p - zero; i++) w->link[zero - w->put + i - 1] = (uint32_t)w->node[i].piece;
+    w->ready -= p - zero;
+    memmove(w->node, w->node + (p - zero), w->ready * sizeof *w->node);
+    return 1;
+}
+
+/* fti_sp_backtrack for the links kept, up to the node at byte end. */
+static void fti_sp_backtrack_links(fti_sp_run *r, fti_sp_window *w, size_t end)
+{
+    const fti_branch *slot = r->m->pieces.slot;
+    size_t n = end - w->put, first = n, i = w->put, stop;
+    uint32_t *link = w->link, cp;
+    for (size_t at = n; at > 0; ) {                         /* the pieces, to the end of the room */
+        link[--first] = link[at - 1];
+        if (link[first]) at -= fti_vocab_at(&r->tok->vocab, slot[link[first]].id)->len;
+        else while (((unsigned char)r->p[w->put + --at] & 0xC0) == 0x80 && at) { }
+    }
+    for (; i < end; i = stop) {
+        uint32_t x = link[first++];
+        stop = i + (x ? fti_vocab_at(&r->tok->vocab, slot[x].id)->len : fti_next(r->p + i, r->p + end, &cp));
+        fti_sp_put_piece(r, slot[x].id, i, stop);
+    }
+    w->link = NULL;
 }
 
 /* The pieces that begin at p, and the character of len bytes itself when it is no piece. Returns where the longest one
@@ -15781,6 +15833,19 @@ FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node
     return reach;
 }
 
+/* What lies before byte end is decided: put it, and move on. */
+FTI_INLINE void fti_sp_unigram_put(fti_sp_run *r, fti_sp_window *w, size_t zero, size_t end)
+{
+    if (w->link) {
+        fti_sp_window_move(r, w, zero, end);
+        fti_sp_backtrack_links(r, w, end);
+    } else {
+        fti_sp_backtrack(r, w->node, zero, end);
+        w->node[0] = w->node[end - zero];
+        w->ready = 1;
+    }
+}
+
 /* A place that no piece crosses is on every path, so everything before it is decided and may be put. It keeps its score,
  * for the sums of the original go on. */
 FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
@@ -15792,24 +15857,28 @@ FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
     w.node = w.local;                                       /* of the byte at zero */
     w.cap = FTI_SP_WINDOW;
     w.ready = 0;
+    w.link = w.own = NULL;
     if (!fti_sp_window_fit(&w, 0)) return 0;
     for (w.node->score = 0; p < end; p += len) {
         len = *p < 0x80 ? 1 : fti_next((const char *)p, (const char *)end, &cp);
         if (p == reach && p - zero > FTI_SP_WINDOW / 2) {
-            fti_sp_backtrack(r, w.node, (size_t)(zero - text), (size_t)(p - text));
-            w.node[0] = w.node[p - zero];
-            w.ready = 1;
+            fti_sp_unigram_put(r, &w, (size_t)(zero - text), (size_t)(p - text));
             zero = p;
         }
         if ((size_t)(p - zero) + ahead >= w.ready && w.ready <= (size_t)(end - zero)) {
             size_t more = ahead + 64 < (size_t)(end - p) ? ahead + 64 : (size_t)(end - p);
+            if ((size_t)(p - zero) + more >= w.cap && p - zero > FTI_SP_WINDOW / 2) {
+                if (!fti_sp_window_move(r, &w, (size_t)(zero - text), (size_t)(p - text))) break;
+                zero = p;
+            }
             if (!fti_sp_window_fit(&w, (size_t)(p - zero) + more)) break;
         }
         q = fti_sp_unigram_from(r->m, w.node + (p - zero), p, len, end, json);
         if (q > reach) reach = q;
     }
-    if (p >= end) fti_sp_backtrack(r, w.node, (size_t)(zero - text), r->n);
+    if (p >= end) fti_sp_unigram_put(r, &w, (size_t)(zero - text), r->n);
     if (w.node != w.local) FTUNE_FREE(w.node);
+    if (w.own) FTUNE_FREE(w.own);
     return p >= end;
 }
 
@@ -15997,21 +16066,6 @@ static void fti_sp_put_symbols(fti_sp_run *r, const uint32_t *sym, size_t n, siz
                         : ft_token_bytes(r->tok, id).n - (begin ? m->prefix.n : 0));
         fti_sp_put_piece(r, id, begin, stop = stop < end ? stop : end);
     }
-}
-
-/* Room for n symbols of n bytes of text or more: where their ids will stand, or memory of its own. */
-static uint32_t *fti_sp_room(fti_sink *out, size_t n, uint32_t **own)
-{
-    if (out->n + 1 + n <= out->cap) return (uint32_t *)(out->ids + out->n + 1);
-    if (!*own) *own = (uint32_t *)fti_alloc(n, sizeof **own);
-    return *own;
-}
-
-/* The left of n symbols go to the end of that room. As none becomes more ids than it has bytes, and one unknown
- * character may be waiting to be put before them, no id is written over a symbol that has not been read. */
-static uint32_t *fti_sp_to_end(uint32_t *sym, size_t left, size_t n)
-{
-    return (uint32_t *)memmove(sym + n - left, sym, left * sizeof *sym);
 }
 
 /* The same for .json, with the joiner of chapter 1. */
