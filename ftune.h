@@ -13866,13 +13866,33 @@ static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size
     return !out->failed;
 }
 
+/* Where a stretch that begins at i ends, if nothing in it comes apart, changes its place or joins; else i. Asked of
+ * long ones, so that a million accents need no room. */
+enum { FTI_LONG_STRETCH = 256 };
+static size_t fti_stays(int form, const char *text, size_t i, size_t n)
+{
+    const uint32_t unstable = fti_form_unstable(form);
+    uint32_t parts[FTI_MOST_PARTS], base = 0, cp, ccc, last_ccc = 0;
+    size_t begin = i, behind_base = 0;
+    for (int len; i < n; i += (size_t)len, last_ccc = ccc) {
+        len = fti_utf8_decode(text + i, text + n, &cp);
+        uint32_t kind = len ? fti_form_kind(form, cp) : 0;
+        ccc = fti_ccc(kind);
+        if (i > begin && !ccc && !(kind & unstable)) break;
+        if (!len || (ccc && ccc < last_ccc) || fti_parts(form, cp, parts) != 1 || *parts != cp) return begin;
+        if (!(form & FTI_NFD) && base && (i == behind_base || last_ccc < ccc) && fti_compose(base, cp)) return begin;
+        if (!ccc) { base = cp; behind_base = i + (size_t)len; }
+    }
+    return i;
+}
+
 static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
     const uint32_t unstable = fti_form_unstable(form);
     fti_glyph *g = NULL;
     int ok = 1;
     for (size_t i = 0; i < n && ok; ) {
-        size_t stop = fti_stable_run(form, text, i, n);
+        size_t stop = fti_stable_run(form, text, i, n), end = stop;
         ok = fti_emit_same(out, origin, text, i, stop);
         arrsetlen(g, 0);
         for (i = stop; i < n && ok; ) {                     /* one stretch, up to the next base that is safe */
@@ -13887,6 +13907,11 @@ static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uin
                 ok = fti_push(g, x);
             }
             i += (size_t)len;
+            if (arrlen(g) == FTI_LONG_STRETCH && (end = fti_stays(form, text, stop, n)) > stop) break;
+        }
+        if (end > stop) {
+            ok = fti_emit_same(out, origin, text, stop, i = end);
+            continue;
         }
         size_t count = (size_t)arrlen(g);
         ok = ok && fti_order_marks(g, count);
