@@ -13871,15 +13871,15 @@ static int fti_emit_same(fti_buf *out, uint32_t **origin, const char *text, size
 enum { FTI_LONG_STRETCH = 256 };
 static size_t fti_stays(int form, const char *text, size_t i, size_t n)
 {
-    const uint32_t unstable = fti_form_unstable(form);
-    uint32_t parts[FTI_MOST_PARTS], base = 0, cp, ccc, last_ccc = 0;
+    const uint32_t unstable = fti_form_unstable(form), apart = fti_form_unstable(form | FTI_NFD);
+    uint32_t base = 0, cp, ccc, last_ccc = 0;
     size_t begin = i, behind_base = 0;
     for (int len; i < n; i += (size_t)len, last_ccc = ccc) {
         len = fti_utf8_decode(text + i, text + n, &cp);
         uint32_t kind = len ? fti_form_kind(form, cp) : 0;
         ccc = fti_ccc(kind);
         if (i > begin && !ccc && !(kind & unstable)) break;
-        if (!len || (ccc && ccc < last_ccc) || fti_parts(form, cp, parts) != 1 || *parts != cp) return begin;
+        if (!len || (ccc && ccc < last_ccc) || (kind & apart)) return begin;
         if (!(form & FTI_NFD) && base && (i == behind_base || last_ccc < ccc) && fti_compose(base, cp)) return begin;
         if (!ccc) { base = cp; behind_base = i + (size_t)len; }
     }
