@@ -400,12 +400,44 @@ static void test_linear(void)
     }
 }
 
+/* Long runs of few characters: the same ids symbol by symbol (where pieces may come apart again there are no rounds), and
+ * whether there is room for symbols and links where the ids will stand or not. */
+static void test_long_runs(const char *path)
+{
+    static const char *const unit[] = { "a", " ", "-", "0", "=", "the", "\n", "\xE2\x96\x81", "\xD0\xB0", "\xE3\x80\x80", "\xF0\x9F\x98\x80", "ab" };
+    enum { CAP = 20000 };
+    static char text[CAP];
+    static int32_t ids[3][3 * CAP];
+    ft_tokenizer *tok = path ? load(path) : NULL;
+    ft_error err;
+    ft_rng rng;
+    ft_rng_seed(&rng, 7);
+    for (int round = 0; tok && round < 200; round++) {
+        fti_sp *m = (fti_sp *)tok->model;
+        size_t len = 0, n[3] = { 0, 0, 0 };
+        int kinds = 1 + (int)ft_rng_below(&rng, 3), first = (int)ft_rng_below(&rng, sizeof unit / sizeof *unit);
+        for (int i = 0; i < 6; i++) {
+            const char *u = unit[(first + (int)ft_rng_below(&rng, kinds)) % (int)(sizeof unit / sizeof *unit)];
+            for (size_t k = ft_rng_below(&rng, i % 2 ? 700 : 30); k-- > 0 && len + strlen(u) < CAP; len += strlen(u)) memcpy(text + len, u, strlen(u));
+        }
+        CHECK_OK(ft_tokenizer_encode(tok, text, len, FTUNE_SPECIAL_AS_TEXT, ids[0], 3 * CAP, &n[0], &err), err);
+        CHECK_OK(ft_tokenizer_encode(tok, text, len, FTUNE_SPECIAL_AS_TEXT, ids[1], n[0], &n[1], &err), err);
+        if (!m->json && !m->unigram) m->unused++;
+        CHECK_OK(ft_tokenizer_encode(tok, text, len, FTUNE_SPECIAL_AS_TEXT, ids[2], 3 * CAP, &n[2], &err), err);
+        if (!m->json && !m->unigram) m->unused--;
+        for (int k = 1; k < 3; k++)
+            CHECK_MSG(n[0] == n[k] && !memcmp(ids[0], ids[k], n[0] * sizeof **ids), "%s: round %d: other ids, %d", path, round, k);
+    }
+    ft_tokenizer_free(tok);
+}
+
 /* Memory runs out at the 1st, 2nd, 3rd .. allocation of loading and of encoding: an error, and nothing left behind. */
 static void test_no_memory(void)
 {
     static const char *const path[] = { "tests/data/spm_bpe.model", "tests/data/spm_unigram.model", "tests/data/spm_suffix.model",
                                         "tests/data/bert_slice/tokenizer.json", "build/tmp/sp_llama.json", "build/tmp/sp_t5.json",
                                         "build/tmp/sp_steps.json", "build/tmp/sp_denormal.model" };
+    static char many[600];
     static const char text[] = "the cat sat on  the mat \xC3\xA9 \xE6\x9D\xAD\xE5\xB7\x9E haaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     for (size_t i = 0; i < sizeof path / sizeof *path; i++) {
         ft_tokenizer *tok = NULL;
@@ -416,6 +448,7 @@ static void test_no_memory(void)
         size_t n, m_back;
         TEST_EVERY_FAILURE(ft_tokenizer_load(&tok, path[i], NULL, &err), ft_tokenizer_free(tok));
         if (ft_tokenizer_load(&tok, path[i], NULL, &err)) continue;
+        TEST_EVERY_FAILURE(ft_tokenizer_encode(tok, (char *)memset(many, 'a', sizeof many), sizeof many, 0, NULL, 0, &n, &err), (void)0);
         TEST_EVERY_FAILURE(ft_tokenizer_encode_spans(tok, text, sizeof text - 1, 0, NULL, 0, ids, span, 200, &n, &err), (void)0);
         for (size_t k = 0, m = n; k < m; k++) if (k % 3 == 0 && ft_token_id(tok, "<0xE4>", 6) >= 0) ids[k] = ft_token_id(tok, "<0xE4>", 6);
         TEST_EVERY_FAILURE(ft_tokenizer_decode(tok, ids, n, 0, back, sizeof back, &m_back, &err), (void)0);
@@ -473,6 +506,11 @@ int main(void)
     test_words_again("tests/data/spm_bpe.model");
     test_words_again("tests/data/spm_suffix.model");
     for (int i = 0; i < 4; i++) test_words_again(test_shared(bpe[i]));
+    for (int i = 0; i < 4; i++) test_long_runs(test_shared(bpe[i]));
+    test_long_runs("tests/data/spm_bpe.model");
+    test_long_runs("tests/data/spm_unigram.model");
+    test_long_runs(test_shared("vocab/t5-small/tokenizer.json"));
+    test_long_runs(test_shared("vocab/xlnet/spiece.model"));
     test_no_memory();
     hostile_file("tests/data/spm_bpe.model", 1);
     hostile_file("tests/data/spm_unigram.model", 1);
