@@ -1377,15 +1377,15 @@ static void fti_vocab_free(fti_vocab *v)
  * tokenizer without waiting for one another and there are never more memos than calls at one time. A word must give
  * the same ids wherever it stands: those of BPE and WordPiece do.
  *
- * A line has two words of up to 16 bytes and 6 ids, or one larger one, whose ids take the place of the second. An id
+ * A line has two words of up to 16 bytes and 6 ids, or a larger one and no second (its n is 0). In the former an id
  * takes 18 bits, which is enough for every vocabulary known; words with a larger id are not remembered. */
 
 #define FTI_SEEN_BYTES 30
-#define FTI_SEEN_IDS   8
+#define FTI_SEEN_IDS   7
 enum { FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST = 65536 };
 typedef union fti_line {
     struct { char text[16]; uint8_t ids[14], n, n_ids; } word[2];
-    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; } one;
+    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; uint16_t none, second; } one;
     char byte[64];
 } fti_line;
 typedef struct fti_memo {
@@ -1419,9 +1419,11 @@ FTI_INLINE int fti_line_has(const fti_line *l, int i, const fti_key *k, size_t n
 /* A large word may also be in the line beside its own. */
 FTI_INLINE fti_line *fti_line_beside(const fti_line *l) { return (fti_line *)((uintptr_t)l ^ sizeof *l); }
 
-FTI_INLINE int32_t fti_packed_id(const char *ids, int i)
+FTI_INLINE int32_t fti_packed_id(const uint8_t *ids, int i)
 {
-    return (int32_t)(fti_read32(ids + FTI_ID_BITS * i / 8) >> FTI_ID_BITS * i % 8 & ((1u << FTI_ID_BITS) - 1));
+    const uint8_t *p = ids + FTI_ID_BITS * i / 8;
+    uint32_t bits = p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;      /* one load */
+    return (int32_t)(bits >> FTI_ID_BITS * i % 8 & ((1u << FTI_ID_BITS) - 1));
 }
 
 /* Put the ids of the word p[n] if the line has it; room for FTI_SEEN_IDS. */
@@ -1433,13 +1435,23 @@ FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p,
         if (l->one.n != n || !fti_same(l->one.text, p, n)) return 0;
     } else if (!(second | fti_line_has(l, 0, k, n))) return 0;
     else if (l->word[second].n_ids <= FTI_SEEN_FEW) {
-        for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id((const char *)l->word[second].ids, i);
+        for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(l->word[second].ids, i);
         *n_ids += l->word[second].n_ids;
         return 1;
     }
     memcpy(ids, l->one.ids, sizeof l->one.ids);
     *n_ids += l->one.n_ids;
     return 1;
+}
+
+FTI_INLINE int fti_line_is_large(const fti_line *l) { return l->one.n > 16 || l->one.n_ids > FTI_SEEN_FEW; }
+
+/* Room for the first word: the older of two is forgotten. */
+FTI_INLINE void fti_line_shift(fti_line *l)
+{
+    if (fti_line_is_large(l)) memset(l, 0, sizeof *l);
+    l->word[1] = l->word[0];
+    memset(&l->word[0], 0, sizeof l->word[0]);
 }
 
 static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, const int32_t *ids, size_t n_ids)
@@ -1449,17 +1461,15 @@ static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, cons
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
     for (i = 0; few && i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
     if (l->one.n > 16) *fti_line_beside(l) = *l;
-    if (!few || l->one.n > 16 || l->one.n_ids > FTI_SEEN_FEW) memset(l, 0, sizeof *l);
-    if (few) l->word[1] = l->word[0];                         /* the older of the two is forgotten */
-    memset(&l->word[0], 0, sizeof l->word[0]);
+    if (few) fti_line_shift(l); else memset(l, 0, sizeof *l);
     memcpy(l->one.text, p, n);
     l->one.n = (uint8_t)n;
     l->one.n_ids = (uint8_t)n_ids;
     if (!few) memcpy(l->one.ids, ids, n_ids * sizeof *ids);
     else for (i = 0; i < n_ids; i++) {
-        char *at = (char *)l->word[0].ids + FTI_ID_BITS * i / 8;
-        uint32_t bits = fti_read32(at) | (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
-        memcpy(at, &bits, sizeof bits);
+        uint8_t *at = l->word[0].ids + FTI_ID_BITS * i / 8;
+        uint32_t bits = (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
+        for (; bits; bits >>= 8) *at++ |= (uint8_t)bits;
     }
     m->news++;
 }
@@ -1476,13 +1486,13 @@ static int fti_memo_grow(fti_memo *m, size_t lines)
     memset(line, 0, lines * sizeof *line);    /* not calloc: pages that are read before they are written come twice */
     for (i = lines, m->shift = 64; i > 1; i /= 2) m->shift--;
     for (i = 0; i < m->lines; i++)
-        for (k = 1; k >= 0; k--) {
+        for (k = 1; k >= 0; k--) {                            /* the younger one last */
             fti_key key;
             if (!(n = was[i].word[k].n)) continue;
             key = fti_key_of(k ? was[i].word[1].text : was[i].one.text, n, 1);
             to = &line[key.hash >> m->shift];
-            if (n > 16 || was[i].word[k].n_ids > FTI_SEEN_FEW) { *to = was[i]; continue; }
-            to->word[1] = to->word[0];
+            if (!k && fti_line_is_large(&was[i])) { *to = was[i]; continue; }
+            fti_line_shift(to);
             to->word[0] = was[i].word[k];
         }
     FTUNE_FREE(m->memory);

@@ -107,13 +107,56 @@ static void test_hostile(void)
 static const char published[] = "(?i:'s|'t|'re)|[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|(?<=[\\p{L}&&[^b]])\\d{1,3}+"
     "| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|(?>a|b+?){2,3}\\x{41}(?i)[\xE2\x80\x99\\x{73}-t]";
 
+static const char *const awkward[] = { "a", "b", "S", "K", "re", "LL", "'", "'s", "'ve", "'T", "'\xC5\xBF", "\xE2\x80\x99", "\xE4\xB8\xAD", "\xE6\x96\x87\xE5\xAD\x97", "\xE3\x81\x82", "\xE3\x83\xBC",
+    "\xE3\x80\x85", "\xED\x95\x9C", "\xC3\xA9", "\xC3\x89", "\xC7\x85", "\xCA\xB0", "\xC5\xBF", "\xE2\x84\xAA", "\xCC\x81", "\xE0\xA4\xBF", "\xE2\x83\x9D", "1", "23", "\xC2\xB2", "\xE0\xA5\xA7",
+    "\xE2\x85\xA3", " ", " ", "  ", "\n", "\r", "\r\n", "\t", "\xC2\xA0", "\xC2\x85", "\xE3\x80\x80", "\xE2\x80\xA8", ".", ",/", "!", "$", "\xE2\x82\xAC", "\xE3\x80\x82", "\xF0\x9F\x98\x80", "\xEF\xB8\x8F", "\xF0\xA0\x80\x80",
+    "\xE3\x80\x87", "\xF0\x90\x90\x80", "\xE2\x80\x8D", "\xEE\x80\x80", "\xCD\xB8", "_" };
+
+static size_t awkward_text(uint32_t *random, int parts, char *text)
+{
+    size_t n = 0;
+    for (; parts >= 0; parts--) {
+        *random = *random * 1664525u + 1013904223u;
+        const char *p = awkward[(*random >> 8) % (sizeof awkward / sizeof *awkward)];
+        for (int again = *random >> 30 ? 0 : (int)(*random >> 27 & 7); again >= 0; again--) {
+            memcpy(text + n, p, strlen(p));
+            n += strlen(p);
+        }
+    }
+    return n;
+}
+
+/* 64 bytes at a time the scanners cut where they do piece by piece. */
+static void test_windows(void)
+{
+    for (int k = 0; k < FTI_N_SPLITTERS; k++) {
+        const fti_splitter *f = &fti_splitters[k];
+        uint32_t random = 7;
+        int differ = 0, cuts = 0;
+        for (int i = 0; f->cut && i < 100000 && !differ; i++) {
+            char *text = (char *)malloc(4096), *end;
+            random = random * 1664525u + 1013904223u;
+            size_t n = awkward_text(&random, 30 + (int)(random >> 28), text);
+            text = (char *)realloc(text, n);
+            end = text + n;
+            for (const char *p = text; end - p >= FTI_VIEW && !differ; p = f->split(p, end)) {
+                const char *q = p, *to;
+                for (uint64_t bits = f->cut(p, end); bits && !differ; bits &= bits - 1, q = to, cuts++) {
+                    to = p + fti_lowest(bits);
+                    differ = f->split(q, end) != to;
+                    CHECK_MSG(!differ, "%s on \"%.*s\": from %d expected %d, found %d", f->name, (int)n, text, (int)(q - text), (int)(f->split(q, end) - text), (int)(to - text));
+                    test_passed -= !differ;
+                }
+            }
+            free(text);
+        }
+        if (f->cut) CHECK(cuts > 100000);
+    }
+}
+
 /* The scanners of chapter 1 cut as this matcher does with the expressions they stand for. */
 static void test_scanners(void)
 {
-    static const char *const part[] = { "a", "b", "S", "K", "re", "LL", "'", "'s", "'ve", "'T", "'\xC5\xBF", "\xE2\x80\x99", "\xE4\xB8\xAD", "\xE6\x96\x87\xE5\xAD\x97", "\xE3\x81\x82", "\xE3\x83\xBC",
-        "\xE3\x80\x85", "\xED\x95\x9C", "\xC3\xA9", "\xC3\x89", "\xC7\x85", "\xCA\xB0", "\xC5\xBF", "\xE2\x84\xAA", "\xCC\x81", "\xE0\xA4\xBF", "\xE2\x83\x9D", "1", "23", "\xC2\xB2", "\xE0\xA5\xA7",
-        "\xE2\x85\xA3", " ", " ", "  ", "\n", "\r", "\r\n", "\t", "\xC2\xA0", "\xC2\x85", "\xE3\x80\x80", "\xE2\x80\xA8", ".", ",/", "!", "$", "\xE2\x82\xAC", "\xE3\x80\x82", "\xF0\x9F\x98\x80", "\xEF\xB8\x8F", "\xF0\xA0\x80\x80",
-        "\xE3\x80\x87", "\xF0\x90\x90\x80", "\xE2\x80\x8D", "\xEE\x80\x80", "\xCD\xB8", "_" };
     for (int k = 0; k < FTI_N_SPLITTERS; k++) {
         const fti_splitter *f = &fti_splitters[k];
         fti_regex *re = NULL;
@@ -124,16 +167,11 @@ static void test_scanners(void)
         CHECK_OK(fti_regex_new(&re, f->regex, strlen(f->regex), f->name, &err), err);
         memset(&s, 0, sizeof s);
         for (int i = 0; re && i < 25000 && !differ; i++) {
-            char text[200];
-            size_t n = 0, at = 0;
+            char text[1024];
+            size_t n, at = 0;
             ft_span x;
             random = random * 1664525u + 1013904223u;
-            for (int parts = (int)(random >> 28); parts >= 0; parts--) {
-                random = random * 1664525u + 1013904223u;
-                const char *p = part[(random >> 8) % (sizeof part / sizeof *part)];
-                memcpy(text + n, p, strlen(p));
-                n += strlen(p);
-            }
+            n = awkward_text(&random, (int)(random >> 28), text);
             fti_search_begin(&s, re, text, n);
             while (at < n && !differ) {
                 size_t end = (size_t)(f->split(text + at, text + n) - text);
@@ -314,6 +352,7 @@ int main(void)
     test_refused();
     test_hostile();
     test_scanners();
+    test_windows();
     test_mutations();
     test_pieces();
     test_bytes();

@@ -460,6 +460,55 @@ static void test_threads_and_first(const char *path)
     ft_tokenizer_free(tok);
 }
 
+/* Words met before give what they gave: many words of all lengths against a tokenizer that remembers nothing, as it does
+ * on short texts; again in a text of their own, when all were met. */
+static void test_words_met_before(const char *path)
+{
+    enum { WORDS = 90000, LINE = 240 };
+    static const char *const alphabet[] = { "abcdefghijklmnop", "\xD0\xB0\xD0\xB1\xD0\xB2\xD0\xB3\xD0\xB4\xD0\xB5\xD0\xB6\xD0\xB7", "!!!!!!!!\"\"\"$$$",
+        "\xE0\xA4\x95\xE0\xA4\xA8\xE0\xA4\xB0", "\xEA\xB0\x80\xEB\x82\x98\xEB\x8B\xA4", "\xE4\xB8\x80\xE4\xBA\x86\xE5\x9C\xA8\xE6\x98\xAF" };
+    ft_tokenizer *tok = NULL, *fresh = NULL;
+    ft_rng rng;
+    size_t n = 0, i, k, m, at, end, n_all, n_part;
+    char *text = (char *)malloc(WORDS * 50);
+    int32_t *all = (int32_t *)malloc(WORDS * 50 * sizeof *all), part[LINE + 8];
+    if (path) CHECK_OK(ft_tokenizer_load(&tok, path, NULL, &err), err);
+    if (path) CHECK_OK(ft_tokenizer_load(&fresh, path, NULL, &err), err);
+    ft_rng_seed(&rng, 5);
+    for (i = 0; i < WORDS; i++) {
+        const char *letters = alphabet[ft_rng_below(&rng, 6)];
+        size_t size = *letters < 'z' && *letters > 0 ? 1 : (uint8_t)*letters < 0xE0 ? 2 : 3, many = strlen(letters) / size;
+        text[n++] = ' ';
+        if (i && !ft_rng_below(&rng, 3)) {                        /* one from before */
+            for (at = (size_t)ft_rng_below(&rng, n - 1); at && text[at - 1] != ' '; at--) ;
+            while (text[at] != ' ') text[n++] = text[at++];
+            continue;
+        }
+        for (k = 1 + (size_t)ft_rng_below(&rng, ft_rng_below(&rng, 4) ? 24 / size : 44 / size); k > 0; k--, n += size)
+            memcpy(text + n, letters + size * (size_t)ft_rng_below(&rng, many), size);
+    }
+    for (int round = 0; round < 3 && tok && fresh; round++) {
+        size_t step = round ? n : 3000;                           /* the memory grows; all fits in */
+        int wrong = 0;
+        for (at = n_all = 0; at < n; at = end) {
+            for (end = at + step < n ? at + step : n; end < n && text[end] != ' '; end++) ;
+            CHECK_OK(ft_tokenizer_encode(tok, text + at, end - at, FTUNE_SPECIAL_AS_TEXT, all + n_all, WORDS * 50 - n_all, &n_part, &err), err);
+            n_all += n_part;
+        }
+        for (at = m = 0; at < n && !wrong; at = end, m += n_part) {
+            for (end = k = at + 1; k <= n && k - at < LINE; k++) if (k == n || text[k] == ' ') end = k;
+            CHECK_OK(ft_tokenizer_encode(fresh, text + at, end - at, FTUNE_SPECIAL_AS_TEXT, part, LINE + 8, &n_part, &err), err);
+            test_passed--;
+            wrong = m + n_part > n_all || !same_ids("met before", round, text + at, end - at, all + m, n_part, part, n_part);
+        }
+        CHECK(!wrong && m == n_all);
+    }
+    ft_tokenizer_free(tok);
+    ft_tokenizer_free(fresh);
+    free(text);
+    free(all);
+}
+
 /* One id at a time: never half a character, and together the same text. */
 static void test_stream(void)
 {
@@ -744,6 +793,9 @@ int main(void)
     test_against_simple(test_shared("vocab/o200k_base/o200k_base.tiktoken"));
     test_against_simple(test_shared("vocab/qwen/qwen.tiktoken"));
     test_made_ranks();
+    test_words_met_before(slice);
+    test_words_met_before(test_shared("vocab/qwen2/tokenizer.qwen3.json"));
+    test_words_met_before(test_shared("vocab/o200k_base/o200k_base.tiktoken"));
     test_threads_and_first(slice);
     test_threads_and_first(test_shared("vocab/qwen2/tokenizer.qwen3.json"));
     test_threads_and_first(test_shared("vocab/kimi-k2/tiktoken.model"));
