@@ -1377,15 +1377,15 @@ static void fti_vocab_free(fti_vocab *v)
  * tokenizer without waiting for one another and there are never more memos than calls at one time. A word must give
  * the same ids wherever it stands: those of BPE and WordPiece do.
  *
- * A line has two words of up to 16 bytes and 6 ids, or a larger one and no second (its n is 0). In the former an id
- * takes 18 bits, which is enough for every vocabulary known; words with a larger id are not remembered. */
+ * A line has two words of up to 16 bytes and 6 ids, or a larger one and no second (its n is 0). An id takes 18 bits,
+ * which is enough for every vocabulary known; words with a larger id are not remembered. */
 
 #define FTI_SEEN_BYTES 30
-#define FTI_SEEN_IDS   7
+#define FTI_SEEN_IDS   12
 enum { FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST = 65536 };
 typedef union fti_line {
     struct { char text[16]; uint8_t ids[14], n, n_ids; } word[2];
-    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids; int32_t ids[FTI_SEEN_IDS]; uint16_t none, second; } one;
+    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids, ids[28]; uint16_t none, second; } one;
     char byte[64];
 } fti_line;
 typedef struct fti_memo {
@@ -1434,13 +1434,13 @@ FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p,
         if (l->one.n != n || !fti_same(l->one.text, p, n)) l = fti_line_beside(l);
         if (l->one.n != n || !fti_same(l->one.text, p, n)) return 0;
     } else if (!(second | fti_line_has(l, 0, k, n))) return 0;
-    else if (l->word[second].n_ids <= FTI_SEEN_FEW) {
-        for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(l->word[second].ids, i);
-        *n_ids += l->word[second].n_ids;
+    if (n > 16 || l->word[second].n_ids > FTI_SEEN_FEW) {
+        for (i = 0; i < FTI_SEEN_IDS; i++) ids[i] = fti_packed_id(l->one.ids, i);
+        *n_ids += l->one.n_ids;
         return 1;
     }
-    memcpy(ids, l->one.ids, sizeof l->one.ids);
-    *n_ids += l->one.n_ids;
+    for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(l->word[second].ids, i);
+    *n_ids += l->word[second].n_ids;
     return 1;
 }
 
@@ -1459,15 +1459,14 @@ static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, cons
     int few = n <= 16 && n_ids <= FTI_SEEN_FEW;
     size_t i;
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
-    for (i = 0; few && i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
+    for (i = 0; i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
     if (l->one.n > 16) *fti_line_beside(l) = *l;
     if (few) fti_line_shift(l); else memset(l, 0, sizeof *l);
     memcpy(l->one.text, p, n);
     l->one.n = (uint8_t)n;
     l->one.n_ids = (uint8_t)n_ids;
-    if (!few) memcpy(l->one.ids, ids, n_ids * sizeof *ids);
-    else for (i = 0; i < n_ids; i++) {
-        uint8_t *at = l->word[0].ids + FTI_ID_BITS * i / 8;
+    for (i = 0; i < n_ids; i++) {
+        uint8_t *at = (few ? l->word[0].ids : l->one.ids) + FTI_ID_BITS * i / 8;
         uint32_t bits = (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
         for (; bits; bits >>= 8) *at++ |= (uint8_t)bits;
     }
@@ -1575,17 +1574,23 @@ FTI_INLINE unsigned fti_class_at(const char *p, int *len)
     return fti_cp_class((s[0] & 7u) << 18 | (s[1] & 63u) << 12 | (s[2] & 63u) << 6 | (s[3] & 63u));
 }
 
-/* How many of the next 8 bytes are small letters, or letters with fold 32: a byte each of one sum per bound. */
-FTI_INLINE int fti_letters8(const char *p, int fold)
+/* The first of 8 bytes, as fti_read64 has them, that has its top bit; 8: none. */
+FTI_INLINE int fti_first_high(uint64_t w)
 {
-    const uint64_t each = UINT64_C(0x0101010101010101);
-    uint64_t w = fti_read64(p), x = (w | each * (unsigned)fold) & each * 127;
-    w = (~(x + each * (128 - 'a')) | (x + each * (128 - 'z' - 1)) | w) & each * 128;        /* no letter */
+    w &= UINT64_C(0x8080808080808080);
 #if defined(__GNUC__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     return w ? __builtin_ctzll(w) / 8 : 8;
 #else
     { char byte[8]; int i = 0; memcpy(byte, &w, 8); while (i < 8 && !byte[i]) i++; return i; }
 #endif
+}
+
+/* How many of the next 8 bytes are small letters, or letters with fold 32: a byte each of one sum per bound. */
+FTI_INLINE int fti_letters8(const char *p, int fold)
+{
+    const uint64_t each = UINT64_C(0x0101010101010101);
+    uint64_t w = fti_read64(p), x = (w | each * (unsigned)fold) & each * 127;
+    return fti_first_high(~(x + each * (128 - 'a')) | (x + each * (128 - 'z' - 1)) | w);    /* no letter */
 }
 
 FTI_INLINE const char *fti_run_ascii(const char *p, const char *end, int fold)
@@ -13767,8 +13772,9 @@ FTI_INLINE uint32_t fti_ccc(uint32_t kind) { return kind >> 16 & 255; }
 static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
 {
     const uint32_t unstable = fti_form_unstable(form);
-    uint32_t last_ccc = 0, ccc, kind, cp, lead, block;
+    uint32_t last_ccc = 0, ccc, kind, cp, block;
     size_t base = i, from;
+    const char *past;
     int len, nfc = (form & ~FTI_UNICODE_9) == FTI_NFC;
     for (; i < n; i += (size_t)len) {
         if (!((unsigned char)text[i] & 0x80)) {
@@ -13780,19 +13786,27 @@ static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
             len = 0;
             continue;
         }
-        if (nfc) {                                            /* as many characters as need no closer look */
-            for (from = i; n - i >= 4 && text[i] & 0x80; i += (size_t)len) {
-                const char *past = (uint8_t)(text[i] - 0xE3) < 7 ? fti_run_cjk(text + i, text + n) : text + i;
-                if (past != text + i) { base = (i = (size_t)(past - text)) - 3; len = 0; continue; }
-                lead = (uint8_t)text[i];
-                len = 2 + (lead >= 0xE0);
-                block = lead < 0xE0 ? lead & 31u : (lead & 15u) << 6 | (text[i + 1] & 63u);
-                if (lead >= 0xF0 || lead < 0xC2 || (text[i + 1] & 0xC0) != 0x80 || (text[i + len - 1] & 0xC0) != 0x80
-                    || !(fti_nfc_plain[fti_nfc_index[block]] >> (text[i + len - 1] & 63) & 1)) break;
-                base = i;
+        from = i;
+        while (nfc && n - i >= 8) {                           /* as many characters as need no closer look */
+            const uint8_t *c = (const uint8_t *)text + i;
+            if (c[0] < 0x80) {
+                i += (size_t)fti_first_high(fti_read64(text + i));
+                base = i - 1;
+                continue;
             }
-            if (i > from) { last_ccc = 0; len = 0; continue; }
+            if ((uint8_t)(c[0] - 0xE3) < 7 && (past = fti_run_cjk(text + i, text + n)) != text + i) {
+                i = (size_t)(past - text);
+                base = i - 3;
+                continue;
+            }
+            len = 2 + (c[0] >= 0xE0);
+            block = len == 2 ? c[0] & 31u : (c[0] & 15u) << 6 | (c[1] & 63u);
+            if (c[0] < 0xC2 || c[0] >= 0xF0 || (c[1] & 0xC0) != 0x80 || (c[len - 1] & 0xC0) != 0x80
+                || !(fti_nfc_plain[fti_nfc_index[block]] >> (c[len - 1] & 63) & 1)) break;
+            base = i;
+            i += (size_t)len;
         }
+        if (i > from) { last_ccc = 0; len = 0; continue; }
         len = fti_utf8_decode(text + i, text + n, &cp);
         if (!len) { len = 1; base = i; last_ccc = 0; continue; }       /* not UTF-8: left alone */
         kind = fti_form_kind(form, cp);
@@ -13901,6 +13915,7 @@ static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uin
     const uint32_t unstable = fti_form_unstable(form);
     fti_glyph *g = NULL;
     int ok = 1;
+    fti_buf_fit(out, n + n / 16);                           /* mostly enough: growing copies again and again */
     for (size_t i = 0; i < n && ok; ) {
         size_t stop = fti_stable_run(form, text, i, n), end = stop;
         ok = fti_emit_same(out, origin, text, i, stop);
