@@ -164,8 +164,8 @@ FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, cons
 FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 
 /* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
- * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. All of ids[cap] may be written to. n_bytes of text give at most n_bytes + 16
- * ids, except where normalisation lengthens the text (SentencePiece).
+ * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. All of ids[cap] may be written to. n_bytes
+ * of text give at most n_bytes + 16 ids, except where normalisation lengthens the text (SentencePiece).
  * Control tokens are those that tokenizer.json calls special; its other added tokens (Qwen's <think>) are words of the
  * vocabulary and always found, as with Hugging Face. Of a rank file, all added tokens are control tokens. */
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
@@ -1386,7 +1386,7 @@ enum { FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST 
 typedef union fti_line {
     struct { char text[16]; uint8_t ids[14], n, n_ids; } word[2];
     struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids, ids[28]; uint16_t none, second; } one;
-    char byte[64];
+    uint8_t byte[64];                   /* ids: from byte 16, 48; 32 */
 } fti_line;
 typedef struct fti_memo {
     fti_line *line; void *memory;       /* line: the first at a border of two of them */
@@ -1435,11 +1435,11 @@ FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p,
         if (l->one.n != n || !fti_same(l->one.text, p, n)) return 0;
     } else if (!(second | fti_line_has(l, 0, k, n))) return 0;
     if (n > 16 || l->word[second].n_ids > FTI_SEEN_FEW) {
-        for (i = 0; i < FTI_SEEN_IDS; i++) ids[i] = fti_packed_id(l->one.ids, i);
+        for (i = 0; i < FTI_SEEN_IDS; i++) ids[i] = fti_packed_id(l->byte + 32, i);
         *n_ids += l->one.n_ids;
         return 1;
     }
-    for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(l->word[second].ids, i);
+    for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(l->byte + 16 + 32 * second, i);
     *n_ids += l->word[second].n_ids;
     return 1;
 }
@@ -1466,7 +1466,7 @@ static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, cons
     l->one.n = (uint8_t)n;
     l->one.n_ids = (uint8_t)n_ids;
     for (i = 0; i < n_ids; i++) {
-        uint8_t *at = (few ? l->word[0].ids : l->one.ids) + FTI_ID_BITS * i / 8;
+        uint8_t *at = l->byte + (few ? 16 : 32) + FTI_ID_BITS * i / 8;
         uint32_t bits = (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
         for (; bits; bits >>= 8) *at++ |= (uint8_t)bits;
     }
@@ -1660,9 +1660,9 @@ FTI_INLINE uint64_t fti_cjk(const fti_bytes64 *v)
     uint64_t han = fti_in_range(v, 0xE5, 5) | (fti_in_range(v, 0xE4, 1) & fti_in_range(v, 0xB8, 8) >> 1);
     uint64_t kana = fti_in_range(v, 0xE3, 1), a, b, c;
     if (!kana) return han;
-    a = kana & fti_in_range(v, 0x81, 1) >> 1 & ~(fti_in_range(v, 0x80, 1) >> 2);            /* U+3041..307F */
-    b = kana & fti_in_range(v, 0x82, 1) >> 1 & ~(fti_in_range(v, 0x97, 10) >> 2);           /* U+3080..3096, 30A1..30BF */
-    c = kana & fti_in_range(v, 0x83, 1) >> 1 & ~(fti_in_range(v, 0xBB, 1) >> 2);            /* U+30C0..30FF but 30FB */
+    a = kana & fti_in_range(v, 0x81, 1) >> 1 & ~(fti_in_range(v, 0x80, 1) >> 2);            /* U+3041 to 307F */
+    b = kana & fti_in_range(v, 0x82, 1) >> 1 & ~(fti_in_range(v, 0x97, 10) >> 2);           /* 3080..3096, 30A1..30BF */
+    c = kana & fti_in_range(v, 0x83, 1) >> 1 & ~(fti_in_range(v, 0xBB, 1) >> 2);            /* 30C0..30FF but 30FB */
     return han | a | b | c;
 }
 
@@ -1936,8 +1936,8 @@ FTI_INLINE uint64_t fti_view_cuts(const char *p, const char *end, int how)
         if (how & FTI_BY_CASED) begins |= k.upper & k.lower << 1;
         if (how & FTI_BY_HAN) begins |= k.han & ~(k.han << 1);
     }
-    quote &= how & FTI_BY_CASED ? k.letter << 1 : first & k.letter >> 1;
-    if (quote & fti_bits_below(k.known)) begins = fti_view_contractions(begins, quote & fti_bits_below(k.known), p, end, how);
+    quote &= (how & FTI_BY_CASED ? k.letter << 1 : first & k.letter >> 1) & fti_bits_below(k.known);
+    if (quote) begins = fti_view_contractions(begins, quote, p, end, how);
     /* What a run of white space that is cut off is, its end will tell. */
     if (k.known && k.space >> (k.known - 1) & 1) {
         run = ~k.space & fti_bits_below(k.known);
@@ -1963,14 +1963,16 @@ typedef struct fti_splitter { const char *name; const char *(*split)(const char 
     "[^\\r\\n\\p{L}\\p{N}]?" u "*" w "+" FTI_CONTRACTIONS "?|[^\\r\\n\\p{L}\\p{N}]?" u "+" w "*" FTI_CONTRACTIONS "?" \
     "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+" tail FTI_TAIL
 static const fti_splitter fti_splitters[] = {
-    { "gpt2", fti_split_gpt2, fti_cut_gpt2, 0, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" },
+    { "gpt2", fti_split_gpt2, fti_cut_gpt2, 0,
+        "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" },
     { "cl100k", fti_split_cl100k, fti_cut_cl100k, 0,
         FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
     { "qwen", fti_split_qwen, fti_cut_qwen, 1,
         FTI_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" FTI_TAIL },
     { "o200k", fti_split_o200k, fti_cut_o200k, 0, FTI_CASED("", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]",
                                              "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]", "[\\r\\n/]*") },
-    { "kimi", fti_split_kimi, fti_cut_kimi, 0, FTI_CASED("[\\p{Han}]+|", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
+    { "kimi", fti_split_kimi, fti_cut_kimi, 0,
+        FTI_CASED("[\\p{Han}]+|", "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
                                            "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]", "[\\r\\n]*") },
     { "llama3", fti_split_cl100k, fti_cut_cl100k, 0, NULL },                  /* the expression of cl100k */
     { "none", fti_split_none, NULL, 0, NULL }
@@ -1988,22 +1990,24 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
 
 /* ---- joining: the fast one ------------------------------------------------------------------------------------- *
  * fti_bpe_simple is slow five times over. What the fast one does instead:
- *   1. Most pieces are one token: the piece is looked up whole before anything is joined. That is the same result for
- *      every token that joining can make; the others are found out when the file is loaded (Llama 3 has 588) and hidden
- *      from this look-up, unless the family wants them (tiktoken; ignore_merges in tokenizer.json).
+ *   1. Words come again: those met before are remembered with their ids (see there), and most pieces end here. Of the
+ *      others, short ones are mostly one token: they are looked up whole before anything is joined. That is the same
+ *      result for every token that joining can make; the others are found out when the file is loaded (Llama 3 has 588)
+ *      and hidden from this look-up, unless the family wants them (tiktoken; ignore_merges in tokenizer.json).
  *   2. Neighbours are looked up as a pair of numbers, not as bytes: symbols are 0..255 for bytes, then one for each
  *      merge in the order learnt, and a table says which merge joins two of them. Two bytes have a table of their own.
  *      A token can be made in one way only (what happens inside its bytes does not depend on what stands around), so a
  *      rank file gives one pair for each token: the last two parts when its own bytes are encoded.
  *   3. Most joins need no search for the first one: of two bytes that meet we know which merges could come between
- *      (fti_start_bytes), and of two characters that meet whether any token holds both (fti_bpe_symbols).
+ *      (fti_start_bytes), and of two characters that meet whether any token holds both: if none does, the piece falls
+ *      apart there (fti_bpe_symbols).
  *   4. After a join only two pairs are new. Parts up to FTI_SHORT symbols keep the merge number of each pair in an
  *      array and search it for the least one; longer ones keep a list of places for each merge number and a bitmap
  *      of the numbers in use, so that a piece of a million letters takes time in proportion to its length.
- *   5. Words come again: see "words met before".
- * What is left is waiting: for memory, since the tables are larger than the processor's nearest cache, and for branches
- * that were guessed wrong. So pieces are cut some way ahead and their places in the table fetched early
- * (fti_bpe_pieces), and small tables of bits stand in front of large ones.
+ *   5. What is left is waiting: for memory, since the tables are larger than the processor's nearest cache, and for
+ *      branches that were guessed wrong. So pieces are cut many at a time without a branch (fti_view_cuts), the lines
+ *      of the memo they will need are fetched meanwhile (fti_bpe_pieces), and small tables of bits stand in front of
+ *      large ones.
  *
  * All this takes merges for listed in the order learnt: none comes before those that make its parts. Llama 3 has 107
  * tokens that break the rule (b->late): what may not be begun with because of them is left to its turn. */
@@ -2036,7 +2040,7 @@ typedef struct fti_bpe {
     uint32_t *of_char;
     uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
     uint64_t *over_bits;                   /* [1024] bit (byte before << 8 | byte behind): the borders in it */
-    uint64_t *over_three;                  /* [512] bit (byte before & 31) << 10 | character of three bytes behind >> 6 */
+    uint64_t *over_three;                  /* [512] bit (byte before & 31) << 10 | character behind, of three bytes, >> 6 */
     fti_edge *edge;                        /* [65536] what may happen between two bytes; NULL: see fti_start_bytes */
     uint32_t *late;                        /* stb array: symbols of merges that come before those of their parts */
     uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
@@ -2473,9 +2477,8 @@ static size_t fti_bpe_part(const fti_bpe *b, const uint8_t *s, size_t n, uint32_
     return fti_join(b, sym, k);
 }
 
-/* Characters that join with nothing around them: s[at[c]], c from begin on. A token of its own (whole), or of three bytes,
- * of which two may be a token; which it will be is hard to guess, so there is no branch. What is odd is left: returns
- * the first that is not put. */
+/* Characters that join with nothing around them: s[at[c]], c from begin on. Each is a token of its own (whole) or three
+ * bytes of which two may be one. What is odd is left: returns the first that is not put. */
 FTI_INLINE int fti_bpe_alone(const fti_bpe *b, const uint8_t *s, const uint32_t *at, const uint32_t *whole, int begin,
                              int end, uint32_t *sym, size_t *k)
 {
@@ -2502,7 +2505,8 @@ FTI_INLINE int fti_bpe_alone(const fti_bpe *b, const uint8_t *s, const uint32_t 
 
 /* May the text be cut at s[i], where nothing joins whole characters? Not if a merge takes a part of one of them, unless
  * both are made before. */
-static int fti_bpe_cut(const fti_bpe *b, const uint8_t *s, size_t i, size_t n, uint32_t last, uint32_t cp, uint32_t over)
+static int fti_bpe_cut(const fti_bpe *b, const uint8_t *s, size_t i, size_t n, uint32_t last, uint32_t cp,
+                       uint32_t over)
 {
     size_t before = i - 1, len;
     while (before && (s[before] & 0xC0) == 0x80) before--;
@@ -2542,14 +2546,15 @@ static size_t fti_bpe_stretch(const fti_bpe *b, const uint8_t *s, size_t i, size
         last = cp;
         i += len;
         if (len != 3) continue;
-        for (; c < FTI_MANY && i < n && s[i] >> 4 == 14; c++, i += 3, last = cp) {       /* the same, for a run of these */
+        for (; c < FTI_MANY && i < n && s[i] >> 4 == 14; c++, i += 3, last = cp) {    /* the same, for a run of these */
             cp = (s[i] & 15u) << 12 | (s[i + 1] & 63u) << 6 | (s[i + 2] & 63u);
             t->at[c] = (uint32_t)i;
             t->whole[c] = b->of_char[cp];
             bit = (b->over_three[(last & 31) << 4 | cp >> 12] >> (cp >> 6 & 63) & 1) << c;
             apart = !fti_bit(b->together, fti_together(last, cp));
             overs |= bit;
-            if (apart & (bit != 0)) apart = (over = fti_over(b, s + i)) == FTI_NONE || fti_bpe_cut(b, s, i, n, last, cp, over);
+            if (apart & (bit != 0))
+                apart = (over = fti_over(b, s + i)) == FTI_NONE || fti_bpe_cut(b, s, i, n, last, cp, over);
             cuts |= (uint64_t)apart << c;
         }
     }
@@ -2561,7 +2566,8 @@ static size_t fti_bpe_stretch(const fti_bpe *b, const uint8_t *s, size_t i, size
 }
 
 /* Characters [begin, end) of a stretch, between cuts. */
-FTI_INLINE size_t fti_bpe_joined(const fti_bpe *b, const uint8_t *s, const fti_stretch *t, int begin, int end, uint32_t *sym)
+FTI_INLINE size_t fti_bpe_joined(const fti_bpe *b, const uint8_t *s, const fti_stretch *t, int begin, int end,
+                                 uint32_t *sym)
 {
     uint32_t lacking = 0;
     int k;
@@ -2615,7 +2621,8 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     return k;
 }
 
-/* A piece on its way. line NULL: it is longer than what is remembered. */
+/* A piece on its way. line NULL: it is longer than what is remembered; of scripts without spaces only short ones are,
+ * since whole clauses seldom come again. */
 typedef struct fti_coming { size_t end; fti_key key; fti_line *line; } fti_coming;
 
 /* The ids of text[at, end); bytes without an id are passed over. */
@@ -2637,12 +2644,13 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
                                    const fti_coming *piece, fti_sink *out, ft_error *err)
 {
     const char *p = text + at;
-    const fti_bucket *whole;
+    const fti_bucket *whole = NULL;
     uint32_t few[FTI_SHORT], *sym = few, *own = NULL;
     size_t n = piece->end - at, size = n, i;
     int32_t *ids, one;
     ft_status status = FTUNE_OK;
-    whole = n <= b->asked << ((uint8_t)p[n - 1] < 0x80) && n <= b->longest[(uint8_t)*p] ? fti_vocab_bucket(&tok->vocab, p, n, UINT32_MAX) : NULL;
+    if (n <= b->asked << ((uint8_t)p[n - 1] < 0x80) && n <= b->longest[(uint8_t)*p])         /* ASCII: twice as long */
+        whole = fti_vocab_bucket(&tok->vocab, p, n, UINT32_MAX);
     if (whole) {
         one = whole->id;
         ids = &one;
@@ -2681,11 +2689,11 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
         while (m < FTI_AHEAD && begin < n) {
             size_t window = begin;
             uint64_t cuts = 0;
-            if (splitter->cut && n - begin >= FTI_VIEW)
-                cuts = splitter->cut(text + begin, text + n);
+            if (splitter->cut && n - begin >= FTI_VIEW) cuts = splitter->cut(text + begin, text + n);
             do {
                 fti_coming *c = &piece[m++];
-                end = cuts ? window + (size_t)fti_lowest(cuts) : (size_t)(splitter->split(text + begin, text + n) - text);
+                if (cuts) end = window + (size_t)fti_lowest(cuts);
+                else end = (size_t)(splitter->split(text + begin, text + n) - text);
                 c->end = end;
                 c->line = NULL;
                 if (out->memo && end - begin <= ((uint8_t)text[begin] < 0xE3 ? FTI_SEEN_BYTES : 16)) {
@@ -2699,8 +2707,9 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
         }
         for (k = 0; k < m && !status; k++, at = end) {
             const fti_coming *c = &piece[k];
-            int32_t few[FTI_SEEN_IDS], *ids = !out->offsets && out->n + FTI_SEEN_IDS <= out->cap ? out->ids + out->n : few;
+            int32_t few[FTI_SEEN_IDS], *ids = few;
             size_t n_ids = 0;
+            if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) ids = out->ids + out->n;
             end = c->end;
             if (!c->line || !fti_line_find(c->line, &c->key, text + at, end - at, ids, &n_ids))
                 status = fti_bpe_new_piece(tok, b, text, at, c, out, err);
