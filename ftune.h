@@ -990,9 +990,11 @@ static void      fti_json_free(fti_json *j);
 static int       fti_json_child(const fti_json *j, int parent);           /* first member, or -1 */
 static int       fti_json_next(const fti_json *j, int node);              /* next member, or -1 */
 static int       fti_json_get(const fti_json *j, int object, const char *key);        /* last one of that key, or -1 */
+static int       fti_json_named(const fti_json *j, int node, const char *key);        /* a member with that key */
 static int       fti_json_is(const fti_json *j, int node, fti_json_type type);        /* false for node -1 */
 static double    fti_json_number(const fti_json *j, int node, double otherwise);
 static int64_t   fti_json_int(const fti_json *j, int node, int64_t otherwise);        /* clamps, never overflows */
+static int64_t   fti_json_whole(const fti_json *j, int node);             /* written in digits only, or -1; clamps */
 static int       fti_json_bool(const fti_json *j, int node, int otherwise);
 /* The string with its escapes undone: p points into the text when there are none, else into the arena (p is then
  * 0-terminated). Lone surrogates become U+FFFD. p NULL: not a string, or no memory. */
@@ -1051,7 +1053,7 @@ static uint32_t fti_cp_lower(uint32_t cp, uint32_t extra[2]);  /* full lower cas
  * writes it: 1e-06, 0.02, 16.0. The same in every locale; null when not finite. */
 static void fti_buf_number(fti_buf *b, double x, int digits);
 /* Fail with what stands at a node: "config.json:12: rope_type: expected default or llama3, found yarn". Line numbers
- * only for texts that have lines; node -1: "found nothing". */
+ * only for texts that have lines; ~node: "found nothing" inside that node (-1: inside the root). */
 static ft_status fti_json_refuse(const fti_json *j, int node, ft_status code, const char *what, const char *expected,
                                  ft_error *err);
 static int fti_most(size_t n);          /* n, or 100: for %.*s in messages */
@@ -12408,15 +12410,19 @@ static uint32_t fti_json_key_start(const fti_json *j, int node)
     return (uint32_t)(p - j->text) - j->node[node].key_len;
 }
 
+static int fti_json_named(const fti_json *j, int node, const char *key)
+{
+    const fti_json_node *x = &j->node[node];
+    return x->member && (x->key_len == strlen(key) || x->key_escaped)
+        && fti_json_same(j, fti_json_key_start(j, node), x->key_len, x->key_escaped, key);
+}
+
 static int fti_json_get(const fti_json *j, int object, const char *key)
 {
     int found = -1;
-    size_t n = strlen(key);
     if (!fti_json_is(j, object, FTI_OBJECT)) return -1;
     for (int i = fti_json_child(j, object); i >= 0; i = fti_json_next(j, i))
-        if ((j->node[i].key_len == n || j->node[i].key_escaped)
-            && fti_json_same(j, fti_json_key_start(j, i), j->node[i].key_len, j->node[i].key_escaped, key))
-            found = i;
+        if (fti_json_named(j, i, key)) found = i;
     return found;
 }
 
@@ -12440,7 +12446,7 @@ static int fti_json_equals(const fti_json *j, int node, const char *s)
 
 static int fti_json_line(const fti_json *j, int node)
 {
-    return fti_lines_before(j->text, j->text + (node >= 0 ? j->node[node].start : 0));
+    return fti_lines_before(j->text, j->text + j->node[node < 0 ? ~node : node].start);
 }
 
 static int fti_most(size_t n) { return n < 100 ? (int)n : 100; }
@@ -12500,6 +12506,14 @@ static int64_t fti_json_int(const fti_json *j, int node, int64_t otherwise)
     if (x >= 9223372036854775807.0) return INT64_MAX;
     if (x <= -9223372036854775808.0) return INT64_MIN;
     return (int64_t)x;
+}
+
+static int64_t fti_json_whole(const fti_json *j, int node)
+{
+    const fti_json_node *x = &j->node[node >= 0 ? node : 0];
+    if (!fti_json_is(j, node, FTI_NUMBER)) return -1;
+    for (uint32_t i = 0; i < x->len; i++) if (j->text[x->start + i] < '0' || j->text[x->start + i] > '9') return -1;
+    return fti_json_int(j, node, -1);
 }
 
 /* Files: the only place that touches the file system -------------------------------------------------------------- */
@@ -17018,11 +17032,11 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
     if (!fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, j->node[object].count);
     for (node = fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
         ft_text key;
-        int64_t id = fti_json_int(j, node, -1);
+        int64_t id = fti_json_whole(j, node);
         if (arrlen(tok->vocab.token) % 1024 == 0) fti_arena_free(&keys);
         key = fti_json_key(j, node, &keys);
         if (!key.p || !fti_room_for(&room, &tok->arena, key.n)) status = fti_no_memory(err, j->node[node].key_len);
-        else if (id < 0 || id >= INT32_MAX || !fti_json_is(j, node, FTI_NUMBER))
+        else if (id < 0 || id >= INT32_MAX)
             status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "an id from 0 to 2147483646", err);
         else {
             size_t n = spelled ? fti_spelled(key.p, key.n, room.p) : key.n;
@@ -17053,61 +17067,231 @@ static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, 
                     j ? fti_json_line(j, line) : line, m->n, fti_most(left.n), left.p, fti_most(right.n), right.p);
 }
 
-/* "type" of a part of tokenizer.json; the empty text when there is none. */
-static ft_text fti_json_type_of(const fti_json *j, int node, fti_arena *a)
-{
-    ft_text t = fti_json_text(j, fti_json_get(j, node, "type"), a);
-    if (!t.p) t = ft_text_of("");
-    return t;
-}
-
 static int fti_is_type(const fti_json *j, int node, const char *type)
 {
     return fti_json_equals(j, fti_json_get(j, node, "type"), type);
 }
 
 /* The steps of a part in order: what stands in a Sequence, and in Sequences inside it. */
-typedef struct fti_json_walk { int at[16], n, root; const char *list; } fti_json_walk;
+typedef struct fti_json_walk { int at[16], n, root, deep; const char *list; } fti_json_walk;
 
 static fti_json_walk fti_json_steps(const fti_json *j, const char *part, const char *list)
 {
-    fti_json_walk w = { { 0 }, 0, -1, NULL };
+    fti_json_walk w = { { 0 }, 0, -1, 0, NULL };
     w.list = list;
     w.root = w.at[0] = fti_json_get(j, 0, part);
     w.n = w.root >= 0 && !fti_json_is(j, w.root, FTI_NULL);
     return w;
 }
 
-static int fti_json_step(const fti_json *j, fti_json_walk *w)                 /* the next one, or -1 */
+static int fti_json_visit(const fti_json *j, fti_json_walk *w)       /* the next one, or -1: Sequences too */
 {
-    while (w->n) {
-        int node = w->at[--w->n], next = node == w->root ? -1 : fti_json_next(j, node);
-        if (next >= 0) w->at[w->n++] = next;
-        if (!fti_is_type(j, node, "Sequence") || w->n == 16) return node;
-        next = fti_json_child(j, fti_json_get(j, node, w->list));
-        if (next >= 0) w->at[w->n++] = next;
+    int node, next;
+    if (!w->n) return -1;
+    node = w->at[--w->n];
+    next = node == w->root ? -1 : fti_json_next(j, node);
+    if (next >= 0) w->at[w->n++] = next;
+    if (!fti_is_type(j, node, "Sequence")) return node;
+    next = fti_json_child(j, fti_json_get(j, node, w->list));
+    w->deep = w->n == 16;
+    if (next >= 0 && !w->deep) w->at[w->n++] = next;
+    return node;
+}
+
+static int fti_json_step(const fti_json *j, fti_json_walk *w)
+{
+    int node;
+    while ((node = fti_json_visit(j, w)) >= 0 && fti_is_type(j, node, "Sequence")) { }
+    return node;
+}
+
+/* What each part of tokenizer.json has to say, as Hugging Face tokenizers 0.23 wants it: a field that is wrong, missing
+ * or there twice would change ids if a default took its place, so it is an error; other fields are ignored, as there.
+ * "field:kind", the kinds being those of fti_kinds; behind them ? "missing or null will do", = "missing will do". */
+static const struct { const char *part, *types, *fields; } fti_shapes[] = {
+    { "normalizer", "NFC NFD NFKC NFKD Lowercase StripAccents Nmt ByteLevel", "" },
+    { "normalizer", "Strip", "strip_left:b strip_right:b" },
+    { "normalizer", "Prepend", "prepend:s" },
+    { "normalizer", "Replace", "pattern:p content:s" },
+    { "normalizer", "Precompiled", "precompiled_charsmap:s" },
+    { "normalizer", "BertNormalizer", "clean_text:b handle_chinese_chars:b strip_accents:b? lowercase:b" },
+    { "normalizer", "Sequence", "normalizers:l" },
+    { "pre_tokenizer", "Whitespace WhitespaceSplit BertPreTokenizer UnicodeScripts", "" },
+    { "pre_tokenizer", "ByteLevel", "add_prefix_space:b trim_offsets:b use_regex:b=" },
+    { "pre_tokenizer", "Split", "pattern:p behavior:h invert:b" },
+    { "pre_tokenizer", "Punctuation", "behavior:h=" },
+    { "pre_tokenizer", "Digits", "individual_digits:b" },
+    { "pre_tokenizer", "CharDelimiterSplit", "delimiter:c" },
+    { "pre_tokenizer", "FixedLength", "length:n=" },
+    { "pre_tokenizer", "Metaspace", "replacement:c str_rep:s? add_prefix_space:b? prepend_scheme:m= split:b?" },
+    { "pre_tokenizer", "Sequence", "pretokenizers:l" },
+    { "decoder", "ByteFallback Fuse", "" },
+    { "decoder", "ByteLevel", "add_prefix_space:b trim_offsets:b use_regex:b=" },
+    { "decoder", "Replace", "pattern:p content:s" },
+    { "decoder", "Strip", "content:c start:n stop:n" },
+    { "decoder", "Metaspace", "replacement:c str_rep:s? add_prefix_space:b? prepend_scheme:m= split:b?" },
+    { "decoder", "WordPiece", "prefix:s cleanup:b" },
+    { "decoder", "BPEDecoder", "suffix:s" },
+    { "decoder", "CTC", "pad_token:s word_delimiter_token:s cleanup:b" },
+    { "decoder", "Sequence", "decoders:l" },
+    { "post_processor", "ByteLevel", "add_prefix_space:b trim_offsets:b use_regex:b=" },
+    { "post_processor", "TemplateProcessing", "single:l pair:l special_tokens:o" },
+    { "post_processor", "RobertaProcessing BertProcessing", "sep:k cls:k" },
+    { "post_processor", "Sequence", "processors:l" },
+    { "model", "BPE", "dropout:d? unk_token:s? continuing_subword_prefix:s? end_of_word_suffix:s? fuse_unk:b? "
+      "byte_fallback:b? ignore_merges:b? vocab:o merges:l" },
+    { "model", "WordPiece", "unk_token:s continuing_subword_prefix:s max_input_chars_per_word:n vocab:o" },
+    { "model", "WordLevel", "unk_token:s vocab:o" },
+    { "model", "Unigram", "unk_id:n? byte_fallback:b= vocab:l" }
+};
+enum { FTI_N_SHAPES = sizeof fti_shapes / sizeof *fti_shapes, FTI_MOST_STEPS = 256 };
+static const char fti_added_fields[] = "id:n content:s single_word:b lstrip:b rstrip:b normalized:b special:b";
+static const struct { char kind; const char *name; } fti_kinds[] = { { 'b', "true or false" }, { 's', "a string" },
+    { 'c', "one character" }, { 'd', "a number" }, { 'n', "a whole number from 0 on" }, { 'l', "a list" },
+    { 'o', "an object" }, { 'k', "[token, id]" }, { 'p', "{\"String\": \"..\"} or {\"Regex\": \"..\"}" },
+    { 'm', "always, first or never" },
+    { 'h', "Isolated, Removed, Contiguous, MergedWithPrevious or MergedWithNext" } };
+
+static int fti_json_is_kind(const fti_json *j, int node, char kind)
+{
+    const fti_json_node *x = &j->node[node];
+    char text[16];
+    uint32_t cp;
+    size_t n;
+    switch (kind) {
+    case 'b': return x->type == FTI_TRUE || x->type == FTI_FALSE;
+    case 's': return x->type == FTI_STRING;
+    case 'd': return x->type == FTI_NUMBER;
+    case 'n': return fti_json_whole(j, node) >= 0;
+    case 'l': return x->type == FTI_ARRAY;
+    case 'o': return x->type == FTI_OBJECT;
+    case 'k': return x->type == FTI_ARRAY && x->count == 2 && fti_json_is(j, node + 1, FTI_STRING)
+        && fti_json_whole(j, fti_json_next(j, node + 1)) >= 0;
+    case 'p': return x->type == FTI_OBJECT && x->count == 1 && fti_json_is(j, node + 1, FTI_STRING)
+        && (fti_json_named(j, node + 1, "String") || fti_json_named(j, node + 1, "Regex"));
+    case 'm': return fti_json_equals(j, node, "always") || fti_json_equals(j, node, "first")
+        || fti_json_equals(j, node, "never");
+    case 'h':
+        for (n = 0; n < FTI_N_BEHAVIORS && !fti_json_equals(j, node, fti_behaviors[n]); n++) { }
+        return n < FTI_N_BEHAVIORS;
+    default:  /* 'c' */
+        if (x->type != FTI_STRING || x->len >= sizeof text) return 0;
+        n = fti_json_undo_to(text, j->text + x->start, x->len);
+        return n && fti_utf8_decode(text, text + n, &cp) == (int)n;
     }
-    return -1;
+}
+
+/* The fields of an object: each there once, and of its kind. what: names it in messages. */
+static ft_status fti_fields_check(const fti_json *j, int object, const char *what, const char *fields, ft_error *err)
+{
+    char place[128];
+    if (!fti_json_is(j, object, FTI_OBJECT))
+        return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, what, "an object", err);
+    for (const char *f = fields; *f; f += strspn(f, " ")) {
+        size_t n = strcspn(f, ":"), k = 0;
+        char kind = f[n + 1], may = f[n + 2], name[32];
+        int node = ~object;
+        snprintf(name, sizeof name, "%.*s", (int)n, f);
+        snprintf(place, sizeof place, "%s: %s", what, name);
+        f += n + 2 + (may == '?' || may == '=');
+        for (int i = fti_json_child(j, object); i >= 0; i = fti_json_next(j, i)) {
+            if (!fti_json_named(j, i, name)) continue;
+            if (node >= 0) return fti_json_refuse(j, i, FTUNE_ERR_FORMAT, place, "it once", err);
+            node = i;
+        }
+        if (node < 0 && (may == '?' || may == '=')) continue;
+        if (may == '?' && fti_json_is(j, node, FTI_NULL)) continue;
+        while (fti_kinds[k].kind != kind) k++;
+        if (node < 0 || !fti_json_is_kind(j, node, kind))
+            return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, place, fti_kinds[k].name, err);
+    }
+    return FTUNE_OK;
+}
+
+static int fti_has_word(const char *words, const char *word)
+{
+    size_t n = strlen(word);
+    for (; *words; words += strspn(words, " ")) {
+        size_t k = strcspn(words, " ");
+        if (k == n && !memcmp(words, word, n)) return 1;
+        words += k;
+    }
+    return 0;
+}
+
+/* otherwise: the type of an object without one; NULL: it has to say. */
+static ft_status fti_part_check(const fti_json *j, int node, const char *part, const char *otherwise, ft_error *err)
+{
+    char type[32] = "", what[64], expected[300] = "one of";
+    int given = fti_json_get(j, node, "type");
+    ft_status status = fti_fields_check(j, node, part, otherwise ? "type:s=" : "type:s", err);
+    if (status) return status;
+    if (given < 0) snprintf(type, sizeof type, "%s", otherwise);
+    else if (j->node[given].len < sizeof type)
+        fti_json_undo_to(type, j->text + j->node[given].start, j->node[given].len);
+    snprintf(what, sizeof what, "%s: %s", part, type);
+    for (int k = 0; k < FTI_N_SHAPES; k++) {
+        size_t n = strlen(expected);
+        if (strcmp(fti_shapes[k].part, part)) continue;
+        if (fti_has_word(fti_shapes[k].types, type)) return fti_fields_check(j, node, what, fti_shapes[k].fields, err);
+        snprintf(expected + n, sizeof expected - n, " %s", fti_shapes[k].types);
+    }
+    return fti_json_refuse(j, given < 0 ? ~node : given, FTUNE_ERR_UNSUPPORTED, part, expected, err);
+}
+
+/* Which model it is. Older files do not say: it is the first whose fields are there. */
+static const char *fti_json_model_type(const fti_json *j)
+{
+    static const struct { const char *type, *field; } kind[] = { { "BPE", "merges" }, { "Unigram", "unk_id" },
+        { "WordPiece", "max_input_chars_per_word" }, { "WordLevel", "vocab" } };
+    int model = fti_json_get(j, 0, "model"), k = 0, type = fti_json_get(j, model, "type");
+    for (; k < 4; k++)
+        if (type >= 0 ? fti_json_equals(j, type, kind[k].type) : fti_json_get(j, model, kind[k].field) >= 0) break;
+    return k < 4 ? kind[k].type : "";
+}
+
+/* The fields of the whole file. Who reads it afterwards can trust what it reads. */
+static ft_status fti_json_check(const fti_json *j, ft_error *err)
+{
+    static const char *const list[][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
+        { "decoder", "decoders" }, { "post_processor", "processors" } };
+    int version = fti_json_get(j, 0, "version"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens")), k;
+    ft_status status = fti_fields_check(j, 0, "tokenizer", "version:s= added_tokens:l= model:o", err);
+    if (!status && version >= 0 && !fti_json_equals(j, version, "1.0"))
+        return fti_json_refuse(j, version, FTUNE_ERR_UNSUPPORTED, "version", "1.0", err);
+    for (k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        char what[40];
+        snprintf(what, sizeof what, "added_tokens[%d]", k);
+        status = fti_fields_check(j, node, what, fti_added_fields, err);
+    }
+    for (int i = 0; i < 4 && !status; i++) {
+        fti_json_walk w = fti_json_steps(j, list[i][0], list[i][1]);
+        for (k = 0; !status && (node = fti_json_visit(j, &w)) >= 0; k++) {
+            status = fti_part_check(j, node, list[i][0], NULL, err);
+            if (!status && (w.deep || k == FTI_MOST_STEPS))    /* steps take more memory than their few letters */
+                return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, list[i][0],
+                                       "at most 256 steps, at most 14 Sequences inside each other", err);
+        }
+    }
+    return status ? status : fti_part_check(j, fti_json_get(j, 0, "model"), "model", fti_json_model_type(j), err);
 }
 
 /* A string that outlives the JSON. */
 static ft_status fti_json_keep(ft_tokenizer *tok, const fti_json *j, int node, ft_text *out, ft_error *err)
 {
     ft_text t = fti_json_text(j, node, &tok->arena);
-    if (!fti_json_is(j, node, FTI_STRING))
-        return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "normalizer, pre_tokenizer or decoder", "a string", err);
     out->p = t.p ? fti_arena_copy(&tok->arena, t.p, t.n) : NULL;
     out->n = t.n;
     return out->p ? FTUNE_OK : fti_no_memory(err, t.n);
 }
 
-/* {"String": "a"}, or {"Regex": "a+"}; an older file has the text alone. */
+/* {"String": "a"}, or {"Regex": "a+"}. */
 static ft_status fti_json_pattern(ft_tokenizer *tok, const fti_json *j, int node, fti_pattern *f, ft_error *err)
 {
-    int regex = fti_json_get(j, node, "Regex"), text = fti_json_get(j, node, "String");
+    int regex = fti_json_get(j, node, "Regex");
     ft_text expression;
     ft_status status;
-    if (regex < 0) return fti_json_keep(tok, j, text < 0 ? node : text, &f->text, err);
+    if (regex < 0) return fti_json_keep(tok, j, fti_json_get(j, node, "String"), &f->text, err);
     status = fti_json_keep(tok, j, regex, &expression, err);
     return status ? status : fti_regex_new(&f->regex, expression.p, expression.n, j->name, err);
 }
@@ -17122,8 +17306,8 @@ static ft_status fti_json_charsmap(ft_tokenizer *tok, const fti_json *j, int nod
     bytes = (char *)fti_arena_alloc(&tok->arena, base64.n / 4 * 3 + 8);
     *map = (fti_charsmap *)fti_arena_alloc(&tok->arena, sizeof **map);
     if (!bytes || !*map) return fti_no_memory(err, base64.n);
-    n = base64.n ? fti_base64(base64.p, base64.n, bytes) : 0;
-    if (n < 0) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
+    if ((n = fti_base64(base64.p, base64.n, bytes)) < 0)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: precompiled_charsmap: expected base64", j->name);
     return fti_map_read(*map, bytes, (size_t)n, j->name, err);
 }
 
@@ -17142,11 +17326,7 @@ static ft_status fti_json_normalizer(ft_tokenizer *tok, const fti_json *j, ft_er
     for (int node, k; !status && (node = fti_json_step(j, &w)) >= 0; ) {
         fti_step s;
         memset(&s, 0, sizeof s);
-        for (k = 0; k < KINDS && !fti_is_type(j, node, kind[k].type); k++) { }
-        if (k == KINDS)
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "normalizer", "NFC, NFD, NFKC, NFKD, Lowercase, "
-                                   "StripAccents, Nmt, Strip, Prepend, Replace, Precompiled, BertNormalizer or "
-                                   "ByteLevel", err);
+        for (k = 0; k < KINDS - 1 && !fti_is_type(j, node, kind[k].type); k++) { }
         s.what = kind[k].what;
         s.form = kind[k].form | FTI_UNICODE_9;
         s.left = fti_flag(j, node, "strip_left", 1);
@@ -17171,24 +17351,24 @@ static ft_status fti_json_normalizer(ft_tokenizer *tok, const fti_json *j, ft_er
 static ft_status fti_json_metaspace(fti_cutter *c, const fti_json *j, int node, ft_error *err)
 {
     int scheme = fti_json_get(j, node, "prepend_scheme"), mark = fti_json_get(j, node, "replacement");
-    if (mark >= 0 && !fti_json_equals(j, mark, "\xE2\x96\x81"))
+    if (!fti_json_equals(j, mark, "\xE2\x96\x81"))
         return fti_json_refuse(j, mark, FTUNE_ERR_UNSUPPORTED, "Metaspace", "U+2581", err);
     c->what = FTI_CUT_METASPACE;
     c->split = fti_flag(j, node, "split", 1);
     c->prefix = fti_flag(j, node, "add_prefix_space", 1) ? 1 : 3;
-    if (!fti_json_is(j, scheme, FTI_STRING)) return FTUNE_OK;
-    c->prefix = fti_json_equals(j, scheme, "always") ? 1 : fti_json_equals(j, scheme, "first") ? 2
-                 : fti_json_equals(j, scheme, "never") ? 3 : 0;
-    return c->prefix ? FTUNE_OK : fti_json_refuse(j, scheme, FTUNE_ERR_UNSUPPORTED, "prepend_scheme",
-                                                     "always, first or never", err);
+    if (scheme < 0) return FTUNE_OK;
+    if (c->prefix == 3 && !fti_json_equals(j, scheme, "never"))
+        return fti_json_refuse(j, scheme, FTUNE_ERR_FORMAT, "prepend_scheme", "never, as add_prefix_space is false",
+                               err);
+    c->prefix = fti_json_equals(j, scheme, "always") ? 1 : fti_json_equals(j, scheme, "first") ? 2 : 3;
+    return FTUNE_OK;
 }
 
 /* One pre-tokenizer that is no Sequence, into tok->cuts. */
 static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft_error *err)
 {
     static const char whitespace[] = "[\\w\\x{200C}\\x{200D}]+|[^\\w\\x{200C}\\x{200D}\\s]+";
-    int behavior = fti_json_get(j, node, "behavior"), bert = fti_is_type(j, node, "BertPreTokenizer");
-    int64_t length = fti_json_int(j, fti_json_get(j, node, "length"), 5);
+    int behavior = -1, bert = fti_is_type(j, node, "BertPreTokenizer"), length;
     fti_cutter c;
     ft_status status = FTUNE_OK;
     memset(&c, 0, sizeof c);
@@ -17200,6 +17380,7 @@ static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft
     if (bert || fti_is_type(j, node, "Punctuation")) {
         c.at.classes = FTI_PATTERN_PUNCT;
         c.behavior = FTI_ISOLATED;
+        if (!bert) behavior = fti_json_get(j, node, "behavior");
     } else if (fti_is_type(j, node, "Digits")) {
         c.at.classes = FTI_CP_NUMBER;
         c.behavior = fti_flag(j, node, "individual_digits", 0) ? FTI_ISOLATED : FTI_CONTIGUOUS;
@@ -17209,6 +17390,7 @@ static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft
     } else if (fti_is_type(j, node, "Split")) {
         status = fti_json_pattern(tok, j, fti_json_get(j, node, "pattern"), &c.at, err);
         c.invert = fti_flag(j, node, "invert", 0);
+        behavior = fti_json_get(j, node, "behavior");
     } else if (fti_is_type(j, node, "Whitespace")) {        /* words, and what else is no white space; \w is Rust's */
         status = fti_regex_new(&c.at.regex, whitespace, sizeof whitespace - 1, j->name, err);
         c.behavior = FTI_REMOVED;
@@ -17220,18 +17402,12 @@ static ft_status fti_json_cut(ft_tokenizer *tok, const fti_json *j, int node, ft
     } else if (fti_is_type(j, node, "UnicodeScripts")) c.what = FTI_CUT_SCRIPTS;
     else if (fti_is_type(j, node, "FixedLength")) {
         c.what = FTI_CUT_LENGTH;
-        c.length = (size_t)length;
-        if (length < 1) return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "FixedLength", "a length above 0", err);
+        length = fti_json_get(j, node, "length");
+        c.length = (size_t)fti_json_int(j, length, 5);
+        if (!c.length) return fti_json_refuse(j, length, FTUNE_ERR_FORMAT, "FixedLength", "a length above 0", err);
     } else if (fti_is_type(j, node, "Metaspace")) status = fti_json_metaspace(&c, j, node, err);
-    else if (!c.behavior)
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "pre_tokenizer", "a type that Hugging Face tokenizers has", err);
-    if (behavior >= 0 && !status) {
-        for (c.behavior = 0; c.behavior < FTI_N_BEHAVIORS; c.behavior++)
-            if (fti_json_equals(j, behavior, fti_behaviors[c.behavior])) break;
-        if (c.behavior == FTI_N_BEHAVIORS)
-            status = fti_json_refuse(j, behavior, FTUNE_ERR_UNSUPPORTED, "behavior", "Isolated, Removed, Contiguous, "
-                                     "MergedWithPrevious or MergedWithNext", err);
-    }
+    if (behavior >= 0)
+        for (c.behavior = 0; !fti_json_equals(j, behavior, fti_behaviors[c.behavior]); c.behavior++) { }
     if (!status && !fti_push(tok->cuts, c)) status = fti_no_memory(err, sizeof c);
     if (status) fti_regex_free(c.at.regex);
     return status;
@@ -17259,19 +17435,14 @@ static ft_status fti_json_decoder(ft_tokenizer *tok, const fti_json *j, ft_error
     ft_status status = FTUNE_OK;
     fti_decoder d;
     for (int node, k; !status && (node = fti_json_step(j, &w)) >= 0; ) {
-        for (k = 0; k < KINDS && !fti_is_type(j, node, kind[k].type); k++) { }
-        if (k == KINDS)
-            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "decoder", "ByteLevel, ByteFallback, Fuse, Replace, "
-                                   "Strip, Metaspace, WordPiece, BPEDecoder or CTC", err);
+        for (k = 0; k < KINDS - 1 && !fti_is_type(j, node, kind[k].type); k++) { }
         memset(&d, 0, sizeof d);
         d.what = kind[k].what;
         d.tidy = (d.what == FTI_DECODE_WORDPIECE || d.what == FTI_DECODE_CTC) && fti_flag(j, node, "cleanup", 1);
         d.keep_first = fti_json_equals(j, fti_json_get(j, node, "prepend_scheme"), "never")
             || !fti_flag(j, node, "add_prefix_space", 1);
-        for (int side = 0; side < 2 && d.what == FTI_DECODE_STRIP; side++) {
-            int64_t most = fti_json_int(j, fti_json_get(j, node, side ? "stop" : "start"), 0);
-            *(side ? &d.stop : &d.start) = most > 0 ? (size_t)most : 0;
-        }
+        for (int side = 0; side < 2 && d.what == FTI_DECODE_STRIP; side++)
+            *(side ? &d.stop : &d.start) = (size_t)fti_json_int(j, fti_json_get(j, node, side ? "stop" : "start"), 0);
         if (kind[k].mark) status = fti_json_keep(tok, j, fti_json_get(j, node, kind[k].mark), &d.mark, err);
         if (!status && d.what == FTI_DECODE_CTC)
             status = fti_json_keep(tok, j, fti_json_get(j, node, "word_delimiter_token"), &d.delimiter, err);
@@ -17279,8 +17450,6 @@ static ft_status fti_json_decoder(ft_tokenizer *tok, const fti_json *j, ft_error
             status = fti_json_pattern(tok, j, fti_json_get(j, node, "pattern"), &d.replace.from, err);
             if (!status) status = fti_json_keep(tok, j, fti_json_get(j, node, "content"), &d.replace.to, err);
         }
-        if (!status && (d.what == FTI_DECODE_STRIP || d.what == FTI_DECODE_METASPACE) && !d.mark.n)
-            status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "decoder", "a character", err);
         if (!status && !fti_push(tok->decoders, d)) status = fti_no_memory(err, sizeof d);
         if (status) fti_regex_free(d.replace.from.regex);
     }
@@ -17358,7 +17527,6 @@ static ft_status fti_json_merges(ft_tokenizer *tok, const fti_json *j, int model
     fti_merges m = { 0 };
     fti_arena texts = { 0 };                                  /* those written with escapes */
     ft_status status;
-    if (!fti_json_is(j, list, FTI_ARRAY)) return fti_json_refuse(j, list, FTUNE_ERR_FORMAT, "merges", "a list", err);
     status = fti_merges_begin(tok, &m, j->node[list].count, j->name, err);
     for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node)) {
         ft_text left, right;
@@ -17533,9 +17701,15 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
     ft_status status = FTUNE_OK;
     node = fti_json_child(j, fti_json_get(j, part, "single"));
     for (; node >= 0 && !status; node = fti_json_next(j, node)) {
-        int special = fti_json_get(j, node, "SpecialToken");
+        int special = fti_json_get(j, node, "SpecialToken"), text = fti_json_get(j, node, "Sequence");
         ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
-        if (special < 0) { after++; continue; }               /* { "Sequence": the text itself } */
+        if (j->node[node].count != 1 || special == text)
+            return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "single",
+                                   "{\"SpecialToken\": ..} or {\"Sequence\": ..}", err);
+        if ((status = fti_fields_check(j, node + 1, "single", "id:s type_id:n", err))) return status;
+        if (text >= 0 && !fti_json_equals(j, fti_json_get(j, text, "id"), "A"))
+            return fti_json_refuse(j, text, FTUNE_ERR_UNSUPPORTED, "single", "the sequence A", err);
+        if (text >= 0) { after++; continue; }                 /* the text itself */
         for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
             ft_text key = fti_json_key(j, id, &tok->arena);
             if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
@@ -17543,8 +17717,9 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
         if (id < 0)
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token",
                             j->name, fti_json_line(j, node));
+        if ((status = fti_fields_check(j, id, "special_tokens", "id:s ids:l tokens:l", err))) return status;
         for (id = fti_json_child(j, fti_json_get(j, id, "ids")); id >= 0 && !status; id = fti_json_next(j, id))
-            status = fti_around_add(tok, after, at++, fti_json_int(j, id, -1), j, node, err);
+            status = fti_around_add(tok, after, at++, fti_json_whole(j, id), j, node, err);
     }
     return status || after == 1 ? status
         : fti_json_refuse(j, fti_json_get(j, part, "single"), FTUNE_ERR_UNSUPPORTED, "single", "the text once", err);
@@ -17560,10 +17735,8 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
         else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
             for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
                 int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
-                status = fti_around_add(tok, k, 0, fti_json_int(j, fti_json_next(j, pair), -1), j, node, err);
+                status = fti_around_add(tok, k, 0, fti_json_whole(j, fti_json_next(j, pair)), j, node, err);
             }
-        else if (!fti_is_type(j, node, "ByteLevel")) return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED,
-                "post_processor", "TemplateProcessing, RobertaProcessing, BertProcessing or ByteLevel", err);
     }
     return status;
 }
@@ -17638,24 +17811,16 @@ static int fti_bpe_is_bytes(const fti_json *j, int model)
     return last;
 }
 
-/* Which model it is. Older files do not say: it is the first whose fields are there. */
 static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
-    static const struct { const char *type, *field; } kind[] = { { "BPE", "merges" }, { "Unigram", "unk_id" },
-        { "WordPiece", "max_input_chars_per_word" }, { "WordLevel", "vocab" } };
-    int model = fti_json_get(j, 0, "model"), k = 0, node;
-    ft_text type = fti_json_type_of(j, model, &tok->arena);
-    for (; k < 4; k++)
-        if (type.n ? fti_is_type(j, model, kind[k].type) : fti_json_get(j, model, kind[k].field) >= 0) break;
-    if (k == 4)
-        return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: model: expected BPE, WordPiece, Unigram or WordLevel, "
-                        "found \"%.*s\"", j->name, fti_most(type.n), type.p);
-    if (k == 1) return fti_json_unigram(tok, j, err);
-    if (k == 2) return fti_json_wordpiece(tok, j, err);
-    if (k == 3) return fti_json_word_level(tok, j, err);
-    if (fti_json_number(j, node = fti_json_get(j, model, "dropout"), 0) != 0)
-        return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "dropout", "null or 0: ids are not a matter of chance",
-                               err);
+    const char *type = fti_json_model_type(j);
+    int model = fti_json_get(j, 0, "model"), dropout = fti_json_get(j, model, "dropout");
+    if (!strcmp(type, "Unigram")) return fti_json_unigram(tok, j, err);
+    if (!strcmp(type, "WordPiece")) return fti_json_wordpiece(tok, j, err);
+    if (!strcmp(type, "WordLevel")) return fti_json_word_level(tok, j, err);
+    if (fti_json_number(j, dropout, 0) != 0)
+        return fti_json_refuse(j, dropout, FTUNE_ERR_UNSUPPORTED, "dropout",
+                               "null or 0: ids are not a matter of chance", err);
     return fti_bpe_is_bytes(j, model) ? fti_json_bpe(tok, j, err) : fti_json_char_bpe(tok, j, err);
 }
 
@@ -17665,6 +17830,7 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
     fti_config_file config;
     ft_text unk;
     ft_status status = fti_config_open(tok, &config, dir, err);
+    if (!status) status = fti_json_check(j, err);
     for (; node >= 0 && !status; node = fti_json_next(j, node))
         status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
@@ -18196,7 +18362,7 @@ FTI_JSON_LOADER(fti_json_unigram)
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     int32_t id = 0;
     if (status) return status;
-    if (!fti_json_is(j, vocab, FTI_ARRAY) || j->node[vocab].count > FTI_TRIE_MOST)
+    if (j->node[vocab].count > FTI_TRIE_MOST)
         return fti_json_refuse(j, vocab, FTUNE_ERR_FORMAT, "vocab", "a list of up to 8388608 pieces", err);
     m->unigram = 1;
     m->n = j->node[vocab].count;
@@ -18206,7 +18372,8 @@ FTI_JSON_LOADER(fti_json_unigram)
     for (node = fti_json_child(j, vocab); node >= 0; node = fti_json_next(j, node), id++) {
         int text = fti_json_child(j, node), score = fti_json_next(j, text);
         size_t n;
-        if (!fti_json_is(j, node, FTI_ARRAY) || !fti_json_is(j, text, FTI_STRING) || !fti_json_is(j, score, FTI_NUMBER))
+        if (!fti_json_is(j, node, FTI_ARRAY) || j->node[node].count != 2 || !fti_json_is(j, text, FTI_STRING)
+            || !fti_json_is(j, score, FTI_NUMBER))
             return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
         if (!fti_room_for(&room, &tok->arena, j->node[text].len)) return fti_no_memory(err, j->node[text].len);
         n = fti_json_undo_to(room.p, j->text + j->node[text].start, j->node[text].len);
@@ -18312,8 +18479,6 @@ FTI_JSON_LOADER(fti_json_char_bpe)
         if (!status && affix->n > FTI_SP_AFFIX)
             status = fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, name[i], "up to 60 bytes", err);
     }
-    if (!status && !fti_json_is(j, merges, FTI_ARRAY))
-        status = fti_json_refuse(j, merges, FTUNE_ERR_FORMAT, "merges", "a list", err);
     if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_bpe_limits(tok->vocab.n, j->node[merges].count, j->name, err);
@@ -18394,12 +18559,30 @@ static int fti_looks_like_ranks(const char *p, size_t n)
             (size_t)(space - p), bytes) > 0;
 }
 
+/* Half of a character, \ud800 without its other half: rows of a data set may have it, a token would be another one. */
+static ft_status fti_no_half(const char *p, const char *end, const char *path, ft_error *err)
+{
+    const char *from = p;
+    while ((p = (const char *)memchr(p, '\\', (size_t)(end - p))) != NULL) {
+        const char *at = p;
+        char c[4];
+        if (p[1] != 'u') { p += 2; continue; }
+        if (fti_json_char(&p, end, c) == 3 && !memcmp(c, "\xEF\xBF\xBD", 3) && (at[2] | 32) == 'd')
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected two halves of a character such as "
+                            "\\ud83d\\ude00, found %.6s alone", path, fti_lines_before(from, at), at);
+    }
+    return FTUNE_OK;
+}
+
 static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t size, const char *path,
                                    const char *dir, const ft_tokenizer_options *opt, ft_error *err)
 {
     fti_json j = { 0 };
+    int model;
     ft_status status = fti_json_parse(&j, data, size, path, err);
-    if (!status && fti_json_is(&j, fti_json_get(&j, 0, "model"), FTI_OBJECT))
+    if (!status) status = fti_no_half(data, data + size, path, err);
+    model = status ? -1 : fti_json_get(&j, 0, "model");
+    if (!status && model >= 0 && !fti_json_is(&j, model, FTI_NUMBER))     /* a number: the id of a token "model" */
         status = fti_load_tokenizer_json(tok, &j, dir, err);
     else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
     fti_json_free(&j);

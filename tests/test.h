@@ -99,4 +99,9 @@ static inline int test_end(void)
     printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);
     return test_failed != 0;
 }
+/* What tokenizer.json has to say of an added token, here a control token, and of ByteLevel. */
+#define TEST_ADDED(id, content) "{\"id\":" id ",\"content\":\"" content "\",\"single_word\":false,\"lstrip\":false," \
+    "\"rstrip\":false,\"normalized\":false,\"special\":true}"
+#define TEST_BYTE_LEVEL(prefix) "{\"type\":\"ByteLevel\",\"add_prefix_space\":" prefix ",\"trim_offsets\":true,\"use_regex\":true}"
+
 #endif

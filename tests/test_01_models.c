@@ -114,26 +114,147 @@ static ft_status load_made(ft_tokenizer **tok, const char *parts, const char *mo
 static void test_refused(void)
 {
     static const struct { const char *parts, *model, *message; } bad[] = {
-        { "", "\"type\": \"Words\", \"vocab\": {}", "BPE, WordPiece, Unigram or WordLevel" },
+        { "", "\"type\": \"Words\", \"vocab\": {}", "BPE WordPiece WordLevel Unigram, found Words" },
         { "", "", "model" },
         { "", AB ", \"dropout\": 0.1", "a matter of chance" },
         { "", AB ", \"continuing_subword_prefix\": \"##\"", "merges[0]" },       /* a + b without two bytes is no token */
         { "", "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1}, \"merges\": [\"a b\"], \"end_of_word_suffix\": \"</w>\"", "no \"ab\"" },
         { "", AB ", \"end_of_word_suffix\": \"1234567890123456789012345678901234567890123456789012345678901\"", "60 bytes" },
         { "", "\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": {}", "a list" },
-        { "", "\"type\": \"WordLevel\", \"vocab\": [1]", "an object" },
-        { "\"decoder\": {\"type\": \"Magic\"},", AB, "BPEDecoder or CTC" },
-        { "\"decoder\": {\"type\": \"Strip\", \"content\": \"\", \"start\": 1, \"stop\": 0},", AB, "a character" },
+        { "", "\"type\": \"WordLevel\", \"unk_token\": \"a\", \"vocab\": [1]", "vocab: expected an object" },
+        { "\"decoder\": {\"type\": \"Magic\"},", AB, "BPEDecoder CTC Sequence, found Magic" },
+        { "\"decoder\": {\"type\": \"Strip\", \"content\": \"\", \"start\": 1, \"stop\": 0},", AB, "content: expected one character" },
         { "\"decoder\": {\"type\": \"BPEDecoder\"},", AB, "a string" },
         { "\"decoder\": {\"type\": \"CTC\", \"pad_token\": \"a\"},", AB, "a string" },
         { "\"decoder\": {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"(a\"}, \"content\": \"\"},", AB, "regular expression" },
-        { "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [], \"special_tokens\": {}},", AB, "once" },
-        { "\"post_processor\": {\"type\": \"Magic\"},", AB, "BertProcessing" } };
+        { "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [], \"pair\": [], \"special_tokens\": {}},", AB, "once" },
+        { "\"post_processor\": {\"type\": \"Magic\"},", AB, "BertProcessing Sequence, found Magic" } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ft_tokenizer *tok = NULL;
         ft_error err = { FTUNE_OK, "" };
         CHECK_MSG(load_made(&tok, bad[i].parts, bad[i].model, &err) && strstr(err.message, bad[i].message), "bad model %d: expected \"%s\", found \"%s\"",
                   (int)i, bad[i].message, err.message);
+        ft_tokenizer_free(tok);
+    }
+}
+
+/* What Hugging Face tokenizers refuses is refused here: no default stands in for a field that is wrong or missing. */
+static void test_fields(void)
+{
+    static const struct { const char *parts, *model, *message; } bad[] = {
+        { "\"version\": \"2.0\",", AB, "version: expected 1.0, found 2.0" },
+        { "\"version\": 1.0,", AB, "version: expected a string, found 1.0" },
+        { "\"added_tokens\": null,", AB, "added_tokens: expected a list, found null" },
+        { "\"normalizer\": {\"type\": \"Sequence\"},",
+          AB, "normalizer: Sequence: normalizers: expected a list, found nothing" },
+        { "\"normalizer\": {\"type\": \"Sequence\", \"pretokenizers\": []},",
+          AB, "normalizers: expected a list, found nothing" },
+        { "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": null},",
+          AB, "normalizers: expected a list, found null" },
+        { "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [null]},",
+          AB, "normalizer: expected an object, found null" },
+        { "\"normalizer\": \"NFC\",", AB, "normalizer: expected an object, found NFC" },
+        { "\"normalizer\": {\"type\": \"NFC\", \"type\": \"NFD\"},",
+          AB, "normalizer: type: expected it once, found NFD" },
+        { "\"normalizer\": {\"type\": \"Prepend\", \"prepend\": 59},",
+          AB, "normalizer: Prepend: prepend: expected a string, found 59" },
+        { "\"normalizer\": {\"type\": \"Replace\", \"content\": \"\", \"pattern\": {\"String\": \"a\", \"Regex\": \"b\"}},",
+          AB, "Replace: pattern: expected {\"String\"" },
+        { "\"normalizer\": {\"type\": \"Replace\", \"content\": \"\", \"pattern\": \"a\"},",
+          AB, "Replace: pattern: expected {\"String\"" },
+        { "\"normalizer\": {\"type\": \"BertNormalizer\", \"clean_text\": true, \"handle_chinese_chars\": true, \"strip_accents\": \"no\", \"lowercase\": true},",
+          AB, "strip_accents: expected true or false, found no" },
+        { "\"normalizer\": {\"type\": \"BertNormalizer\", \"clean_text\": true, \"handle_chinese_chars\": true, \"lowercase\": null},",
+          AB, "lowercase: expected true or false, found null" },
+        { "\"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"\"},", AB, "base64" },
+        { "\"decoder\": {\"type\": \"Sequence\", \"normalizers\": []},",
+          AB, "decoder: Sequence: decoders: expected a list, found nothing" },
+        { "\"post_processor\": {\"type\": \"Sequence\"},",
+          AB, "post_processor: Sequence: processors: expected a list, found nothing" },
+        { "\"decoder\": {\"type\": \"Strip\", \"content\": \"ab\", \"start\": 1, \"stop\": 0},",
+          AB, "content: expected one character, found ab" },
+        { "\"decoder\": {\"type\": \"Strip\", \"content\": \"a\", \"start\": -1, \"stop\": 0},",
+          AB, "start: expected a whole number from 0 on, found -1" },
+        { "\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"invert\": false},",
+          AB, "Split: behavior: expected Isolated" },
+        { "\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": \"Removed\"},",
+          AB, "Split: invert: expected true or false, found nothing" },
+        { "\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": \"Removed\", \"invert\": \"true\"},",
+          AB, "invert: expected true or false, found true" },
+        { "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": \"true\", \"trim_offsets\": true},",
+          AB, "add_prefix_space: expected true or false" },
+        { "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"trim_offsets\": true},",
+          AB, "add_prefix_space: expected true or false, found nothing" },
+        { "\"pre_tokenizer\": {\"type\": \"CharDelimiterSplit\", \"delimiter\": \"ab\"},",
+          AB, "delimiter: expected one character, found ab" },
+        { "\"pre_tokenizer\": {\"type\": \"CharDelimiterSplit\", \"delimiter\": \"\"},",
+          AB, "delimiter: expected one character, found " },
+        { "\"pre_tokenizer\": {\"type\": \"FixedLength\", \"length\": \"3\"},", AB, "length: expected a whole number" },
+        { "\"pre_tokenizer\": {\"type\": \"FixedLength\", \"length\": 2.5},", AB, "found 2.5" },
+        { "\"pre_tokenizer\": {\"type\": \"Digits\"},",
+          AB, "individual_digits: expected true or false, found nothing" },
+        { "\"pre_tokenizer\": {\"type\": \"Metaspace\"},", AB, "replacement: expected one character, found nothing" },
+        { "\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\\u2581\", \"add_prefix_space\": false, \"prepend_scheme\": \"first\"},",
+          AB, "prepend_scheme: expected never" },
+        { "\"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\\u2581\", \"prepend_scheme\": null},",
+          AB, "expected always, first or never, found null" },
+        { "\"post_processor\": {\"type\": \"BertProcessing\", \"sep\": [\"a\", 0, 1], \"cls\": [\"a\", 0]},",
+          AB, "sep: expected [token, id]" },
+        { "\"x\": \"\\ud800\",", AB, "found \\ud800 alone" },
+        { "\"x\": \"\\udc00\\ud800\",", AB, "found \\udc00 alone" },
+        { "", AB ", \"dropout\": \"0.5\"", "dropout: expected a number, found 0.5" },
+        { "", AB ", \"dropout\": true", "dropout" },
+        { "", AB ", \"fuse_unk\": \"true\"", "fuse_unk: expected true or false" },
+        { "", AB ", \"byte_fallback\": 1", "byte_fallback: expected true or false, found 1" },
+        { "", AB ", \"ignore_merges\": \"yes\"", "ignore_merges" },
+        { "", AB ", \"unk_token\": 5", "unk_token: expected a string, found 5" },
+        { "", AB ", \"continuing_subword_prefix\": 3", "continuing_subword_prefix: expected a string, found 3" },
+        { "", "\"type\": 3, \"vocab\": {\"a\": 0}, \"merges\": []", "model: type: expected a string, found 3" },
+        { "", "\"type\": \"BPE\", \"vocab\": {\"a\": 0.0}, \"merges\": []", "an id from 0" },
+        { "", "\"type\": \"BPE\", \"vocab\": {\"a\": 1e0}, \"merges\": []", "found 1e0" },
+        { "", "\"type\": \"Unigram\", \"unk_id\": 0, \"vocab\": [[\"a\", 1, 2]]", "[piece, score]" },
+        { "", "\"type\": \"Unigram\", \"unk_id\": 0.5, \"vocab\": [[\"a\", 1]]",
+          "unk_id: expected a whole number from 0 on, found 0.5" },
+        { "", "\"type\": \"WordPiece\", \"unk_token\": \"a\", \"continuing_subword_prefix\": \"\", \"max_input_chars_per_word\": \"5\", \"vocab\": {\"a\": 0}",
+          "max_input_chars_per_word: expected a whole number from 0 on, found 5" },
+        { "", "\"type\": \"WordLevel\", \"vocab\": {\"a\": 0}", "unk_token: expected a string, found nothing" } };
+    static const char digits[] = "\"version\": \"1.0\", \"pre_tokenizer\": {\"type\": \"Digits\", \"individual_digits\": false, "
+        "\"behavior\": \"Removed\"},";
+    ft_tokenizer *tok = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    int32_t ids[8];
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        CHECK_MSG(load_made(&tok, bad[i].parts, bad[i].model, &err) && strstr(err.message, bad[i].message)
+                  && strstr(err.message, "models_made.json"), "bad field %d: expected \"%s\", found \"%s\"",
+                  (int)i, bad[i].message, err.message);
+        ft_tokenizer_free(tok);
+        tok = NULL;
+    }
+    CHECK_FAILS(load_made(&tok, "\n\n\"decoder\":\n{\"type\": \"Strip\"},", AB, &err), err, FTUNE_ERR_FORMAT,
+                ":4: decoder: Strip: content: expected one character, found nothing");
+    CHECK_OK(load_made(&tok, digits, "\"type\": \"WordLevel\", \"unk_token\": \"?\", \"vocab\": {\"?\": 0, \"12\": 1}", &err), err);
+    if (tok) CHECK_OK(ft_tokenizer_encode(tok, "a12", 3, 0, ids, 8, &n, &err), err);
+    CHECK(n == 2 && ids[0] == 0 && ids[1] == 1);              /* only Split and Punctuation have a behavior */
+    ft_tokenizer_free(tok);
+}
+
+/* One flag of an added token missing or of another type. */
+static void test_added_fields(void)
+{
+    static const char *const flag[] = { "single_word", "lstrip", "rstrip", "normalized", "special" };
+    for (int i = 0; i < 10; i++) {
+        char parts[300] = "\"added_tokens\": [{\"id\": 4, \"content\": \"c\"", message[64];
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        for (int k = 0; k < 5; k++) {
+            size_t n = strlen(parts);
+            if (k != i % 5 || i >= 5)
+                snprintf(parts + n, sizeof parts - n, ", \"%s\": %s", flag[k], k == i % 5 ? "\"true\"" : "true");
+        }
+        strcat(parts, "}],");
+        snprintf(message, sizeof message, "added_tokens[0]: %s: expected true or false", flag[i % 5]);
+        CHECK_FAILS(load_made(&tok, parts, AB, &err), err, FTUNE_ERR_FORMAT, message);
         ft_tokenizer_free(tok);
     }
 }
@@ -145,7 +266,7 @@ static void test_own_rules(void)
     static const char empty[] = "\"decoder\": {\"type\": \"BPEDecoder\", \"suffix\": \"\"},";
     static const char twice[] = "\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": \"BertProcessing\", \"cls\": [\"a\", 0],"
         " \"sep\": [\"a\", 0]}, {\"type\": \"BertProcessing\", \"cls\": [\"b\", 1], \"sep\": [\"b\", 1]}]},";
-    static const char unknown[] = "\"added_tokens\": [{\"id\": 1, \"content\": \"ab\", \"special\": true}],";
+    static const char unknown[] = "\"added_tokens\": [" TEST_ADDED("1", "ab") "],";
     ft_tokenizer *tok = NULL;
     ft_error err = { FTUNE_OK, "" };
     int32_t ids[8], three[] = { 0, 2, 0 };
@@ -200,6 +321,8 @@ int main(void)
 {
     test_rows();
     test_refused();
+    test_fields();
+    test_added_fields();
     test_own_rules();
     test_linear();
     return test_end();

@@ -231,7 +231,7 @@ static ft_tokenizer *tokenizer_of(const char *model, const char *normalizer, con
 }
 
 #define WORDS "{\"type\":\"WordLevel\",\"unk_token\":\"?\",\"vocab\":{\"?\":0,\"a\":1,\"b\":2}}"
-#define SPLIT(p, behavior, more) "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" p "\"},\"behavior\":\"" behavior "\"" more "}"
+#define SPLIT(p, behavior, invert) "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" p "\"},\"behavior\":\"" behavior "\",\"invert\":" invert "}"
 
 /* The bytes that each token comes from, followed by |. */
 static void check_pieces(const char *pre, const char *text, const char *expected)
@@ -251,17 +251,17 @@ static void check_pieces(const char *pre, const char *text, const char *expected
 
 static void test_pieces(void)
 {
-    check_pieces(SPLIT("\\\\d", "Isolated", ""), "a12b", "a|1|2|b|");
-    check_pieces(SPLIT("\\\\d", "Removed", ""), "a12b", "a|b|");
-    check_pieces(SPLIT("\\\\d", "Contiguous", ""), "a12b", "a|12|b|");
-    check_pieces(SPLIT("\\\\d", "MergedWithPrevious", ""), "a12b", "a1|2|b|");
-    check_pieces(SPLIT("\\\\d", "MergedWithNext", ""), "a12b", "a|1|2b|");
-    check_pieces(SPLIT("\\\\d", "Removed", ",\"invert\":true"), "a12b", "1|2|");
-    check_pieces(SPLIT("\\\\d", "MergedWithNext", ",\"invert\":true"), "a12b", "a1|2|b|");
-    check_pieces(SPLIT("(?=[A-Z])", "Isolated", ""), "aBcDe", "a|Bc|De|");
-    check_pieces(SPLIT("x*", "MergedWithPrevious", ""), "axxb", "axx|b|");
-    check_pieces(SPLIT("x", "Removed", ""), "xx", "");
-    check_pieces("{\"type\":\"Split\",\"pattern\":{\"String\":\"--\"},\"behavior\":\"Removed\"}", "a---b", "a|-b|");
+    check_pieces(SPLIT("\\\\d", "Isolated", "false"), "a12b", "a|1|2|b|");
+    check_pieces(SPLIT("\\\\d", "Removed", "false"), "a12b", "a|b|");
+    check_pieces(SPLIT("\\\\d", "Contiguous", "false"), "a12b", "a|12|b|");
+    check_pieces(SPLIT("\\\\d", "MergedWithPrevious", "false"), "a12b", "a1|2|b|");
+    check_pieces(SPLIT("\\\\d", "MergedWithNext", "false"), "a12b", "a|1|2b|");
+    check_pieces(SPLIT("\\\\d", "Removed", "true"), "a12b", "1|2|");
+    check_pieces(SPLIT("\\\\d", "MergedWithNext", "true"), "a12b", "a1|2|b|");
+    check_pieces(SPLIT("(?=[A-Z])", "Isolated", "false"), "aBcDe", "a|Bc|De|");
+    check_pieces(SPLIT("x*", "MergedWithPrevious", "false"), "axxb", "axx|b|");
+    check_pieces(SPLIT("x", "Removed", "false"), "xx", "");
+    check_pieces("{\"type\":\"Split\",\"pattern\":{\"String\":\"--\"},\"behavior\":\"Removed\",\"invert\":false}", "a---b", "a|-b|");
     check_pieces("{\"type\":\"Whitespace\"}", "it's \xC3\xA9" "a1 \xC2\xB2!", "it|'|s|\xC3\xA9" "a1|\xC2\xB2!|");
     check_pieces("{\"type\":\"WhitespaceSplit\"}", " a  b\n", "a|b|");
     check_pieces("{\"type\":\"CharDelimiterSplit\",\"delimiter\":\"\xC3\xA9\"}", "a\xC3\xA9" "b", "a|b|");
@@ -271,8 +271,8 @@ static void test_pieces(void)
     check_pieces("{\"type\":\"UnicodeScripts\"}", "   ", "");
     check_pieces("{\"type\":\"FixedLength\",\"length\":2}", "a\xC3\xA9" "bcd", "a\xC3\xA9|bc|d|");
     check_pieces("{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\",\"prepend_scheme\":\"always\"}", "a\xC3\xA9 b", "a\xC3\xA9| b|");
-    check_pieces("{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "a\xC3\xA9 12\xC3\xA9", "a\xC3\xA9| 12|\xC3\xA9|");
-    check_pieces("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false},{\"type\":\"FixedLength\",\"length\":1}]}",
+    check_pieces(TEST_BYTE_LEVEL("true"), "a\xC3\xA9 12\xC3\xA9", "a\xC3\xA9| 12|\xC3\xA9|");
+    check_pieces("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":false},{\"type\":\"FixedLength\",\"length\":1}]}",
                  "a\xC3\xA9", "a|\xC3\xA9|\xC3\xA9|");
 }
 
@@ -280,13 +280,13 @@ static void test_pieces(void)
 static void test_bytes(void)
 {
 #define BPE "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"\xC4\xA0\":2,\"\xC3\x83\":3,\"\xC2\xA9\":4,\"\xC4\xA0" "a\":5,\"ab\":6},\"merges\":[\"\xC4\xA0 a\",\"a b\"]}"
-    static const char *const pre[] = { "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}",
-        "{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT("b", "MergedWithNext", "") ",{\"type\":\"ByteLevel\",\"add_prefix_space\":true}]}",
-        "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\",\"add_prefix_space\":false},{\"type\":\"FixedLength\",\"length\":1}]}" };
+    static const char *const pre[] = { TEST_BYTE_LEVEL("true"),
+        "{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT("b", "MergedWithNext", "false") "," TEST_BYTE_LEVEL("true") "]}",
+        "{\"type\":\"Sequence\",\"pretokenizers\":[" TEST_BYTE_LEVEL("false") ",{\"type\":\"FixedLength\",\"length\":1}]}" };
     static const int32_t ids[3][8] = { { 5, 1, 2, 3, 4, 6 }, { 5, 2, 1, 2, 3, 4, 0 }, { 0, 1, 2, 3, 4, 0, 1 } };
     static const size_t n_ids[3] = { 6, 9, 7 };
     for (int i = 0; i < 3; i++) {
-        ft_tokenizer *tok = tokenizer_of(BPE, "null", pre[i], "{\"type\":\"ByteLevel\"}");
+        ft_tokenizer *tok = tokenizer_of(BPE, "null", pre[i], TEST_BYTE_LEVEL("false"));
         int32_t found[32];
         ft_span at[32];
         char back[32];
@@ -329,8 +329,8 @@ static void test_replace(void)
 static void test_no_memory(void)
 {
     static const char text[] = "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"q+\"},\"content\":\"\"},{\"type\":\"ByteLevel\"}]},"
-        "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT("(?i:sp|b)(?<=b)", "Isolated", "") ",{\"type\":\"UnicodeScripts\"},{\"type\":\"FixedLength\",\"length\":3},"
-        "{\"type\":\"ByteLevel\"},{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\"}]},\"decoder\":null,\"model\":" WORDS "}";
+        "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT("(?i:sp|b)(?<=b)", "Isolated", "false") ",{\"type\":\"UnicodeScripts\"},{\"type\":\"FixedLength\",\"length\":3},"
+        TEST_BYTE_LEVEL("true") ",{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\"}]},\"decoder\":null,\"model\":" WORDS "}";
     const char *path = test_tmp("regex_memory.json");
     ft_tokenizer *tok = NULL;
     int32_t ids[64];

@@ -64,7 +64,7 @@ static void test_control(void)
 /* Llama 2's tokenizer.json in small: merges in their order, bytes for what is no piece, U+2581 in front. */
 static void test_json_bpe(void)
 {
-    static const char head[] = "{\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true},{\"id\":1,\"content\":\"<s>\",\"special\":true}],"
+    static const char head[] = "{\"added_tokens\":[" TEST_ADDED("0", "<unk>") "," TEST_ADDED("1", "<s>") "],"
         "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\xE2\x96\x81\"},"
         "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xE2\x96\x81\"}]},\"pre_tokenizer\":null,"
         "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},"
@@ -96,7 +96,7 @@ static void test_json_bpe(void)
 /* T5's tokenizer.json in small: words, each with U+2581 in front; the cheapest way; unknown runs are one token. */
 static void test_json_unigram(void)
 {
-    static const char text[] = "{\"added_tokens\":[{\"id\":1,\"content\":\"</s>\",\"special\":true}],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"Sequence\","
+    static const char text[] = "{\"added_tokens\":[" TEST_ADDED("1", "</s>") "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"Sequence\","
         "\"pretokenizers\":[{\"type\":\"WhitespaceSplit\"},{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\",\"add_prefix_space\":true}]},"
         "\"decoder\":{\"type\":\"Metaspace\",\"replacement\":\"\xE2\x96\x81\",\"add_prefix_space\":true},"
         "\"model\":{\"unk_id\":0,\"vocab\":[[\"<unk>\",0.0],[\"</s>\",0.0],[\"\xE2\x96\x81\",-2.5],[\"\xE2\x96\x81""a\",-3.0],[\"b\",-4.0],[\"ab\",-1.5]]}}";
@@ -162,8 +162,8 @@ static void test_golden(void)
 /* Llama 2 as Hugging Face has it is phi-3's file with three added tokens and <s> in front. */
 static void test_llama2_hf(void)
 {
-    static const char added[] = "\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true},{\"id\":1,\"content\":\"<s>\",\"special\":true},"
-        "{\"id\":2,\"content\":\"</s>\",\"special\":true}],\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
+    static const char added[] = "\"added_tokens\":[" TEST_ADDED("0", "<unk>") "," TEST_ADDED("1", "<s>") ","
+        TEST_ADDED("2", "</s>") "],\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
         "{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"<s>\":{\"id\":\"<s>\","
         "\"ids\":[1],\"tokens\":[\"<s>\"]}}},\"x\":[";
     const char *phi = test_shared("vocab/phi-3/tokenizer.json"), *path = test_tmp("sp_llama2_hf.json"), *golden, *in, *out;

@@ -659,23 +659,23 @@ static void test_broken(void)
 {
     static const char json[] = "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":6,\"content\":\"<s>\",\"single_word\":true,\"lstrip\":true,\"rstrip\":true,"
         "\"normalized\":true,\"special\":true}],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"}]},\"pre_tokenizer\":{\"type\":"
-        "\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},{\"type\":\"ByteLevel\",\"add_prefix_space\":false}]},"
-        "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\"}}],"
-        "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[6]}}},\"model\":{\"type\":\"BPE\",\"unk_token\":\"h\",\"vocab\":{\"h\":0,\"e\":1,\"l\":2,"
+        "\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true}," TEST_BYTE_LEVEL("false") "]},"
+        "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],"
+        "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[6],\"tokens\":[\"<s>\"]}}},\"model\":{\"type\":\"BPE\",\"unk_token\":\"h\",\"vocab\":{\"h\":0,\"e\":1,\"l\":2,"
         "\"o\":3,\"he\":4,\"hel\":5},\"merges\":[\"h e\",[\"he\",\"l\"]]}}";
     static const struct { const char *file, *message; } bad[] = {
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "one token for each id" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "one id for each token" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":99999999999},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"}}", "99999999999" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]},\"decoder\":{\"type\":\"ByteLevel\"}}", "merges[0]" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]},\"decoder\":{\"type\":\"ByteLevel\"}}", "two pieces" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"normalizer\":{\"type\":\"CharLevel\"}}",
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]},\"decoder\":" TEST_BYTE_LEVEL("false") "}", "one token for each id" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]},\"decoder\":" TEST_BYTE_LEVEL("false") "}", "one id for each token" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":99999999999},\"merges\":[]},\"decoder\":" TEST_BYTE_LEVEL("false") "}", "99999999999" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]},\"decoder\":" TEST_BYTE_LEVEL("false") "}", "merges[0]" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]},\"decoder\":" TEST_BYTE_LEVEL("false") "}", "two pieces" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":" TEST_BYTE_LEVEL("true") ",\"normalizer\":{\"type\":\"CharLevel\"}}",
           "CharLevel" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"pre_tokenizer\":{\"type\":\"Split\","
-          "\"pattern\":{\"Regex\":\"(?~x)y\"},\"behavior\":\"Isolated\"}}", "(?~x)y" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":[{\"id\":7,\"content\":\"b\"}]}",
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":" TEST_BYTE_LEVEL("false") ",\"pre_tokenizer\":{\"type\":\"Split\","
+          "\"pattern\":{\"Regex\":\"(?~x)y\"},\"behavior\":\"Isolated\",\"invert\":false}}", "(?~x)y" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":" TEST_BYTE_LEVEL("false") ",\"added_tokens\":[" TEST_ADDED("7", "b") "]}",
           "expected id 1 (the next free one), found 7" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":[{\"id\":1,\"content\":\"a\"}]}",
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":" TEST_BYTE_LEVEL("false") ",\"added_tokens\":[" TEST_ADDED("1", "a") "]}",
           "expected id 0 (its id in the vocabulary), found 1" },
         { "{\"model\":{\"type\":\"PhraseLevel\",\"vocab\":{\"a\":0}}}", "PhraseLevel" },
         { "IQ== 0\nIg== 0\n", "256" },

@@ -119,14 +119,12 @@ static void test_refused(void)
     static const struct { const char *text; ft_status code; const char *message; } bad[] = {
         { "hello\nworld\n", FTUNE_ERR_FORMAT, "[UNK]" },
         { "[UNK]\n\xFF\n", FTUNE_ERR_FORMAT, "expected a tokenizer" },
-        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0},\"unk_token\":\"[UNK]\"},\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}",
-          FTUNE_ERR_FORMAT, "unknown words" },
-        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}},\"pre_tokenizer\":{\"type\":\"Blanks\"}}", FTUNE_ERR_UNSUPPORTED,
-          "Blanks" },
-        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":-1}},\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}", FTUNE_ERR_FORMAT,
-          "id" },
-        { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0},\"max_input_chars_per_word\":1000000},"
-          "\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}", FTUNE_ERR_UNSUPPORTED, "max_input_chars_per_word" },
+#define WORDPIECE(most, vocab) "{\"model\":{\"type\":\"WordPiece\",\"unk_token\":\"[UNK]\",\"continuing_subword_prefix\":\"##\"," \
+        "\"max_input_chars_per_word\":" most ",\"vocab\":{" vocab "}},\"pre_tokenizer\":{\"type\":"
+        { WORDPIECE("100", "\"a\":0") "\"BertPreTokenizer\"}}", FTUNE_ERR_FORMAT, "unknown words" },
+        { WORDPIECE("100", "\"[UNK]\":0") "\"Blanks\"}}", FTUNE_ERR_UNSUPPORTED, "Blanks" },
+        { WORDPIECE("100", "\"[UNK]\":-1") "\"BertPreTokenizer\"}}", FTUNE_ERR_FORMAT, "id" },
+        { WORDPIECE("1000000", "\"[UNK]\":0") "\"BertPreTokenizer\"}}", FTUNE_ERR_UNSUPPORTED, "max_input_chars_per_word" },
     };
     const char *path = test_tmp("wp_bad");
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
