@@ -17219,12 +17219,12 @@ static int fti_has_word(const char *words, const char *word)
     return 0;
 }
 
-/* otherwise: the type of an object without one; NULL: it has to say. */
+/* otherwise: the type of an object without one; "": it has to say. */
 static ft_status fti_part_check(const fti_json *j, int node, const char *part, const char *otherwise, ft_error *err)
 {
     char type[32] = "", what[64], expected[300] = "one of";
     int given = fti_json_get(j, node, "type");
-    ft_status status = fti_fields_check(j, node, part, otherwise ? "type:s=" : "type:s", err);
+    ft_status status = fti_fields_check(j, node, part, *otherwise ? "type:s=" : "type:s", err);
     if (status) return status;
     if (given < 0) snprintf(type, sizeof type, "%s", otherwise);
     else if (j->node[given].len < sizeof type)
@@ -17267,7 +17267,7 @@ static ft_status fti_json_check(const fti_json *j, ft_error *err)
     for (int i = 0; i < 4 && !status; i++) {
         fti_json_walk w = fti_json_steps(j, list[i][0], list[i][1]);
         for (k = 0; !status && (node = fti_json_visit(j, &w)) >= 0; k++) {
-            status = fti_part_check(j, node, list[i][0], NULL, err);
+            status = fti_part_check(j, node, list[i][0], "", err);
             if (!status && (w.deep || k == FTI_MOST_STEPS))    /* steps take more memory than their few letters */
                 return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, list[i][0],
                                        "at most 256 steps, at most 14 Sequences inside each other", err);
@@ -17987,10 +17987,13 @@ FTI_LOADER(fti_load_wordpiece)
     fti_wordpiece *w = NULL;
     int n_config = 0;
     size_t valid = fti_utf8_valid(data, size);
+    const char *bad = (const char *)memchr(data, 0, valid);
     ft_status status;
-    if (valid < size || memchr(data, 0, size))
-        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer (tokenizer.json, a rank file, a SentencePiece "
-                        "model or a vocab.txt of UTF-8 lines), found none of them", path);
+    if (!bad && valid < size) bad = data + valid;
+    if (bad)
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected a tokenizer (tokenizer.json, a rank file, a "
+                        "SentencePiece model or a vocab.txt of UTF-8 lines), found 0x%02X at byte %lu", path,
+                        fti_lines_before(data, bad), (unsigned)(uint8_t)*bad, (unsigned long)(bad - data));
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
     if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
@@ -18609,9 +18612,12 @@ static ft_status fti_load_data(ft_tokenizer *tok, const char *data, size_t size,
     if (size > 40 && !memcmp(data, "version https://git-lfs", 23))
         return fti_fail(err, FTUNE_ERR_FORMAT,
                         "%s: expected a tokenizer, found a Git LFS pointer: the file itself was not downloaded", path);
+    if (size > 2 && !memcmp(data, "\xEF\xBB\xBF", 3))        /* a word of vocab.txt would begin with it */
+        return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte 0: expected a tokenizer, found a byte order mark (EF BB BF); "
+                        "save the file without it", path);
     if (data[space] == '{') return fti_load_any_json(tok, data, size, path, dir, opt, err);
     if (size > 8 && !memcmp(data, "#version", 8)) return fti_load_beside(tok, dir, opt, err);
-    if (fti_looks_like_ranks(data, size)) return fti_load_ranks(tok, data, size, path, dir, opt, err);
+    if (fti_looks_like_ranks(data + space, size - space)) return fti_load_ranks(tok, data, size, path, dir, opt, err);
     if (data[0] == 0x0A && size > 2) return fti_load_sentencepiece(tok, data, size, path, dir, opt, err);
     return fti_load_wordpiece(tok, data, size, path, dir, opt, err);
 }

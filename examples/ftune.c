@@ -738,7 +738,7 @@ static int cmd_train_tokenizer(const options *o)
 {
     ft_tokenizer_train_options t = ft_tokenizer_train_options_default();
     session  s = { 0 };
-    int      rc = 0, n = 0;
+    int      rc = 0, n = 0, which, at = 0;
     char   **texts = calloc((size_t)o->n_files + 1, sizeof *texts), list[4096];
     size_t  *lengths = calloc((size_t)o->n_files + 1, sizeof *lengths);
     const char *names[256];
@@ -751,7 +751,12 @@ static int cmd_train_tokenizer(const options *o)
     if (o->splitter) t.splitter = o->splitter;
     for (; n < o->n_files && !rc; n++)
         if (!(texts[n] = read_file(o->files[n], &lengths[n], &s.err))) rc = fail(&s.err);
-    if (!rc && ft_tokenizer_train(&s.tok, (const char *const *)texts, lengths, n, &t, &s.err)) rc = fail(&s.err);
+    if (!rc && ft_tokenizer_train(&s.tok, (const char *const *)texts, lengths, n, &t, &s.err)) {
+        rc = 1;                         /* the library has texts, we have files */
+        if (sscanf(s.err.message, "text %d: %n", &which, &at) == 1 && at && which < n)
+            say("%s: %s", o->files[which], s.err.message + at);
+        else fail(&s.err);
+    }
     if (!rc && t.n_special) {           /* the first one ends a text and fills up batches */
         int32_t end = ft_token_id(s.tok, names[0], strlen(names[0]));
         ft_tokenizer_set_attribute(s.tok, "eos_token_id", end, &s.err);

@@ -118,7 +118,12 @@ static void test_refused(void)
 {
     static const struct { const char *text; ft_status code; const char *message; } bad[] = {
         { "hello\nworld\n", FTUNE_ERR_FORMAT, "[UNK]" },
-        { "[UNK]\n\xFF\n", FTUNE_ERR_FORMAT, "expected a tokenizer" },
+        { "[UNK]\na\xFF\n", FTUNE_ERR_FORMAT, "wp_bad: line 2: expected a tokenizer" },
+        { "[UNK]\na\xFF\n", FTUNE_ERR_FORMAT, "found 0xFF at byte 7" },
+        { "\xEF\xBB\xBF[UNK]\na\n", FTUNE_ERR_FORMAT, "byte 0: expected a tokenizer, found a byte order mark" },
+        { "\xEF\xBB\xBF{}", FTUNE_ERR_FORMAT, "byte order mark" },
+        { "\n\nIQ== 0\nIg== 1\n", FTUNE_ERR_FORMAT, "line 1: expected base64" },
+        { "\xEF\xBB\xBFIQ== 0\nIg== 1\n", FTUNE_ERR_FORMAT, "byte order mark" },
 #define WORDPIECE(most, vocab) "{\"model\":{\"type\":\"WordPiece\",\"unk_token\":\"[UNK]\",\"continuing_subword_prefix\":\"##\"," \
         "\"max_input_chars_per_word\":" most ",\"vocab\":{" vocab "}},\"pre_tokenizer\":{\"type\":"
         { WORDPIECE("100", "\"a\":0") "\"BertPreTokenizer\"}}", FTUNE_ERR_FORMAT, "unknown words" },

@@ -128,6 +128,9 @@ given '{"text":"the cat<|im_end|>"}\n'
 run tokenize --tokenizer "$dir/tok" --special parse; parsed=$out
 printf '%s' "$parsed" | "$ftune" detokenize --tokenizer "$dir/tok" >"$dir/back"
 is "train-tokenizer: there and back" '{"text":"the cat<|im_end|>"}' "$(cat "$dir/back")"
+printf 'good \377 bad\n' > "$dir/bad.txt"
+run train-tokenizer --vocab-size 300 --out "$dir/tok" "$dir/text.txt" "$dir/bad.txt"; is "train-tokenizer: bad UTF-8" 1 $rc
+has "train-tokenizer: which file" "bad.txt: byte 5: expected UTF-8, found 0xFF" "$err"
 run tokenize --tokenizer "$dir/tok"; [ "$parsed" != "$out" ] && ok || wrong "special as text" "other ids" "$out"
 
 # ---- init, plan, pretrain, sft, score, grads, generate, chat, merge
