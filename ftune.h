@@ -1203,6 +1203,7 @@ struct ft_tokenizer {
     fti_attribute attribute[16];
     int           n_attributes;
     fti_arena     arena;                /* bytes of tokens */
+    size_t        expressions;          /* bytes of the regular expressions read so far */
     struct fti_memo *memo[FTI_MEMOS];   /* those that no call has at the moment */
 };
 
@@ -11745,22 +11746,23 @@ static int fti_fit_bytes(void *array, size_t element, size_t n)
     return 1;
 }
 
-struct fti_block { struct fti_block *below; size_t used, size, pad; };     /* 32 bytes: what follows is aligned to 16 */
+/* step: how large blocks have become, but for those of one large piece. 32 bytes: what follows is aligned to 16. */
+struct fti_block { struct fti_block *below; size_t used, size, step; };
 
 static void *fti_arena_alloc(fti_arena *a, size_t bytes)
 {
     struct fti_block *b = a->top;
-    size_t size;
+    size_t size, step = b ? b->step : 512;
     if (bytes > SIZE_MAX / 4) return NULL;
     bytes = (bytes + 15) & ~(size_t)15;
     if (!b || b->size - b->used < bytes) {
-        size = b ? 2 * b->size : 1024;                     /* 1, 2, 4 ... 256 KiB: little waste, few blocks */
-        if (size > 262144) size = 262144;
-        if (size < bytes) size = bytes;
+        size = step < 262144 ? 2 * step : step;            /* 1, 2, 4 ... 256 KiB: little waste, few blocks */
+        if (size < bytes) size = bytes; else step = size;
         b = (struct fti_block *)FTUNE_MALLOC(sizeof *b + size);
         if (!b) return NULL;
         b->used = 0;
         b->size = size;
+        b->step = step;
         b->below = a->top;
         a->top = b;
     }
@@ -14120,6 +14122,8 @@ enum { FTI_RE_SET, FTI_RE_PLACE, FTI_RE_SPLIT, FTI_RE_JUMP, FTI_RE_OPEN, FTI_RE_
        FTI_RE_REFUSE, FTI_RE_MATCH };
 enum { FTI_RE_FOLD = 1, FTI_RE_DOTALL = 2, FTI_RE_BEHIND = 4 };                             /* switches */
 enum { FTI_RE_MOST_BYTES = 1 << 14, FTI_RE_MOST_OPS = 1 << 13, FTI_RE_MOST_DEPTH = 120, FTI_RE_PATIENCE = 1 << 14 };
+/* Bytes of one program, and of all those of a tokenizer: a{900}|b{900} takes 22 KB (published expressions: 4 KB). */
+enum { FTI_RE_MOST_ROOM = 1 << 17, FTI_RE_MOST_TOGETHER = 1 << 18 };
 
 /* x: the set or place; x, y: of a split, its two ways; of a jump, the way; of OPEN, where to go on when what
  * is inside fails (0: nowhere). back: walks to the left. */
@@ -14316,7 +14320,14 @@ static int fti_re_fail(fti_re_reader *r, const char *place, const char *wrong)
     if (!r->wrong) { r->wrong = wrong; r->place = place; }
     return 0;
 }
-#define FTI_RE_PUSH(r, a, x) do { if (!fti_push(a, x)) fti_re_fail(r, NULL, "memory"); } while (0)
+static size_t fti_regex_room(const fti_regex *re)
+{
+    return arrlenu(re->op) * sizeof *re->op + arrlenu(re->set) * sizeof *re->set + arrlenu(re->item) * sizeof *re->item;
+}
+
+#define FTI_RE_PUSH(r, a, x) do { \
+    if (fti_regex_room((r)->re) >= FTI_RE_MOST_ROOM) fti_re_fail(r, (r)->p, "a smaller expression"); \
+    else if (!fti_push(a, x)) fti_re_fail(r, NULL, "memory"); } while (0)
 
 static int fti_re_eat(fti_re_reader *r, const char *text)
 {
@@ -17293,7 +17304,10 @@ static ft_status fti_json_pattern(ft_tokenizer *tok, const fti_json *j, int node
     ft_status status;
     if (regex < 0) return fti_json_keep(tok, j, fti_json_get(j, node, "String"), &f->text, err);
     status = fti_json_keep(tok, j, regex, &expression, err);
-    return status ? status : fti_regex_new(&f->regex, expression.p, expression.n, j->name, err);
+    if (!status) status = fti_regex_new(&f->regex, expression.p, expression.n, j->name, err);
+    if (!status) tok->expressions += fti_regex_room(f->regex);
+    return status || tok->expressions <= FTI_RE_MOST_TOGETHER ? status
+        : fti_json_refuse(j, regex, FTUNE_ERR_UNSUPPORTED, "regular expressions", "smaller ones together", err);
 }
 
 static ft_status fti_json_charsmap(ft_tokenizer *tok, const fti_json *j, int node, fti_charsmap **map, ft_error *err)
@@ -18156,6 +18170,9 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
     while (!status && (more = fti_proto_next(&c)) != 0) {
         if (more < 0) return fti_sp_broken(f, "pieces", err);
         if (c.kind != 2) continue;
+        if (c.field == 1 && c.bytes.n < 3)                     /* nothing is allocated for a million of those */
+            return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %lu: expected a text, found none", f->name,
+                            (unsigned long)f->n);
         if (c.field == 1) f->n++;
         else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, -1, err);
         else if (c.field == 3 || c.field == 5) status = fti_sp_read_spec(m, f, c.bytes, c.field == 5, err);
@@ -18493,9 +18510,11 @@ FTI_JSON_LOADER(fti_json_char_bpe)
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
     m->bpe = b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, (uint32_t)j->node[merges].count);
-    if (b) {
+    if (b) {                                               /* no pairs of bytes: over_bits stays 0 */
         FTUNE_FREE(b->edge);
+        FTUNE_FREE(b->over);
         b->edge = NULL;
+        b->over = NULL;
         b->join = (uint32_t *)fti_calloc(b->n_merges, sizeof *b->join);
         b->of_char = (uint32_t *)fti_calloc(65536, sizeof *b->of_char);
     }

@@ -363,6 +363,55 @@ static void test_memory(void)
     }
 }
 
+/* The same for files that say much with little. */
+static void test_memory_hostile(void)
+{
+#define WORD_LEVEL "]},\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"a\",\"vocab\":{\"a\":0}}}"
+#define RX(x) "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" x "\"},\"behavior\":\"Isolated\",\"invert\":false}"
+    static const char cuts[] = "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[";
+    static const struct { const char *head, *part, *tail; int times; const char *message; } made[] = {
+        { cuts, "{\"type\":\"Whitespace\"}", WORD_LEVEL, 100000, "pre_tokenizer: expected at most 256 steps" },
+        { cuts, "{\"type\":\"Whitespace\"}", WORD_LEVEL, 250, NULL },
+        { cuts, RX("a{900}|b{900}"), WORD_LEVEL, 500, "256 steps" },
+        { cuts, RX("a{900}|b{900}"), WORD_LEVEL, 200, "regular expressions: expected smaller ones together" },
+        { cuts, RX("a{1000}"), WORD_LEVEL, 200, "smaller ones together" },
+        { "{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[", "{\"type\":\"Fuse\"}", WORD_LEVEL, 100000, "decoder: expected at most 256" },
+        { "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[", "{\"type\":\"NFC\"}", WORD_LEVEL, 100000, "normalizer: expected at most 256" },
+        { "\n", "\n", "\n", 1000000, "piece 0: expected a text" } };       /* a .model: \n and \0 by turns */
+    static char word[4];
+    const char *path = test_tmp("sp_hostile");
+    for (size_t i = 0; i <= sizeof made / sizeof *made; i++) {
+        fti_buf b = { 0 };
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        ft_status status;
+        size_t size, now;
+        int lines = i == sizeof made / sizeof *made, model = i + 1 == sizeof made / sizeof *made;
+        if (lines) fti_buf_str(&b, "[UNK]\n");
+        for (int k = 0; lines && k < 38000; k++) {             /* vocab.txt: a character of three bytes a line */
+            fti_buf_add(&b, word, (size_t)fti_utf8_encode(0x1000 + (uint32_t)k, word));
+            fti_buf_add(&b, "\n", 1);
+        }
+        for (int k = 0; !lines && k < made[i].times; k++) {
+            if (model) { fti_buf_add(&b, "\n\0", 2); continue; }
+            fti_buf_str(&b, k ? "," : made[i].head);
+            fti_buf_str(&b, made[i].part);
+        }
+        if (!lines && !model) fti_buf_str(&b, made[i].tail);
+        CHECK(!b.failed && test_write(path, b.p, b.n));
+        size = b.n;
+        fti_buf_free(&b);
+        now = test_peak = test_bytes_now;
+        status = ft_tokenizer_load(&tok, path, NULL, &err);
+        CHECK_MSG(test_peak - now <= 4 * size + 1048576, "hostile %d: %.2f MB of memory for %.2f MB", (int)i,
+                  (double)(test_peak - now) / 1e6, (double)size / 1e6);
+        if (lines || !made[i].message) CHECK_OK(status, err);
+        else CHECK_MSG(status && strstr(err.message, made[i].message), "hostile %d: expected \"%s\", found \"%s\"", (int)i,
+                       made[i].message, err.message);
+        ft_tokenizer_free(tok);
+    }
+}
+
 /* ChatGLM3's own control tokens, which its .model lacks. */
 static void test_chatglm3(void)
 {
@@ -501,6 +550,7 @@ int main(void)
     test_denormalizer();
     test_stream_rewrites();
     test_memory();
+    test_memory_hostile();
     test_chatglm3();
     test_linear();
     test_words_again("tests/data/spm_bpe.model");
