@@ -1181,6 +1181,9 @@ typedef struct fti_added_set {
     int only;                           /* all begin with this byte, or -1 */
     int n_ordinary;                     /* not special: looked for even when control tokens are text */
 } fti_added_set;
+/* Bytes of an added token and of a piece of Unigram. Each may be tried at every place of a text, so one of 20,000 would
+ * take 20,000 looks a byte. The longest published: InternLM2's 128 spaces, 384 bytes. */
+enum { FTI_LONGEST_TOKEN = 1024 };
 
 typedef struct fti_attribute { char name[32]; int32_t id; } fti_attribute;
 
@@ -2881,25 +2884,38 @@ static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode,
 
 /* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
+/* The first of at[lo, hi), sorted, whose byte at depth is above c. Looked for from both ends in growing steps: in a range
+ * of which little goes at each depth, as a, aa, aaa .., that takes a few looks and no more. */
+static int fti_added_above(const fti_added *at, int lo, int hi, size_t depth, int c)
+{
+    for (int step = 1; hi - lo > 2 * step; step *= 2) {
+        if ((uint8_t)at[lo + step - 1].p[depth] > c) { hi = lo + step - 1; break; }
+        lo += step;
+        if ((uint8_t)at[hi - step].p[depth] <= c) { lo = hi - step + 1; break; }
+        hi -= step;
+    }
+    while (lo < hi) {
+        int mid = (lo + hi) / 2;
+        if ((uint8_t)at[mid].p[depth] <= c) lo = mid + 1; else hi = mid;
+    }
+    return lo;
+}
+
 /* The longest token of the set that text begins with at p. The set is sorted; each further byte narrows the range. */
 static const fti_added *fti_added_at(const fti_added_set *set, const char *p, const char *end)
 {
     int lo = set->first[(uint8_t)*p], hi = set->first[(uint8_t)*p + 1];
     const fti_added *best = NULL;
-    size_t depth;
-    for (depth = 1; lo < hi; depth++) {
-        int a, b, stop = hi;
-        if (set->at[lo].n == depth) best = &set->at[lo++];
+    for (size_t depth = 1; lo < hi; depth++) {
+        for (; lo < hi && set->at[lo].n == depth; lo++)       /* normalised, two may be the same */
+            if (!best || best->n < depth) best = &set->at[lo];
         if (p + depth == end) break;
-        for (a = lo, b = hi; a < b; ) {                       /* first whose next byte is not less */
-            int mid = (a + b) / 2;
-            if ((uint8_t)set->at[mid].p[depth] < (uint8_t)p[depth]) a = mid + 1; else b = mid;
+        if (hi - lo == 1) {
+            const fti_added *a = &set->at[lo];
+            return a->n <= (size_t)(end - p) && !memcmp(a->p + depth, p + depth, a->n - depth) ? a : best;
         }
-        for (lo = a, b = stop; a < b; ) {                     /* first whose next byte is greater */
-            int mid = (a + b) / 2;
-            if ((uint8_t)set->at[mid].p[depth] <= (uint8_t)p[depth]) a = mid + 1; else b = mid;
-        }
-        hi = a;
+        lo = fti_added_above(set->at, lo, hi, depth, (uint8_t)p[depth] - 1);
+        hi = fti_added_above(set->at, lo, hi, depth, (uint8_t)p[depth]);
     }
     return best;
 }
@@ -3406,7 +3422,7 @@ static void fti_added_index(fti_added_set *set)
 }
 
 /* After the family is set and the vocabulary finished. Tokens looked for in normalised text are normalised too. */
-static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
+static ft_status fti_added_finish(ft_tokenizer *tok, const char *name, ft_error *err)
 {
     ptrdiff_t i;
     for (i = 0; i < arrlen(tok->normal.at); i++) {
@@ -3420,8 +3436,14 @@ static ft_status fti_added_finish(ft_tokenizer *tok, ft_error *err)
         fti_buf_free(&buf);
         if (changed < 0 || !a->p) return fti_no_memory(err, a->n);
     }
-    fti_added_index(&tok->raw);
-    fti_added_index(&tok->normal);
+    for (int k = 0; k < 2; k++) {
+        fti_added_set *set = k ? &tok->normal : &tok->raw;
+        for (i = 0; i < arrlen(set->at); i++)
+            if (set->at[i].n > FTI_LONGEST_TOKEN)
+                return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: added token %d: expected at most %d bytes, found %lu",
+                                name, (int)set->at[i].id, (int)FTI_LONGEST_TOKEN, (unsigned long)set->at[i].n);
+        fti_added_index(set);
+    }
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     return FTUNE_OK;
 }
@@ -3919,7 +3941,7 @@ static ft_status fti_learned(ft_tokenizer *tok, const fti_learner *l, const ft_t
         fti_merges_join(tok, &m, both.p, left.n, right.n);
     }
     if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
-    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_added_finish(tok, "train", err);
     fti_buf_free(&both);
     fti_merges_free(&m);
     return status;
@@ -16997,7 +17019,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
                               (unsigned)line);
     }
     tok->family = &fti_family_bpe;
-    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_added_finish(tok, name, err);
     if (!status) status = fti_bpe_from_ranks(tok, (uint32_t)n_ranks, splitter, err);
     if (!status && known) status = fti_known_attributes(tok, known, err);
     if (!status) status = fti_config_attributes(tok, &config, 1, err);
@@ -17683,7 +17705,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
         b->splitter = splitter;
         b->form = splitter->nfc ? FTI_NFC | FTI_UNICODE_9 : -1;       /* these files are Hugging Face's */
         b->prefix_space = config.found && fti_flag(&config.json, 0, "add_prefix_space", 0);
-        status = fti_added_finish(tok, err);
+        status = fti_added_finish(tok, j->name, err);
     }
     if (!status && known) status = fti_known_attributes(tok, known, err);
     if (!status) status = fti_config_attributes(tok, &config, 1, err);
@@ -17850,7 +17872,7 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     if (!status) status = fti_added_check(tok, j, err);
     if (!status) status = fti_json_model(tok, j, err);
-    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_added_finish(tok, j->name, err);
     if (!status) status = fti_post_processor(tok, j, err);
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     if (!status) status = fti_attribute_token(tok, "unk_token_id", unk, err);
@@ -18018,7 +18040,7 @@ FTI_LOADER(fti_load_wordpiece)
         status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
                           "neither", path);
     if (!status) status = fti_wordpiece_finish(tok, w, path, err);
-    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_added_finish(tok, path, err);
     if (!status) status = fti_wordpiece_special(tok, err);
     if (!status) status = fti_config_attributes(tok, &config, 0, err);
     if (!status) {
@@ -18275,6 +18297,15 @@ static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_
     return status;
 }
 
+static ft_status fti_sp_tree(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
+                             const char *name, ft_error *err)
+{
+    if (!fti_trie_of(t, tok, wanted)) return fti_no_memory(err, tok->vocab.n * sizeof(char *));
+    return t->longest <= FTI_LONGEST_TOKEN ? FTUNE_OK
+        : fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected pieces of at most %d bytes, found one of %lu", name,
+                   (int)FTI_LONGEST_TOKEN, (unsigned long)t->longest);
+}
+
 static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
 {
     ft_status status = FTUNE_OK;
@@ -18295,9 +18326,10 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *
     m->in.spaces = !m->in.map.begins[' '];
     m->out.spaces = !m->out.map.begins[' '];
     m->in.map.begins[' '] = m->out.map.begins[' '] = 1;
-    if (!status && !fti_trie_of(&m->user, tok, fti_sp_is_user)) status = fti_no_memory(err, m->n * sizeof(char *));
+    if (!status) status = fti_sp_tree(&m->user, tok, fti_sp_is_user, f->name, err);
     if (status || !m->unigram) return status ? status : fti_sp_finish_bpe(tok, m, err);
-    if (!fti_trie_of(&m->pieces, tok, fti_sp_in_text) || !(m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score)))
+    if ((status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, f->name, err))) return status;
+    if (!(m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score)))
         return fti_no_memory(err, m->n * sizeof *m->score);
     m->score[0] = -HUGE_VAL;
     for (size_t i = 0; i < m->n; i++)                       /* user-defined pieces are nearly free */
@@ -18325,7 +18357,7 @@ FTI_LOADER(fti_load_sentencepiece)
     if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
     if (!status) status = fti_sp_chatglm3(tok, m, &chatglm3, err);
     if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
-    if (!status) status = fti_added_finish(tok, err);
+    if (!status) status = fti_added_finish(tok, path, err);
     if (!status) status = fti_sp_finish(tok, m, &f, err);
     if (!status) status = fti_sp_around(tok, m, &f, chatglm3, err);
     if (!status) status = fti_config_attributes(tok, &config, 1, err);
@@ -18415,8 +18447,7 @@ FTI_JSON_LOADER(fti_json_unigram)
         m->unk = (int32_t)unk;
     }
     if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    if (!status && !fti_trie_of(&m->pieces, tok, fti_sp_in_text)) status = fti_no_memory(err, m->n * sizeof(char *));
-    return status;
+    return status ? status : fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
 }
 
 /* Which tokens merging makes, and which characters stand side by side in them. Affixes: neither is asked. */

@@ -259,6 +259,75 @@ static void test_added_fields(void)
     }
 }
 
+/* The longest added token at each place, against trying them all. */
+static void test_added_search(void)
+{
+    char token[60][12], text[200];
+    ft_rng rng;
+    ft_rng_seed(&rng, 5);
+    for (int round = 0; round < 300; round++) {
+        fti_added_set set = { 0 };
+        int letters = 1 + (int)ft_rng_below(&rng, 3), n = 1 + (int)ft_rng_below(&rng, 60);
+        for (int i = 0; i < n; i++) {
+            fti_added a = { token[i], 1 + (uint32_t)ft_rng_below(&rng, 10), i, 0, 0, 0, 0, 0 };
+            for (uint32_t k = 0; k < a.n; k++) token[i][k] = "a\xFF\0"[ft_rng_below(&rng, (uint32_t)letters)];
+            CHECK(fti_push(set.at, a));
+        }
+        for (size_t k = 0; k < sizeof text; k++) text[k] = "a\xFF\0"[ft_rng_below(&rng, (uint32_t)letters)];
+        fti_added_index(&set);
+        for (size_t at = 0; at < sizeof text; at++) {
+            const fti_added *found = fti_added_at(&set, text + at, text + sizeof text);
+            size_t best = 0;
+            for (int i = 0; i < n; i++)
+                if (set.at[i].n > best && set.at[i].n <= sizeof text - at && !memcmp(set.at[i].p, text + at, set.at[i].n))
+                    best = set.at[i].n;
+            if ((found ? found->n : 0) != best || (found && memcmp(found->p, text + at, best)))
+                CHECK_MSG(0, "round %d, byte %d: expected a token of %d bytes, found %d", round, (int)at, (int)best,
+                          found ? (int)found->n : 0);
+        }
+        arrfree(set.at);
+    }
+}
+
+/* Tokens that a text of one letter would be compared with at every place: refused, or done in time. */
+static void test_long_tokens(void)
+{
+    static const struct { const char *head, *tail; int n; const char *message; } made[] = {
+        { "{\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"?\",\"vocab\":{\"?\":0}},\"added_tokens\":[{\"single_word\":false,"
+          "\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true,\"id\":1,\"content\":\"", "b\"}]}", 20000,
+          "added token 1: expected at most 1024 bytes, found 20001" },
+        { "{\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"?\",\"vocab\":{\"?\":0}},\"added_tokens\":[{\"single_word\":false,"
+          "\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true,\"id\":1,\"content\":\"", "b\"}]}", 1023, NULL },
+        { "{\"model\":{\"type\":\"Unigram\",\"unk_id\":0,\"vocab\":[[\"a\",0],[\"", "\",0]]}}", 20000, "pieces of at most 1024 bytes" },
+        { "{\"model\":{\"type\":\"Unigram\",\"unk_id\":0,\"vocab\":[[\"a\",0],[\"", "\",0]]}}", 1024, NULL } };
+    const char *path = test_tmp("models_long.json");
+    char *text = (char *)malloc(300000);
+    CHECK(text != NULL);
+    if (text) memset(text, 'a', 300000);
+    for (size_t i = 0; text && i < sizeof made / sizeof *made; i++) {
+        fti_buf b = { 0 };
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        ft_status status;
+        size_t n = 0;
+        double t;
+        fti_buf_str(&b, made[i].head);
+        fti_buf_add(&b, text, (size_t)made[i].n);
+        fti_buf_str(&b, made[i].tail);
+        CHECK(!b.failed && test_write(path, b.p, b.n));
+        fti_buf_free(&b);
+        status = ft_tokenizer_load(&tok, path, NULL, &err);
+        if (made[i].message) CHECK_MSG(status && strstr(err.message, made[i].message), "expected \"%s\", found \"%s\"", made[i].message, err.message);
+        else CHECK_OK(status, err);
+        t = fti_now();
+        if (tok) CHECK_OK(ft_tokenizer_encode(tok, text, 300000, FTUNE_SPECIAL_PARSE, NULL, 0, &n, &err), err);
+        t = fti_now() - t;
+        CHECK_MSG(t < 3, "a long token: expected about a second at most, found %.2f s", t);
+        ft_tokenizer_free(tok);
+    }
+    free(text);
+}
+
 /* Where Hugging Face panics or is odd, our rule. */
 static void test_own_rules(void)
 {
@@ -323,6 +392,8 @@ int main(void)
     test_refused();
     test_fields();
     test_added_fields();
+    test_added_search();
+    test_long_tokens();
     test_own_rules();
     test_linear();
     return test_end();
