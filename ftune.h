@@ -1201,6 +1201,7 @@ struct ft_tokenizer {
     struct fti_decoder *decoders;       /* stb array: its decoders; none: family->decode */
     ft_text       part[FTI_N_PARTS];    /* what of tokenizer.json is saved as it was read; p NULL: made anew */
     int32_t      *special;              /* stb array: ids of control tokens, ascending */
+    int32_t      *apart;                /* the same of added tokens that the model does not know, and never makes */
     int32_t       before[FTI_MAX_AROUND], after[FTI_MAX_AROUND];     /* what FTUNE_ADD_SPECIAL adds */
     int           n_before, n_after;
     fti_attribute attribute[16];
@@ -3167,15 +3168,31 @@ static int fti_buf_lossy(fti_buf *out, const char *p, size_t n, int hold)
     }
 }
 
-FTUNE_API int ft_token_is_special(const ft_tokenizer *tok, int32_t id)
+/* ids: stb array, ascending. */
+static int fti_has_id(const int32_t *ids, int32_t id)
 {
-    size_t lo = 0, hi = (size_t)arrlen(tok->special);
-    if (!hi || id < tok->special[0]) return 0;
+    size_t lo = 0, n = arrlenu(ids), hi = n;
+    if (!n || id < ids[0]) return 0;
     while (lo < hi) {
         size_t mid = (lo + hi) / 2;
-        if (tok->special[mid] < id) lo = mid + 1; else hi = mid;
+        if (ids[mid] < id) lo = mid + 1; else hi = mid;
     }
-    return lo < (size_t)arrlen(tok->special) && tok->special[lo] == id;
+    return lo < n && ids[lo] == id;
+}
+
+FTUNE_API int ft_token_is_special(const ft_tokenizer *tok, int32_t id) { return fti_has_id(tok->special, id); }
+
+/* Of text the model makes tokens of its own vocabulary, and no control tokens. */
+static int fti_model_makes(const ft_tokenizer *tok, int32_t id)
+{
+    return !ft_token_is_special(tok, id) && !fti_has_id(tok->apart, id);
+}
+
+/* fti_vocab_find among what the model knows. */
+static int32_t fti_model_find(const ft_tokenizer *tok, const char *p, size_t n)
+{
+    int32_t id = fti_vocab_find(&tok->vocab, p, n);
+    return fti_has_id(tok->apart, id) ? -1 : id;
 }
 
 /* The bytes that a token spells. */
@@ -3374,6 +3391,7 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     arrfree(tok->raw.at);
     arrfree(tok->normal.at);
     arrfree(tok->special);
+    arrfree(tok->apart);
     fti_steps_free(tok);
     fti_arena_free(&tok->arena);
     for (i = 0; i < FTI_MEMOS; i++) fti_memo_free(tok->memo[i]);
@@ -3406,6 +3424,19 @@ static int fti_by_number(const void *a, const void *b)
 {
     int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
     return (x > y) - (x < y);
+}
+
+/* Added tokens with ids from least on stand in no vocabulary but their own list. */
+static int fti_added_apart(ft_tokenizer *tok, int32_t least)
+{
+    const fti_added_set *sets[2];
+    sets[0] = &tok->raw;
+    sets[1] = &tok->normal;
+    for (int i = 0; i < 2; i++)
+        for (ptrdiff_t k = 0; k < arrlen(sets[i]->at); k++)
+            if (sets[i]->at[k].id >= least && !fti_push(tok->apart, sets[i]->at[k].id)) return 0;
+    if (arrlen(tok->apart)) qsort(tok->apart, arrlenu(tok->apart), sizeof *tok->apart, fti_by_number);
+    return 1;
 }
 
 static void fti_added_index(fti_added_set *set)
@@ -3574,8 +3605,9 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
         return fti_no_memory(err, n * sizeof *b->join);
     m->next = 256;
     for (i = 0; i < v->n; i++) {
-        m->symbol[i] = v->token[i].len == 1 ? (uint8_t)*v->token[i].p : FTI_NONE;
-        if (v->token[i].len == 1) b->id[m->symbol[i]] = v->token[i].id;
+        int byte = v->token[i].len == 1 && !fti_has_id(tok->apart, v->token[i].id);
+        m->symbol[i] = byte ? (uint8_t)*v->token[i].p : FTI_NONE;
+        if (byte) b->id[m->symbol[i]] = v->token[i].id;
     }
     return FTUNE_OK;
 }
@@ -3583,7 +3615,7 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
 static uint32_t fti_merges_symbol(ft_tokenizer *tok, fti_merges *m, const char *p, size_t n)
 {
     const fti_vocab *v = &tok->vocab;
-    int32_t id = fti_vocab_find(v, p, n);
+    int32_t id = fti_model_find(tok, p, n);
     size_t i = id < 0 ? 0 : v->token[v->n - 1].id == (int32_t)v->n - 1 ? (size_t)id     /* ids without gaps */
              : (size_t)(fti_vocab_at(v, id) - v->token);
     if (id < 0) return FTI_NONE;
@@ -3599,7 +3631,8 @@ static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, 
     const fti_token *t = m->made + 1 < tok->vocab.n ? &tok->vocab.token[m->made + 1] : NULL;
     uint32_t made = m->next, l = fti_merges_symbol(tok, m, bytes, n), r = fti_merges_symbol(tok, m, bytes + n, k);
     uint32_t both;
-    if (t && t->len == n + k && m->symbol[m->made + 1] == FTI_NONE && !memcmp(t->p, bytes, n + k)) {
+    if (t && t->len == n + k && m->symbol[m->made + 1] == FTI_NONE && !memcmp(t->p, bytes, n + k)
+        && !fti_has_id(tok->apart, t->id)) {
         b->id[both = m->symbol[++m->made] = m->next++] = t->id;
     } else {
         both = fti_merges_symbol(tok, m, bytes, n + k);
@@ -3627,7 +3660,7 @@ static int fti_bpe_reaches(const fti_bpe *b, const fti_token *t)
 static void fti_hide(fti_vocab *v, const fti_token *t)
 {
     fti_bucket *s = (fti_bucket *)fti_vocab_bucket(v, t->p, t->len, ~FTI_HIDDEN);
-    if (s) s->len |= FTI_HIDDEN;
+    if (s && s->id == t->id) s->len |= FTI_HIDDEN;
 }
 
 /* whole: pieces that are tokens become them whatever the merges say (ignore_merges). Added tokens only by merges. */
@@ -3926,6 +3959,7 @@ static ft_status fti_learned(ft_tokenizer *tok, const fti_learner *l, const ft_t
     }
     for (i = 0; i < opt->n_special && !status; i++)
         status = fti_added_add(tok, ft_text_of(opt->special[i]), (int32_t)(n + i), 1, 0, 0, 0, 0, err);
+    if (!status && !fti_added_apart(tok, 0)) status = fti_no_memory(err, sizeof n);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, "train", err);
     if (!status) status = fti_merges_begin(tok, &m, (size_t)arrlen(l->left), "train", err);
     if (status) { fti_merges_free(&m); return status; }
@@ -4076,7 +4110,7 @@ static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word,
     for (; end > at; end--) {
         if (end < word->n && ((unsigned char)word->p[end] & 0xC0) == 0x80) continue;
         int32_t id = fti_vocab_find(&tok->vocab, word->p + at - n, (size_t)(end - at + n));
-        if (id >= 0 && !ft_token_is_special(tok, id)) { *stop = end; return id; }
+        if (id >= 0 && fti_model_makes(tok, id)) { *stop = end; return id; }
     }
     return -1;
 }
@@ -16011,7 +16045,7 @@ static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end)
 {
     int32_t id = fti_vocab_find(&r->tok->vocab, r->p + begin, end - begin);
     if (id < 0) return -1;
-    if (r->m->json) return ft_token_is_special(r->tok, id) ? -1 : id;
+    if (r->m->json) return fti_model_makes(r->tok, id) ? id : -1;
     return fti_sp_is_piece(r->m, id) ? id : -1;
 }
 
@@ -16115,7 +16149,7 @@ static uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
         len = n;
     } else if (len < 4 && fti_utf8_decode(p, p + len, &cp)) return m->bpe->of_char[cp];
     id = fti_vocab_find(&r->tok->vocab, p, len);
-    if (id < 0 || ft_token_is_special(r->tok, id)) return 0;
+    if (id < 0 || !fti_model_makes(r->tok, id)) return 0;
     return 256 + (uint32_t)(fti_vocab_at(&r->tok->vocab, id) - r->tok->vocab.token);
 }
 
@@ -16594,7 +16628,7 @@ static ft_status fti_sp_bytes(const ft_tokenizer *tok, fti_sp *m, const char *na
     char text[8];
     for (int b = 0, found = 0; b < 256; b++) {
         snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
-        found += (m->byte[b] = fti_vocab_find(&tok->vocab, text, 6)) >= 0;
+        found += (m->byte[b] = fti_model_find(tok, text, 6)) >= 0;
         if (m->byte[b] < 0 && !(m->json && (m->bpe || !found))) {
             m->byte[0] = -1;
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: byte_fallback: expected a token for each byte, found no %s",
@@ -17010,6 +17044,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_config_added(tok, &config, 1, &n_added, err);
     if (!status && !n_added && known) status = fti_known_special(tok, known, err);
+    if (!status && !fti_added_apart(tok, 0)) status = fti_no_memory(err, n_ranks);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, name, err);
     for (line = 0; line < 256 && !status; line++) {
         char byte = (char)line;
@@ -17682,6 +17717,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     fti_config_file config;
     fti_file merges = { 0 };
     int n_added = 0;
+    int32_t last = -1;
     ft_status status;
     if (!path) return fti_no_memory(err, strlen(dir));
     if (!fti_file_exists(path)) return fti_fail(err, FTUNE_ERR_NOT_FOUND,
@@ -17689,6 +17725,8 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_vocab_json(tok, j, 0, 1, err);
     known = status ? NULL : fti_known_find(&tok->vocab, 1);
+    for (ptrdiff_t i = 0; i < arrlen(tok->vocab.token); i++)
+        if (tok->vocab.token[i].id > last) last = tok->vocab.token[i].id;
     if (!name) name = known ? known->splitter : fti_class_splitter(&config);
     if (!status && !name)
         status = fti_fail(err, FTUNE_ERR_UNSUPPORTED,
@@ -17697,6 +17735,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     if (!status && !(splitter = fti_splitter_find(name, err))) status = FTUNE_ERR_ARGUMENT;
     if (!status) status = fti_config_added(tok, &config, 0, &n_added, err);
     if (!status && !n_added && known) status = fti_known_special(tok, known, err);
+    if (!status && !fti_added_apart(tok, last + 1)) status = fti_no_memory(err, sizeof last);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_file_open(&merges, path, err);
     if (!status) status = fti_load_merges(tok, merges.data, merges.size, path, err);
@@ -17810,7 +17849,8 @@ static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error 
         int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
         int known = expected[k] >= 0;
         if (!known) expected[k] = next++;
-        if (id != expected[k])
+        if (!known && !fti_push(tok->apart, (int32_t)expected[k])) status = fti_no_memory(err, sizeof id);
+        else if (id != expected[k])
             status = fti_fail(err, FTUNE_ERR_FORMAT,
                               "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
                               fti_json_line(j, node), k, (long)expected[k], known ? "its id in the vocabulary"
@@ -17998,9 +18038,10 @@ static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t
     const char *p = copy, *end = copy ? copy + size : NULL;
     ft_status status = FTUNE_OK;
     size_t lines = 8;
+    int32_t id = 0;
     for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
     if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_added_map(tok, &added)) status = fti_no_memory(err, size);
-    for (int32_t id = 0; p < end && !status; id++) {
+    for (; p < end && !status; id++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
         ft_text piece = { p, 0 };
         int control = 0;
@@ -18014,6 +18055,7 @@ static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t
         p = next;
     }
     fti_map_free(&added);
+    if (!status && !fti_added_apart(tok, id)) status = fti_no_memory(err, sizeof id);
     return status;
 }
 
@@ -18462,7 +18504,7 @@ static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
         r.n = t->len;
         for (size_t at = 0, len; at < t->len && t->len <= FTI_SHORT; at += len)
             sym[n++] = fti_sp_first(&r, at, len = fti_next(t->p + at, t->p + t->len, &cp));
-        if (!n || ft_token_is_special(tok, t->id) || fti_join(m->bpe, sym, n) != 1 || m->bpe->id[sym[0]] != t->id)
+        if (!n || !fti_model_makes(tok, t->id) || fti_join(m->bpe, sym, n) != 1 || m->bpe->id[sym[0]] != t->id)
             fti_hide(&tok->vocab, t);
     }
 }
@@ -18490,7 +18532,7 @@ static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json
         part[2].p = both.p;
         part[2].n = both.n;
         for (int k = 0; k < 3 && !status; k++) {
-            id[k] = part[1].n < m->prefix.n ? -1 : fti_vocab_find(v, part[k].p, part[k].n);
+            id[k] = part[1].n < m->prefix.n ? -1 : fti_model_find(tok, part[k].p, part[k].n);
             if (id[k] < 0)
                 status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: merges[%u]: expected both pieces and what they "
                                   "join to in the vocabulary, found no \"%.*s\"", j->name, fti_json_line(j, node), rank,
@@ -18507,7 +18549,7 @@ static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json
         const fti_token *t = &v->token[i];
         m->bpe->id[256 + i] = t->id;
         if (t->len && t->len < 4 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len
-            && !ft_token_is_special(tok, t->id))
+            && fti_model_makes(tok, t->id))
             m->bpe->of_char[cp] = 256 + (uint32_t)i;
     }
     fti_arena_free(&texts);
@@ -18570,7 +18612,7 @@ FTI_JSON_LOADER(fti_json_word_level)
     if (status) return status;
     m->words = 1;
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
-    if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
+    if (unk.p) m->unk = fti_model_find(tok, unk.p, unk.n);
     return FTUNE_OK;
 }
 
@@ -18765,10 +18807,10 @@ static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id)
 }
 
 /* Added tokens in the order of their ids. config: as tokenizer_config.json writes them. *loose: an id is not the next
- * free one, so the token has to stand in the model's vocabulary too. */
+ * free one, so tokens that the model does not know have to stand in its vocabulary too. */
 static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, int *loose)
 {
-    int32_t next = (int32_t)(tok->vocab.n - (size_t)arrlen(tok->raw.at) - (size_t)arrlen(tok->normal.at));
+    int32_t next = (int32_t)(tok->vocab.n - arrlenu(tok->apart));
     int first = 1;
     size_t i, left = (size_t)(arrlen(tok->raw.at) + arrlen(tok->normal.at));
     for (i = tok->vocab.n; i > 0 && left > 0; i--) left -= fti_added_find(tok, tok->vocab.token[i - 1].id) != NULL;
@@ -18776,7 +18818,7 @@ static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, in
         const fti_token *t = &tok->vocab.token[i];
         const fti_added *a = fti_added_find(tok, t->id);
         if (!a) continue;
-        if (a->id != next++) *loose = 1;
+        if (fti_has_id(tok->apart, a->id) && a->id != next++) *loose = 1;
         fti_buf_str(out, first ? "\n    " : ",\n    ");
         first = 0;
         if (config) fti_buf_fmt(out, "\"%d\": {\"content\": ", (int)a->id);
@@ -18859,7 +18901,7 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
         const fti_token *t = &tok->vocab.token[i];
         int added = (ft_token_is_special(tok, t->id) || arrlen(tok->raw.at)
                      + arrlen(tok->normal.at) > arrlen(tok->special)) && fti_added_find(tok, t->id);
-        if (added && !with_added) continue;
+        if (!with_added && fti_has_id(tok->apart, t->id)) continue;
         fti_buf_fmt(out, "%s\n      ", comma);
         comma = ",";
         if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, t->p, t->len);

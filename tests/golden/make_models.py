@@ -87,8 +87,32 @@ FILES = [     # model, normalizer, pre_tokenizer, decoder, post_processor
     (PIECES, None, META, chain("decoders", META, WP), template("<s>", "A", "</s>"), ["the these", " the"]),
     (PIECES, None, BERT, WP, None, ["these the . the's", "thex the"]),
 ]
-for model, normalizer, pre, decoder, post, texts in FILES:
-    file = {"version": "1.0", "added_tokens": ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
+
+
+def more(model, *tokens, control=ADDED):
+    """Tokens with flags, added behind a vocabulary or as its own."""
+    vocab, new = model["vocab"], len(model["vocab"])
+    ids = vocab if isinstance(vocab, dict) else {p: i for i, (p, _) in enumerate(vocab)}
+    list = []
+    for t in tokens:
+        content, *flags = t if isinstance(t, tuple) else (t,)
+        id = ids.get(content, new)
+        new += id == new
+        list.append(dict(ADDED[0], id=id, content=content, special=False, **{f: True for f in flags}))
+    return sorted(control + list, key=lambda t: t["id"])
+
+
+LOWER = step("Lowercase")
+ADDITIONS = [     # the same with added tokens
+    # A token that the model does not know is never made by it.
+    (WORDS, LOWER, SPACES, None, None, ["TOK the tok"], more(WORDS, "tok")),
+    (PIECES, LOWER, SPACES, WP, None, ["THEX thex THESE", "thexse"], more(PIECES, "thex", "##x")),
+    (PLAIN, None, None, FUSE, None, ["a\u00e9 \u00e9", "ad d"], more(PLAIN, ("\u00e9", "single_word"), ("d", "single_word"))),
+    (SUFFIX, None, SPACES, None, None, ["x x"], more(SUFFIX, ("x</w>", "single_word"))),
+    (LEVEL, None, PREFIXED, BYTES, None, ["b", "ac c", " b"], more(LEVEL, " ", ("c", "single_word"))),
+]
+for model, normalizer, pre, decoder, post, texts, *added in FILES + ADDITIONS:
+    file = {"version": "1.0", "added_tokens": added[0] if added else ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
     tok = Tokenizer.from_str(json.dumps(file))
     for text in texts:
         ids = tok.encode(text).ids
