@@ -1133,6 +1133,7 @@ typedef struct fti_sink {
     size_t   cap, n;                    /* n counts on past cap */
     size_t   enough;                    /* no need to go on when n is past this */
     int      threads;
+    int      control;                   /* the model may make control tokens, too */
     size_t   begin, end;                /* the section: bytes of the caller's text */
     const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
     size_t   n_origin;
@@ -3053,6 +3054,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
                         (unsigned)(uint8_t)text[valid]);
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
     e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap; e.sink.enough = enough; e.sink.threads = threads;
+    e.sink.control = (special & 3) == FTUNE_SPECIAL_PARSE && !n_plain;
     if (tok->family->remembers) e.sink.memo = fti_memo_take((ft_tokenizer *)tok, text_len);
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
     while (!status && e.sink.n <= enough) {
@@ -3182,10 +3184,11 @@ static int fti_has_id(const int32_t *ids, int32_t id)
 
 FTUNE_API int ft_token_is_special(const ft_tokenizer *tok, int32_t id) { return fti_has_id(tok->special, id); }
 
-/* Of text the model makes tokens of its own vocabulary, and no control tokens. */
-static int fti_model_makes(const ft_tokenizer *tok, int32_t id)
+/* Of text the model makes tokens of its own vocabulary; control tokens only where they are parsed anyway: a text may
+ * come to one when it is normalised, U+FF1C "/s" U+FF1E to "</s>". */
+static int fti_model_makes(const ft_tokenizer *tok, int32_t id, int control)
 {
-    return !ft_token_is_special(tok, id) && !fti_has_id(tok->apart, id);
+    return (control || !ft_token_is_special(tok, id)) && !fti_has_id(tok->apart, id);
 }
 
 /* fti_vocab_find among what the model knows. */
@@ -4097,8 +4100,8 @@ FTI_INLINE size_t fti_wp_reach(const char *p)
 }
 
 /* The longest piece that the rest of the word begins with: its id and where it ends; -1: none. Inside a word the prefix
- * is written over bytes that are done. */
-static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int *stop)
+ * is written over bytes that are done. *odd: control tokens came into question. */
+static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int control, int *stop, int *odd)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     int n = at ? w->n_prefix : 0, end = word->n - at + n > w->longest ? at + w->longest - n : word->n;
@@ -4110,7 +4113,9 @@ static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word,
     for (; end > at; end--) {
         if (end < word->n && ((unsigned char)word->p[end] & 0xC0) == 0x80) continue;
         int32_t id = fti_vocab_find(&tok->vocab, word->p + at - n, (size_t)(end - at + n));
-        if (id >= 0 && fti_model_makes(tok, id)) { *stop = end; return id; }
+        if (id < 0) continue;
+        *odd |= ft_token_is_special(tok, id);
+        if (fti_model_makes(tok, id, control)) { *stop = end; return id; }
     }
     return -1;
 }
@@ -4120,7 +4125,7 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     size_t before = out->n, n = (size_t)word->n;
-    int at = 0, stop = 0, failed = word->chars > w->max_chars;
+    int at = 0, stop = 0, odd = 0, failed = word->chars > w->max_chars;
     fti_line *line = NULL;
     char text[FTI_SEEN_BYTES];                                /* prefixes will be written into the word */
     if (!word->chars) return;
@@ -4135,7 +4140,7 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
         memcpy(text, word->p, n);
     }
     for (; at < word->n && !failed; at = stop) {
-        int32_t id = fti_wordpiece_longest(tok, word, at, &stop);
+        int32_t id = fti_wordpiece_longest(tok, word, at, out->control, &stop, &odd);
         failed = id < 0;
         if (!failed && out->offsets) fti_put(out, id, word->begin[at], word->end[stop - 1]);
         else if (!failed) fti_put(out, id, 0, 0);
@@ -4144,7 +4149,7 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
         out->n = before;
         fti_put(out, w->unk, word->from, word->to);
     }
-    if (line && out->n <= out->cap)
+    if (line && !odd && out->n <= out->cap)                   /* odd: in another call its ids may be others */
         fti_line_put(out->memo, line, text, n, out->ids + before, out->n - before);
     word->n = word->chars = 0;
 }
@@ -15458,8 +15463,8 @@ static void fti_steps_free(ft_tokenizer *tok)
  *     ab bab    a b</w> | b a b</w>    [ab</w>] | b [ab</w>]    [ab</w>] [bab</w>]
  *     abba      a ##b ##b ##a          [ab] [##ba]              [abba]
  *
- * Where we differ from Hugging Face on purpose: a control token is never a piece, so that a text that only normalises
- * to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown characters and the bytes that stand
+ * Where we differ from Hugging Face on purpose: a control token is a piece only where control tokens are parsed, so
+ * that otherwise a text that normalises to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown characters and the bytes that stand
  * for one are not joined to anything. With byte tokens for some bytes only, theirs puts the unknown token of one
  * character behind the bytes of the next; here they keep their order, and the bytes are those of the character
  * without its affixes. What is no token vanishes where there is no unknown token; WordLevel then is an error. A model
@@ -15634,6 +15639,8 @@ typedef struct fti_sp_rules {
 
 typedef struct fti_sp {
     int unigram, json, words;           /* words: WordLevel, a piece of text is a token or unknown */
+    int control;                        /* control tokens are pieces, too */
+    struct fti_sp *parsing;             /* this one with control tokens, if it has some: most is shared; or NULL */
     fti_sp_rules in, out;               /* of .model: of text, and of decoded text if out.map has rules */
     /* the model */
     fti_trie pieces;                    /* Unigram */
@@ -15960,7 +15967,7 @@ FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node
         state = slot[at].unit >> 8;
     }
     node += len;
-    if (p == stop && slot[at].id >= 0) fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
+    if (p == stop && score[slot[at].id] > -HUGE_VAL) fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
     else fti_sp_reach(node, json ? unknown + till : (double)((float)unknown + (float)till), length, json);
     for (; p < end; reach = slot[at].id >= 0 ? p : reach) {
         at = state ^ *p;
@@ -16045,7 +16052,7 @@ static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end)
 {
     int32_t id = fti_vocab_find(&r->tok->vocab, r->p + begin, end - begin);
     if (id < 0) return -1;
-    if (r->m->json) return fti_model_makes(r->tok, id) ? id : -1;
+    if (r->m->json) return fti_model_makes(r->tok, id, r->m->control) ? id : -1;
     return fti_sp_is_piece(r->m, id) ? id : -1;
 }
 
@@ -16149,7 +16156,7 @@ static uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
         len = n;
     } else if (len < 4 && fti_utf8_decode(p, p + len, &cp)) return m->bpe->of_char[cp];
     id = fti_vocab_find(&r->tok->vocab, p, len);
-    if (id < 0 || !fti_model_makes(r->tok, id)) return 0;
+    if (id < 0 || !fti_model_makes(r->tok, id, m->control)) return 0;
     return 256 + (uint32_t)(fti_vocab_at(&r->tok->vocab, id) - r->tok->vocab.token);
 }
 
@@ -16308,8 +16315,10 @@ static int fti_sp_rounds(fti_sp_run *r, size_t begin, size_t end)
     return !sym ? 0 : more ? -1 : 1;
 }
 
+static int fti_sp_has_two(const fti_sp *m) { return m->parsing && m->parsing->bpe != m->bpe; }
+
 /* The same, remembered if nothing in it is unknown (that could become one with what comes before or behind), and no
- * piece comes apart, for how may depend on other places. */
+ * piece comes apart, for how may depend on other places; and with one of two tables of merges only. */
 static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
 {
     fti_sp_run *r = t->r;
@@ -16319,7 +16328,8 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
     size_t n = end - begin, before = out->n, i;
     fti_line *line = NULL;
     int ok = -1, known = r->unk_begin == r->unk_end;
-    if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && before + FTI_SEEN_IDS < out->cap) {
+    if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && !fti_sp_has_two(m)
+        && before + FTI_SEEN_IDS < out->cap) {
         fti_key key = fti_key_of(p, n, r->n - begin >= 16);
         int32_t ids[FTI_SEEN_IDS];
         size_t n_ids = 0;
@@ -16404,6 +16414,7 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
     int cut = arrlen(tok->cuts) > 0, ok = 1;
     ptrdiff_t pieces;
     ft_status status = FTUNE_OK;
+    if (out->control && r.m->parsing) r.m = r.m->parsing;
     memset(&x, 0, sizeof x);
     x.text = text;
     if (cut) ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x);
@@ -16525,7 +16536,10 @@ static size_t fti_sp_rewrite(const ft_tokenizer *tok, const char *p, size_t n, i
 
 static void fti_sp_free(void *model)
 {
-    fti_sp *m = (fti_sp *)model;
+    fti_sp *m = (fti_sp *)model, *p = m->parsing;
+    if (p && p->score != m->score) FTUNE_FREE(p->score);
+    if (p && p->bpe && p->bpe != m->bpe) fti_bpe_free(p->bpe);
+    FTUNE_FREE(p);
     fti_trie_free(&m->pieces);
     fti_trie_free(&m->user);
     FTUNE_FREE(m->type);
@@ -16564,8 +16578,8 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
 static int fti_sp_in_text(const ft_tokenizer *tok, int32_t id)
 {
     const fti_sp *m = (const fti_sp *)tok->model;
-    return (size_t)id < m->n && !ft_token_is_special(tok, id)
-        && (m->json || (fti_sp_is_piece(m, id) && m->type[id] != FTI_SP_UNUSED));
+    if (m->json) return (size_t)id < m->n;                  /* control tokens: see fti_sp_json_parsing */
+    return !ft_token_is_special(tok, id) && fti_sp_is_piece(m, id) && m->type[id] != FTI_SP_UNUSED;
 }
 
 static int fti_sp_is_user(const ft_tokenizer *tok, int32_t id)
@@ -18419,6 +18433,24 @@ static ft_status fti_sp_json_begin(ft_tokenizer *tok, fti_sp **m, const fti_json
     return status ? status : fti_json_decoder(tok, j, err);
 }
 
+/* m->parsing, when all else is done; m itself goes without control tokens. False: no memory. */
+static int fti_sp_json_parsing(const ft_tokenizer *tok, fti_sp *m)
+{
+    ptrdiff_t i, n = arrlen(tok->special);
+    double *score;
+    for (i = 0; i < n && fti_has_id(tok->apart, tok->special[i]); i++) ;
+    if (i == n) return 1;
+    if (!(m->parsing = (fti_sp *)fti_alloc(1, sizeof *m))) return 0;
+    *m->parsing = *m;
+    m->parsing->parsing = NULL;
+    m->parsing->control = 1;
+    if (!m->unigram) return 1;
+    if (!(score = (double *)fti_alloc(m->n + 1, sizeof *score))) return 0;
+    memcpy(m->parsing->score = score, m->score, (m->n + 1) * sizeof *score);
+    for (; i < n; i++) if ((size_t)tok->special[i] < m->n) m->score[tok->special[i] + 1] = -HUGE_VAL;
+    return 1;
+}
+
 /* A score as the original reads it: digits as one integer, rounded, then divided by a power of ten, rounded again. That
  * is not always the nearest double, and on ties of long paths the last bit decides. */
 static double fti_sp_json_score(const fti_json *j, int node)
@@ -18489,7 +18521,9 @@ FTI_JSON_LOADER(fti_json_unigram)
         m->unk = (int32_t)unk;
     }
     if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    return status ? status : fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
+    if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
+    if (!status && !fti_sp_json_parsing(tok, m)) status = fti_no_memory(err, m->n * sizeof(char *));
+    return status;
 }
 
 /* Which tokens merging makes, and which characters stand side by side in them. Affixes: neither is asked. */
@@ -18504,12 +18538,28 @@ static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
         r.n = t->len;
         for (size_t at = 0, len; at < t->len && t->len <= FTI_SHORT; at += len)
             sym[n++] = fti_sp_first(&r, at, len = fti_next(t->p + at, t->p + t->len, &cp));
-        if (!n || !fti_model_makes(tok, t->id) || fti_join(m->bpe, sym, n) != 1 || m->bpe->id[sym[0]] != t->id)
+        if (!n || !fti_model_makes(tok, t->id, 0) || fti_join(m->bpe, sym, n) != 1 || m->bpe->id[sym[0]] != t->id)
             fti_hide(&tok->vocab, t);
     }
 }
 
-static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int list, ft_error *err)
+static fti_bpe *fti_sp_json_bpe(const ft_tokenizer *tok, uint32_t n_merges)
+{
+    fti_bpe *b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, n_merges);
+    if (!b) return NULL;
+    FTUNE_FREE(b->edge);                                      /* no pairs of bytes: over_bits stays 0 */
+    FTUNE_FREE(b->over);
+    b->edge = NULL;
+    b->over = NULL;
+    b->join = (uint32_t *)fti_calloc(b->n_merges, sizeof *b->join);
+    b->of_char = (uint32_t *)fti_calloc(65536, sizeof *b->of_char);
+    if (b->join && b->of_char) return b;
+    fti_bpe_free(b);
+    return NULL;
+}
+
+/* The merges into m->bpe. *lacking: but for control tokens there would be more. */
+static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int list, int *lacking, ft_error *err)
 {
     const fti_vocab *v = &tok->vocab;
     fti_buf both = { NULL, 0, 0, 0 };
@@ -18540,17 +18590,18 @@ static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json
             else sym[k] = 256 + (uint32_t)(fti_vocab_at(v, id[k]) - v->token);
         }
         if (status) break;
-        if (ft_token_is_special(tok, id[2])) continue;      /* text does not become a control token */
+        if (!fti_model_makes(tok, id[2], m->control)) { *lacking = 1; continue; }
         fti_pair_put(m->bpe, sym[0], sym[1], rank);
         m->bpe->join[rank] = sym[2];
         if (m->neighbours) fti_sp_note_neighbours(m, both.p, both.n);
     }
     for (size_t i = 0; i < v->n; i++) {
         const fti_token *t = &v->token[i];
+        int one = t->len && t->len < 5 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len;
         m->bpe->id[256 + i] = t->id;
-        if (t->len && t->len < 4 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len
-            && fti_model_makes(tok, t->id))
-            m->bpe->of_char[cp] = 256 + (uint32_t)i;
+        if (!m->neighbours && t->len <= m->prefix.n + m->suffix.n + 4) one = 1;         /* one character with affixes? */
+        if (one && !fti_model_makes(tok, t->id, m->control)) *lacking |= fti_model_makes(tok, t->id, 1);
+        else if (one && t->len < 4 && m->neighbours) m->bpe->of_char[cp] = 256 + (uint32_t)i;
     }
     fti_arena_free(&texts);
     fti_buf_free(&both);
@@ -18561,8 +18612,8 @@ FTI_JSON_LOADER(fti_json_char_bpe)
 {
     int model = fti_json_get(j, 0, "model"), merges = fti_json_get(j, model, "merges");
     static const char *const name[] = { "continuing_subword_prefix", "end_of_word_suffix" };
-    fti_sp *m;
-    fti_bpe *b;
+    fti_sp *m, *p;
+    int lacking = 0;
     ft_text unk;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     for (int i = 0; i < 2 && !status; i++) {
@@ -18582,22 +18633,17 @@ FTI_JSON_LOADER(fti_json_char_bpe)
     m->fuse_unk = fti_flag(j, model, "fuse_unk", 0);
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     if (unk.p) m->unk = fti_vocab_find(&tok->vocab, unk.p, unk.n);
-    m->bpe = b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, (uint32_t)j->node[merges].count);
-    if (b) {                                               /* no pairs of bytes: over_bits stays 0 */
-        FTUNE_FREE(b->edge);
-        FTUNE_FREE(b->over);
-        b->edge = NULL;
-        b->over = NULL;
-        b->join = (uint32_t *)fti_calloc(b->n_merges, sizeof *b->join);
-        b->of_char = (uint32_t *)fti_calloc(65536, sizeof *b->of_char);
-    }
     if (!m->prefix.n && !m->suffix.n) m->neighbours = (uint8_t *)fti_calloc(FTI_SP_NEIGHBOURS / 8 + 128, 1);
-    if (!b || !b->join || !b->of_char || (!m->neighbours && !m->prefix.n && !m->suffix.n))
+    if ((!m->neighbours && !m->prefix.n && !m->suffix.n) || !(m->bpe = fti_sp_json_bpe(tok, j->node[merges].count)))
         return fti_no_memory(err, FTI_SP_NEIGHBOURS);
     if (fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    if (!status) status = fti_sp_json_merges(tok, m, j, merges, err);
+    if (!status) status = fti_sp_json_merges(tok, m, j, merges, &lacking, err);
     if (!status && m->neighbours) fti_sp_json_reach(tok, m);
-    return status;
+    if (!status && !fti_sp_json_parsing(tok, m)) status = fti_no_memory(err, sizeof *m);
+    if (status || !lacking || !(p = m->parsing)) return status;
+    p->neighbours = NULL;                                   /* which says, too, that no word is found as a whole */
+    if (!(p->bpe = fti_sp_json_bpe(tok, j->node[merges].count))) return fti_no_memory(err, sizeof *m);
+    return fti_sp_json_merges(tok, p, j, merges, &lacking, err);
 }
 
 /* WordLevel: each piece of the pre-tokenizers is a token, or the unknown one. */
@@ -18613,7 +18659,7 @@ FTI_JSON_LOADER(fti_json_word_level)
     m->words = 1;
     unk = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
     if (unk.p) m->unk = fti_model_find(tok, unk.p, unk.n);
-    return FTUNE_OK;
+    return fti_sp_json_parsing(tok, m) ? FTUNE_OK : fti_no_memory(err, sizeof *m);
 }
 
 /* ---- which format is it? ------------------------------------------------------------------------------ *

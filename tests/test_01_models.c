@@ -362,6 +362,50 @@ static void test_own_rules(void)
     ft_tokenizer_free(tok);
 }
 
+#define CONTROL(id, text) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true, \"single_word\": true}"
+#define LOWER "\"normalizer\": {\"type\": \"Lowercase\"}, \"pre_tokenizer\": {\"type\": \"WhitespaceSplit\"},"
+
+/* Text that comes to a control token by the model: only where control tokens are parsed, whatever was encoded before. */
+static void test_two_modes(void)
+{
+    static const struct { const char *parts, *model, *text; int32_t as_text[6], parsed[6]; } row[] = {
+        { "\"added_tokens\": [" CONTROL(1, "the") "," CONTROL(2, "##se") "]," LOWER, "\"type\": \"WordPiece\", \"unk_token\": \"?\", \"max_input_chars_per_word\": 9,"
+          "\"vocab\": {\"?\": 0, \"the\": 1, \"##se\": 2, \"t\": 3, \"##he\": 4, \"##s\": 5, \"##e\": 6}",
+          "THE these ", { 3, 4, 3, 4, 5, 6 }, { 1, 1, 2, -1 } },
+        { "\"added_tokens\": [" CONTROL(1, "ab") "," CONTROL(2, "c") "]," LOWER, "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"ab\": 1, \"c\": 2, \"b\": 3, \"?\": 4},"
+          "\"unk_token\": \"?\", \"merges\": [\"a b\"]", "AB aab C ", { 0, 3, 0, 0, 3, 4 }, { 1, 0, 1, 2, -1 } },
+        { "\"added_tokens\": [" CONTROL(1, "ab|") "]," LOWER, "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"ab|\": 1, \"c|\": 2, \"b|\": 3},"
+          "\"end_of_word_suffix\": \"|\", \"merges\": [\"a b|\"]", "ab C aab ", { 0, 3, 2, 0, 0, 3 }, { 1, 2, 0, 1, -1 } },
+        { "\"added_tokens\": [" CONTROL(1, "ab") "," CONTROL(2, "c") "]," LOWER, "\"type\": \"Unigram\", \"unk_id\": 4,"
+          "\"vocab\": [[\"a\", -3], [\"ab\", -1], [\"c\", -1], [\"b\", -3], [\"?\", 0]]", "AB aab C ", { 0, 3, 0, 0, 3, 4 }, { 1, 0, 1, 2, -1 } },
+        { "\"added_tokens\": [" CONTROL(1, "ab") "]," LOWER, "\"type\": \"WordLevel\", \"vocab\": {\"?\": 0, \"ab\": 1}, \"unk_token\": \"?\"",
+          "AB aab ", { 0, 0, -1 }, { 1, 0, -1 } } };
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        ft_tokenizer *tok = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        char text[1000] = "";
+        int32_t ids[1000];
+        while (strlen(text) + 20 < sizeof text) strcat(text, row[i].text);
+        CHECK_OK(load_made(&tok, row[i].parts, row[i].model, &err), err);
+        for (int call = 0; tok && call < 6; call++) {
+            const int32_t *expected = call & 1 ? row[i].parsed : row[i].as_text;
+            size_t n = 0, k = 0, bad = 0, width = 0;
+            while (width < 6 && expected[width] >= 0) width++;
+            CHECK_OK(ft_tokenizer_encode(tok, text, strlen(text), call & 1 ? FTUNE_SPECIAL_PARSE : call & 2 ? FTUNE_SPECIAL_REFUSE : 0, ids, 1000, &n, &err), err);
+            for (; k < n; k++) bad += ids[k] != expected[k % width];
+            CHECK_MSG(!bad && n == strlen(text) / strlen(row[i].text) * width, "model %d, call %d: expected %d %d .., found %d %d .. (%d, %d of them wrong)", (int)i, call,
+                      (int)expected[0], (int)expected[1], (int)ids[0], (int)ids[1], (int)n, (int)bad);
+        }
+        if (tok) {                                            /* with a range that stays text all of it does */
+            ft_span plain = { 0, 1 };
+            size_t n = 0;
+            CHECK_OK(ft_tokenizer_encode_spans(tok, text, strlen(text), FTUNE_SPECIAL_PARSE, &plain, 1, ids, NULL, 1000, &n, &err), err);
+            CHECK_INT(ids[0], row[i].as_text[0]);
+        }
+        ft_tokenizer_free(tok);
+    }
+}
+
 /* A million equal characters, and words that joining goes back in: time in proportion. */
 static void test_linear(void)
 {
@@ -395,6 +439,7 @@ int main(void)
     test_added_search();
     test_long_tokens();
     test_own_rules();
+    test_two_modes();
     test_linear();
     return test_end();
 }

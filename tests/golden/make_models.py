@@ -89,7 +89,7 @@ FILES = [     # model, normalizer, pre_tokenizer, decoder, post_processor
 ]
 
 
-def more(model, *tokens, control=ADDED):
+def more(model, *tokens):
     """Tokens with flags, added behind a vocabulary or as its own."""
     vocab, new = model["vocab"], len(model["vocab"])
     ids = vocab if isinstance(vocab, dict) else {p: i for i, (p, _) in enumerate(vocab)}
@@ -98,11 +98,13 @@ def more(model, *tokens, control=ADDED):
         content, *flags = t if isinstance(t, tuple) else (t,)
         id = ids.get(content, new)
         new += id == new
-        list.append(dict(ADDED[0], id=id, content=content, special=False, **{f: True for f in flags}))
-    return sorted(control + list, key=lambda t: t["id"])
+        list.append(dict(ADDED[0], id=id, content=content, **{"special": False, **{f: True for f in flags}}))
+    return sorted(ADDED + list, key=lambda t: t["id"])
 
 
-LOWER = step("Lowercase")
+LOWER, NFKC = step("Lowercase"), step("NFKC")
+UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], [MARK, -3.0], [MARK + "a", -2.0], ["a", -4.0], ["b", -4.5],
+                                                     ["ab", -5.0], ["<", -7.0], ["s", -7.0], ["/", -7.0], [MARK + "b", -5.0]]}
 ADDITIONS = [     # the same with added tokens
     # A token that the model does not know is never made by it.
     (WORDS, LOWER, SPACES, None, None, ["TOK the tok"], more(WORDS, "tok")),
@@ -110,6 +112,14 @@ ADDITIONS = [     # the same with added tokens
     (PLAIN, None, None, FUSE, None, ["a\u00e9 \u00e9", "ad d"], more(PLAIN, ("\u00e9", "single_word"), ("d", "single_word"))),
     (SUFFIX, None, SPACES, None, None, ["x x"], more(SUFFIX, ("x</w>", "single_word"))),
     (LEVEL, None, PREFIXED, BYTES, None, ["b", "ac c", " b"], more(LEVEL, " ", ("c", "single_word"))),
+    # A control token that it knows is made as any other.
+    (UNIGRAM, NFKC, META, META, None, ["\uff1c/s\uff1ea \uff1cs\uff1e", "a\uff1cunk\uff1e", "aab bxb<s", "abb\uff1c/s\uff1e ab"], more(UNIGRAM, ("b", "single_word", "special"), ("ab", "single_word", "special"))),
+    (WORDS, LOWER, SPACES, None, None, ["<S> The CAT", "cat <s> thecat"], more(WORDS, ("cat", "single_word", "special"))),
+    (PIECES, LOWER, SPACES, WP, None, ["<S> </S>the THESE", "xthe these <UNK>"], more(PIECES, ("##se", "special"), ("the", "special", "single_word"))),
+    (PLAIN, None, None, None, None, ["xabc", "abcabc abc", "bcb b abcbc"], more(PLAIN, ("bc", "single_word", "special"), ("b", "single_word", "special"))),
+    (PLAIN, None, SPACES, None, None, ["aab aa", "abaa abc"], more(PLAIN, ("aa", "single_word", "special"))),
+    (dict(PLAIN, ignore_merges=True), LOWER, SPACES, None, None, ["ABC aab BC", "abc"], more(PLAIN, ("abc", "special"), ("bc", "special"))),
+    (SUFFIX, None, SPACES, None, None, ["ab bab", "a b ba"], more(SUFFIX, ("ab</w>", "special"), ("a</w>", "special"))),
 ]
 for model, normalizer, pre, decoder, post, texts, *added in FILES + ADDITIONS:
     file = {"version": "1.0", "added_tokens": added[0] if added else ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
