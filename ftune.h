@@ -17704,6 +17704,7 @@ static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t siz
             status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: expected two pieces, found \"%.*s\"", name, line
                               + 1, q - left.p < 80 ? (int)(q - left.p) : 80, left.p);
     }
+    if (!status) ((fti_bpe *)tok->model)->n_merges = m.n;     /* there was room for one on each line */
     if (!status && !fti_merges_end(tok, &m, 0, -1)) status = fti_no_memory(err, 65536);
     fti_merges_free(&m);
     return status;
@@ -19093,7 +19094,7 @@ FTUNE_API ft_status ft_tokenizer_save_tiktoken(const ft_tokenizer *tok, const ch
                             path, m, (int)b->id[fti_joined(b, m)], (int)b->id[fti_joined(b, m - 1)]);
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
-        if (ft_token_is_special(tok, t->id)) continue;
+        if (ft_token_is_special(tok, t->id) || fti_has_id(tok->apart, t->id)) continue;
         fti_buf_base64(&out, t->p, t->len);
         fti_buf_fmt(&out, " %d\n", (int)t->id);
     }

@@ -610,6 +610,45 @@ static void test_training(void)
     ft_tokenizer_free(ranks);
 }
 
+/* A rank file has the tokens of the model: of a pair of files however merges.txt begins and ends, and without what was added. */
+static void test_save_ranks(void)
+{
+    static const char *const merges[] = { "a b\nab c", "#version: 0.2\na b\nab c\n", "a b\r\n\r\nab c\r\n\r\n", NULL };
+    char vocab[8192] = "{", json[12000];
+    size_t at = 1, n;
+    for (int b = 0; b < 256; b++) {
+        char letter[5] = "";
+        fti_utf8_encode(fti_byte_letter((unsigned)b), letter);
+        at += (size_t)snprintf(vocab + at, sizeof vocab - at, "\"%s%s\": %d, ", b == '"' || b == '\\' ? "\\" : "", letter, b);
+    }
+    at += (size_t)snprintf(vocab + at, sizeof vocab - at, "\"ab\": 256, \"abc\": 257}");
+    n = (size_t)snprintf(json, sizeof json, "{\"added_tokens\": [{\"id\": 258, \"content\": \"<t>\"}, {\"id\": 259, \"content\": \"<s>\", \"special\": true}],"
+                         "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"},"
+                         "\"model\": {\"type\": \"BPE\", \"vocab\": %s, \"merges\": [\"a b\", \"ab c\"]}}", vocab);
+    fti_make_directory("build/tmp/pair", NULL);
+    CHECK(test_write("build/tmp/pair/vocab.json", vocab, at) && test_write("build/tmp/pair.json", json, n));
+    for (int k = 0; k < 4; k++) {
+        ft_tokenizer_options opt = ft_tokenizer_options_default();
+        ft_tokenizer *tok = NULL, *ranks = NULL;
+        ft_error err = { FTUNE_OK, "" };
+        int32_t ids[4] = { 0 };
+        char *text;
+        int lines = 0;
+        opt.splitter = "gpt2";
+        if (merges[k]) CHECK(test_write("build/tmp/pair/merges.txt", merges[k], strlen(merges[k])));
+        CHECK_OK(ft_tokenizer_load(&tok, merges[k] ? "build/tmp/pair" : "build/tmp/pair.json", &opt, &err), err);
+        if (tok) CHECK_OK(ft_tokenizer_save_tiktoken(tok, "build/tmp/pair.tiktoken", &err), err);
+        CHECK_OK(ft_tokenizer_load(&ranks, "build/tmp/pair.tiktoken", &opt, &err), err);
+        if (ranks) CHECK_OK(ft_tokenizer_encode(ranks, "abcab", 5, 0, ids, 4, &n, &err), err);
+        CHECK(n == 2 && ids[0] == 257 && ids[1] == 256);
+        if ((text = test_read("build/tmp/pair.tiktoken", &n)) != NULL) for (size_t i = 0; i < n; i++) lines += text[i] == '\n';
+        CHECK_INT(lines, 258);
+        free(text);
+        ft_tokenizer_free(tok);
+        ft_tokenizer_free(ranks);
+    }
+}
+
 /* ---- broken files ---------------------------------------------------------------------------------------------- */
 
 static const char *const merges_text = "#version: 0.2\nh e\nl l\nhe ll\nhell o\n";
@@ -803,6 +842,7 @@ int main(void)
     test_stream();
     test_linear();
     test_training();
+    test_save_ranks();
     test_broken_pair();
     test_broken_config();
     test_broken();
