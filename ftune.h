@@ -2957,12 +2957,14 @@ static int fti_touches_plain(const fti_encoding *e, size_t begin, size_t end)
     return lo < e->n_plain && e->plain[lo].begin < end;
 }
 
-/* The next added token in text[from, n): *begin, *end with the white space it swallows; NULL: none. Rules of Hugging
- * Face tokenizers: leftmost, then longest; a match that single_word refuses hides what overlaps it. */
+/* The next added token in text[*look, n): *begin, *end with the white space it swallows; NULL: none. Rules of Hugging
+ * Face tokenizers: leftmost, then longest; a match that single_word refuses hides what overlaps it. Matches are found
+ * before white space is swallowed, so *look goes on behind the token itself, though all before from is done: of
+ * "<|end|>\n" the newline may be swallowed and, if it is an added token, found nonetheless. */
 static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_set *set, const char *text, size_t from,
-                                       size_t n, size_t *begin, size_t *end)
+                                       size_t n, size_t *look, size_t *begin, size_t *end)
 {
-    const char *p = text + from, *stop = text + n, *q;
+    const char *p = text + *look, *stop = text + n, *q;
     int as_text = (e->special & 3) == FTUNE_SPECIAL_AS_TEXT, len;
     if (!arrlen(set->at) || (as_text && !set->n_ordinary)) return NULL;
     while (p < stop) {
@@ -2978,10 +2980,13 @@ static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_se
             p = q;
             continue;
         }
+        *look = (size_t)(q - text);
         if (a->lstrip)
             while (p > text + from && (fti_class_at(fti_char_before(p), &len) & FTI_CP_SPACE)) p = fti_char_before(p);
         if (a->rstrip)
             while (q < stop && (fti_class_at(q, &len) & FTI_CP_SPACE)) q += len;
+        if (a->lstrip && p < text + from) p = text + from;    /* of a token that swallows more, what is left; */
+        if (p >= q) { p = text + *look; continue; }           /* or nothing */
         *begin = (size_t)(p - text);
         *end = (size_t)(q - text);
         return a;
@@ -3002,13 +3007,13 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
 {
     const ft_tokenizer *tok = e->tok;
     const char *text = e->text + begin;
-    size_t n = end - begin, from = 0, b, stop;
+    size_t n = end - begin, from = 0, look = 0, b, stop;
     fti_buf buf = { 0 };
     uint32_t *origin = NULL;
     const fti_added *a;
     ft_status status = FTUNE_OK;
     int changed = 0;
-    if (begin == end) return FTUNE_OK;
+    if (begin >= end) return FTUNE_OK;
     if (tok->family->normalize)
         changed = tok->family->normalize(tok, text, n, begin == 0, &buf, e->sink.offsets || e->n_plain ? &origin
                                          : NULL);
@@ -3019,7 +3024,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     e->sink.origin = origin;
     e->sink.n_origin = n;
     do {
-        a = fti_added_next(e, &tok->normal, text, from, n, &b, &stop);
+        a = fti_added_next(e, &tok->normal, text, from, n, &look, &b, &stop);
         if (!a) b = n;
         e->sink.at = from;
         if (b > from) status = tok->family->encode(tok, text + from, b - from, &e->sink, e->err);
@@ -3028,7 +3033,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
         e->sink.at = 0;
         fti_put(&e->sink, a->id, b, stop);
         from = stop;
-    } while (from < n);
+    } while (look < n);
 done:
     fti_buf_free(&buf);
     arrfree(origin);
@@ -3040,7 +3045,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
                             ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
 {
     fti_encoding e = { 0 };
-    size_t from = 0, begin, end, valid;
+    size_t from = 0, look = 0, begin, end, valid;
     const fti_added *a;
     ft_status status = FTUNE_OK;
     int i, around = (special & FTUNE_ADD_SPECIAL) != 0;
@@ -3058,7 +3063,7 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
     if (tok->family->remembers) e.sink.memo = fti_memo_take((ft_tokenizer *)tok, text_len);
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
     while (!status && e.sink.n <= enough) {
-        a = fti_added_next(&e, &tok->raw, text, from, text_len, &begin, &end);
+        a = fti_added_next(&e, &tok->raw, text, from, text_len, &look, &begin, &end);
         status = fti_encode_section(&e, from, a ? begin : text_len);
         e.sink.origin = NULL;
         e.sink.begin = e.sink.at = 0;

@@ -120,6 +120,12 @@ ADDITIONS = [     # the same with added tokens
     (PLAIN, None, SPACES, None, None, ["aab aa", "abaa abc"], more(PLAIN, ("aa", "single_word", "special"))),
     (dict(PLAIN, ignore_merges=True), LOWER, SPACES, None, None, ["ABC aab BC", "abc"], more(PLAIN, ("abc", "special"), ("bc", "special"))),
     (SUFFIX, None, SPACES, None, None, ["ab bab", "a b ba"], more(SUFFIX, ("ab</w>", "special"), ("a</w>", "special"))),
+    # White space that a token swallows may be another one.
+    (PLAIN, None, None, FUSE, None, ["  ", "ab   b"], more(PLAIN, (" ", "rstrip"))),
+    (PLAIN, None, None, FUSE, None, ["<e>\na", "<e> \n  b", "a\n\n<e>\n\n\na", "<e>\n"],
+     more(PLAIN, ("<e>", "rstrip", "lstrip", "special"), "\n")),
+    (PLAIN, LOWER, None, FUSE, None, ["<E>\na<e> \n <e>b", "  \n\n<E>"], more(PLAIN, ("<e>", "rstrip", "normalized"), ("\n", "normalized"), "\n\n")),
+    (PLAIN, None, None, FUSE, None, ["<e> a", "<e>\n a\n"], more(PLAIN, ("<e>", "rstrip"), (" ", "lstrip"), ("\n", "rstrip"))),
 ]
 for model, normalizer, pre, decoder, post, texts, *added in FILES + ADDITIONS:
     file = {"version": "1.0", "added_tokens": added[0] if added else ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
