@@ -165,7 +165,8 @@ FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 
 /* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
  * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. All of ids[cap] may be written to. n_bytes
- * of text give at most n_bytes + 16 ids, except where normalisation lengthens the text (SentencePiece).
+ * of text give at most n_bytes + 16 ids, except where normalisation lengthens the text (SentencePiece) or bytes stand
+ * for a character with its affixes.
  * Control tokens are those that tokenizer.json calls special; its other added tokens (Qwen's <think>) are words of the
  * vocabulary and always found, as with Hugging Face. Of a rank file, all added tokens are control tokens. */
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
@@ -4106,7 +4107,8 @@ FTI_INLINE size_t fti_wp_reach(const char *p)
 
 /* The longest piece that the rest of the word begins with: its id and where it ends; -1: none. Inside a word the prefix
  * is written over bytes that are done. *odd: control tokens came into question. */
-static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int control, int *stop, int *odd)
+static int32_t fti_wordpiece_longest(const ft_tokenizer *tok, fti_wp_word *word, int at, int control, int *stop,
+                                     int *odd)
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     int n = at ? w->n_prefix : 0, end = word->n - at + n > w->longest ? at + w->longest - n : word->n;
@@ -15469,11 +15471,11 @@ static void fti_steps_free(ft_tokenizer *tok)
  *     abba      a ##b ##b ##a          [ab] [##ba]              [abba]
  *
  * Where we differ from Hugging Face on purpose: a control token is a piece only where control tokens are parsed, so
- * that otherwise a text that normalises to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown characters and the bytes that stand
- * for one are not joined to anything. With byte tokens for some bytes only, theirs puts the unknown token of one
- * character behind the bytes of the next; here they keep their order, and the bytes are those of the character
- * without its affixes. What is no token vanishes where there is no unknown token; WordLevel then is an error. A model
- * may hold a second table that rewrites decoded text; ft_stream then waits until no rule can need what comes next.
+ * that otherwise a text that normalises to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown
+ * characters and the bytes that stand for one are not joined to anything. With byte tokens for some bytes only, theirs
+ * puts the unknown token of one character behind the bytes of the next; here they keep their order. What is no token
+ * vanishes where there is no unknown token; WordLevel then is an error. A model may hold a second table that rewrites
+ * decoded text; ft_stream then waits until no rule can need what comes next.
  * Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways through "...."
  * it may take the other, and it never uses a piece that is U+0000. */
 
@@ -15824,18 +15826,37 @@ static void fti_sp_flush(fti_sp_run *r)
     r->unk_begin = r->unk_end = 0;
 }
 
-/* Are these bytes tokens, which stand for a character that is none? */
-static int fti_sp_falls_back(const fti_sp *m, const char *p, size_t n)
+/* The affixes of the character at [begin, end) of a word of .json: side 0 in front, 1 behind. */
+FTI_INLINE ft_text fti_sp_affix(const fti_sp_run *r, size_t begin, size_t end, int side)
 {
-    while (n && m->byte[(unsigned char)p[n - 1]] >= 0) n--;
-    return !n;
+    ft_text none = { "", 0 };
+    return side ? (end == r->n ? r->m->suffix : none) : begin ? r->m->prefix : none;
+}
+
+/* Are these bytes tokens, which stand for a character that is none? With its affixes. */
+static int fti_sp_falls_back(const fti_sp_run *r, size_t begin, size_t end)
+{
+    for (int k = 0; k < 3; k++) {
+        ft_text t = { r->p + begin, end - begin };
+        if (k < 2) t = fti_sp_affix(r, begin, end, k);
+        while (t.n && r->m->byte[(unsigned char)t.p[t.n - 1]] >= 0) t.n--;
+        if (t.n) return 0;
+    }
+    return 1;
+}
+
+static void fti_sp_put_affix(fti_sp_run *r, ft_text affix, size_t at)
+{
+    for (size_t i = 0; i < affix.n; i++) fti_sp_put(r, r->m->byte[(unsigned char)affix.p[i]], at, at);
 }
 
 static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
 {
-    if (fti_sp_falls_back(r->m, r->p + begin, end - begin)) {
+    if (fti_sp_falls_back(r, begin, end)) {
         fti_sp_flush(r);
+        fti_sp_put_affix(r, fti_sp_affix(r, begin, end, 0), begin);
         for (size_t i = begin; i < end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
+        fti_sp_put_affix(r, fti_sp_affix(r, begin, end, 1), end);
         return;
     }
     if (r->unk_end != begin || r->unk_begin == r->unk_end || !r->m->fuse_unk) { fti_sp_flush(r); r->unk_begin = begin; }
@@ -16153,10 +16174,11 @@ static uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
     int32_t id;
     uint32_t cp;
     if (!m->neighbours) {
-        if (i) { memcpy(s, m->prefix.p, m->prefix.n); n = m->prefix.n; }
-        memcpy(s + n, p, len);
-        n += len;
-        if (i + len == r->n) { memcpy(s + n, m->suffix.p, m->suffix.n); n += m->suffix.n; }
+        ft_text front = fti_sp_affix(r, i, i + len, 0), behind = fti_sp_affix(r, i, i + len, 1);
+        memcpy(s, front.p, front.n);
+        memcpy(s + front.n, p, len);
+        memcpy(s + front.n + len, behind.p, behind.n);
+        n = front.n + len + behind.n;
         p = s;
         len = n;
     } else if (len < 4 && fti_utf8_decode(p, p + len, &cp)) return m->bpe->of_char[cp];
@@ -16168,7 +16190,7 @@ static uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
 /* A character that is no token, nor its bytes, where there is no unknown token: what is around it comes together. */
 static int fti_sp_vanishes(const fti_sp_run *r, size_t i, size_t n, uint32_t symbol)
 {
-    return !symbol && r->m->unk < 0 && !fti_sp_falls_back(r->m, r->p + i, n);
+    return !symbol && r->m->unk < 0 && !fti_sp_falls_back(r, i, i + n);
 }
 
 /* Text [begin, end), which nothing joins to what is around it, of any length: symbol by symbol. */
@@ -18565,7 +18587,8 @@ static fti_bpe *fti_sp_json_bpe(const ft_tokenizer *tok, uint32_t n_merges)
 }
 
 /* The merges into m->bpe. *lacking: but for control tokens there would be more. */
-static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int list, int *lacking, ft_error *err)
+static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json *j, int list, int *lacking,
+                                    ft_error *err)
 {
     const fti_vocab *v = &tok->vocab;
     fti_buf both = { NULL, 0, 0, 0 };
@@ -18605,7 +18628,7 @@ static ft_status fti_sp_json_merges(ft_tokenizer *tok, fti_sp *m, const fti_json
         const fti_token *t = &v->token[i];
         int one = t->len && t->len < 5 && fti_utf8_decode(t->p, t->p + t->len, &cp) == (int)t->len;
         m->bpe->id[256 + i] = t->id;
-        if (!m->neighbours && t->len <= m->prefix.n + m->suffix.n + 4) one = 1;         /* one character with affixes? */
+        if (!m->neighbours && t->len <= m->prefix.n + m->suffix.n + 4) one = 1;     /* a character with affixes? */
         if (one && !fti_model_makes(tok, t->id, m->control)) *lacking |= fti_model_makes(tok, t->id, 1);
         else if (one && t->len < 4 && m->neighbours) m->bpe->of_char[cp] = 256 + (uint32_t)i;
     }

@@ -103,6 +103,7 @@ def more(model, *tokens):
 
 
 LOWER, NFKC = step("Lowercase"), step("NFKC")
+AFFIXED = bpe(["<0x%02X>" % b for b in sorted(set("4</w>\u00e9".encode()))] + ["a", "a</w>", "wa"], [], byte_fallback=True)
 UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], [MARK, -3.0], [MARK + "a", -2.0], ["a", -4.0], ["b", -4.5],
                                                      ["ab", -5.0], ["<", -7.0], ["s", -7.0], ["/", -7.0], [MARK + "b", -5.0]]}
 ADDITIONS = [     # the same with added tokens
@@ -126,6 +127,10 @@ ADDITIONS = [     # the same with added tokens
      more(PLAIN, ("<e>", "rstrip", "lstrip", "special"), "\n")),
     (PLAIN, LOWER, None, FUSE, None, ["<E>\na<e> \n <e>b", "  \n\n<E>"], more(PLAIN, ("<e>", "rstrip", "normalized"), ("\n", "normalized"), "\n\n")),
     (PLAIN, None, None, FUSE, None, ["<e> a", "<e>\n a\n"], more(PLAIN, ("<e>", "rstrip"), (" ", "lstrip"), ("\n", "rstrip"))),
+    # A character becomes the bytes of itself and its affixes, or none of them.
+    (dict(bpe(["<0x34>", "a</w>"], [], end_of_word_suffix="</w>", byte_fallback=True), **NO), None, SPACES, None, None, ["4", "44a 4a"], ADDED),
+    (dict(AFFIXED, end_of_word_suffix="</w>"), None, SPACES, None, None, ["4 \u00e9 4\u00e9x 4a", "aaa4"], ADDED),
+    (dict(AFFIXED, continuing_subword_prefix="w", unk_token=None), None, SPACES, FALLBACK, None, ["4 \u00e9 4\u00e9x 4a", "4x\u00e94"], ADDED),
 ]
 for model, normalizer, pre, decoder, post, texts, *added in FILES + ADDITIONS:
     file = {"version": "1.0", "added_tokens": added[0] if added else ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
