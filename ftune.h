@@ -15474,8 +15474,8 @@ static void fti_steps_free(ft_tokenizer *tok)
  * that otherwise a text that normalises to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown
  * characters and the bytes that stand for one are not joined to anything. With byte tokens for some bytes only, theirs
  * puts the unknown token of one character behind the bytes of the next; here they keep their order. What is no token
- * vanishes where there is no unknown token; WordLevel then is an error. A model may hold a second table that rewrites
- * decoded text; ft_stream then waits until no rule can need what comes next.
+ * vanishes from BPE where there is no unknown token; of the other models that is an error. A model may hold a second
+ * table that rewrites decoded text; ft_stream then waits until no rule can need what comes next.
  * Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways through "...."
  * it may take the other, and it never uses a piece that is U+0000. */
 
@@ -15809,6 +15809,7 @@ typedef struct fti_sp_run {
     const fti_pieces *cut;              /* it is a piece of this, or, NULL, the text */
     size_t shift;                       /* where it begins there */
     size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
+    ft_text lost;                       /* the last of them for which there is no unknown token */
     struct fti_sp_symbol *spare;        /* stb array: room that one stretch leaves to the next */
 } fti_sp_run;
 
@@ -15823,6 +15824,10 @@ FTI_INLINE void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
 static void fti_sp_flush(fti_sp_run *r)
 {
     if (r->unk_begin < r->unk_end && r->m->unk >= 0) fti_sp_put(r, r->m->unk, r->unk_begin, r->unk_end);
+    else if (r->unk_begin < r->unk_end) {
+        r->lost.p = r->p + r->unk_begin;
+        r->lost.n = r->unk_end - r->unk_begin;
+    }
     r->unk_begin = r->unk_end = 0;
 }
 
@@ -16435,7 +16440,7 @@ static ft_status fti_sp_word(fti_sp_run *r, ft_error *err)
 /* The whole text, or what pre-tokenizers make of it piece by piece. */
 static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
-    fti_sp_run r = { tok, (const fti_sp *)tok->model, out, text, n, NULL, 0, 0, 0, NULL };
+    fti_sp_run r = { tok, (const fti_sp *)tok->model, out, text, n, NULL, 0, 0, 0, { NULL, 0 }, NULL };
     ft_span all = { 0, n };
     fti_pieces x;
     int cut = arrlen(tok->cuts) > 0, ok = 1;
@@ -16455,6 +16460,9 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
         if (r.m->words) status = fti_sp_word(&r, err);
         else ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
         fti_sp_flush(&r);
+        if (r.m->unigram && r.lost.n)
+            status = fti_fail(err, FTUNE_ERR_NOT_FOUND, "text: expected characters of the vocabulary, which has no unk_id, "
+                              "found \"%.*s\"", fti_most(r.lost.n), r.lost.p);
     }
     fti_pieces_free(&x);
     arrfree(r.spare);
@@ -18549,6 +18557,7 @@ FTI_JSON_LOADER(fti_json_unigram)
         m->unk = (int32_t)unk;
     }
     if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
+    if (m->byte[0] >= 0) m->unk = -1;                       /* all is known, and this a piece as any other */
     if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
     if (!status && !fti_sp_json_parsing(tok, m)) status = fti_no_memory(err, m->n * sizeof(char *));
     return status;
@@ -18557,7 +18566,7 @@ FTI_JSON_LOADER(fti_json_unigram)
 /* Which tokens merging makes, and which characters stand side by side in them. Affixes: neither is asked. */
 static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
 {
-    fti_sp_run r = { tok, m, NULL, NULL, 0, NULL, 0, 0, 0, NULL };
+    fti_sp_run r = { tok, m, NULL, NULL, 0, NULL, 0, 0, 0, { NULL, 0 }, NULL };
     uint32_t sym[FTI_SHORT], cp;
     for (size_t i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];

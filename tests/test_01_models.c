@@ -360,6 +360,11 @@ static void test_own_rules(void)
     CHECK_OK(load_made(&tok, "", "\"type\": \"WordLevel\", \"vocab\": {\"a\": 0}, \"unk_token\": \"[UNK]\"", &err), err);
     if (tok) CHECK_FAILS(ft_tokenizer_encode(tok, "b", 1, 0, ids, 8, &n, &err), err, FTUNE_ERR_NOT_FOUND, "\"b\"");
     ft_tokenizer_free(tok);
+    CHECK_OK(load_made(&tok, "", "\"type\": \"Unigram\", \"unk_id\": null, \"vocab\": [[\"a\", -1], [\"aba\", -1]]", &err), err);
+    if (tok) CHECK_OK(ft_tokenizer_encode(tok, "abaa", 4, 0, ids, 8, &n, &err), err);
+    CHECK(n == 2 && ids[0] == 1 && ids[1] == 0);
+    if (tok) CHECK_FAILS(ft_tokenizer_encode(tok, "aab", 3, 0, ids, 8, &n, &err), err, FTUNE_ERR_NOT_FOUND, "\"b\"");
+    ft_tokenizer_free(tok);
 }
 
 #define CONTROL(id, text) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true, \"single_word\": true}"

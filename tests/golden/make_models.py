@@ -131,6 +131,8 @@ ADDITIONS = [     # the same with added tokens
     (dict(bpe(["<0x34>", "a</w>"], [], end_of_word_suffix="</w>", byte_fallback=True), **NO), None, SPACES, None, None, ["4", "44a 4a"], ADDED),
     (dict(AFFIXED, end_of_word_suffix="</w>"), None, SPACES, None, None, ["4 \u00e9 4\u00e9x 4a", "aaa4"], ADDED),
     (dict(AFFIXED, continuing_subword_prefix="w", unk_token=None), None, SPACES, FALLBACK, None, ["4 \u00e9 4\u00e9x 4a", "4x\u00e94"], ADDED),
+    (dict(UNIGRAM, byte_fallback=True, vocab=UNIGRAM["vocab"] + [["<0x%02X>" % b, -9.0] for b in range(256)]), None, None, FALLBACK, None, ["<unk>", "a\u00e9b<unk>a"], []),
+    (UNIGRAM, None, None, FUSE, None, ["<unk>", "ax<unk>a"], []),
 ]
 for model, normalizer, pre, decoder, post, texts, *added in FILES + ADDITIONS:
     file = {"version": "1.0", "added_tokens": added[0] if added else ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
