@@ -367,14 +367,15 @@ static void test_own_rules(void)
     ft_tokenizer_free(tok);
 }
 
-#define CONTROL(id, text) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true, \"single_word\": true}"
+#define CONTROL(id, text) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true, \"single_word\": true, \"lstrip\": false, " \
+    "\"rstrip\": false, \"normalized\": false}"
 #define LOWER "\"normalizer\": {\"type\": \"Lowercase\"}, \"pre_tokenizer\": {\"type\": \"WhitespaceSplit\"},"
 
 /* Text that comes to a control token by the model: only where control tokens are parsed, whatever was encoded before. */
 static void test_two_modes(void)
 {
     static const struct { const char *parts, *model, *text; int32_t as_text[6], parsed[6]; } row[] = {
-        { "\"added_tokens\": [" CONTROL(1, "the") "," CONTROL(2, "##se") "]," LOWER, "\"type\": \"WordPiece\", \"unk_token\": \"?\", \"max_input_chars_per_word\": 9,"
+        { "\"added_tokens\": [" CONTROL(1, "the") "," CONTROL(2, "##se") "]," LOWER, "\"type\": \"WordPiece\", \"unk_token\": \"?\", \"max_input_chars_per_word\": 9, \"continuing_subword_prefix\": \"##\","
           "\"vocab\": {\"?\": 0, \"the\": 1, \"##se\": 2, \"t\": 3, \"##he\": 4, \"##s\": 5, \"##e\": 6}",
           "THE these ", { 3, 4, 3, 4, 5, 6 }, { 1, 1, 2, -1 } },
         { "\"added_tokens\": [" CONTROL(1, "ab") "," CONTROL(2, "c") "]," LOWER, "\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"ab\": 1, \"c\": 2, \"b\": 3, \"?\": 4},"

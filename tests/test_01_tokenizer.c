@@ -622,8 +622,9 @@ static void test_save_ranks(void)
         at += (size_t)snprintf(vocab + at, sizeof vocab - at, "\"%s%s\": %d, ", b == '"' || b == '\\' ? "\\" : "", letter, b);
     }
     at += (size_t)snprintf(vocab + at, sizeof vocab - at, "\"ab\": 256, \"abc\": 257}");
-    n = (size_t)snprintf(json, sizeof json, "{\"added_tokens\": [{\"id\": 258, \"content\": \"<t>\"}, {\"id\": 259, \"content\": \"<s>\", \"special\": true}],"
-                         "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"},"
+    n = (size_t)snprintf(json, sizeof json, "{\"added_tokens\": [{\"id\": 258, \"content\": \"<t>\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false,"
+                         "\"normalized\": false, \"special\": false}," TEST_ADDED("259", "<s>") "],"
+                         "\"pre_tokenizer\": " TEST_BYTE_LEVEL("false") ", \"decoder\": " TEST_BYTE_LEVEL("true") ","
                          "\"model\": {\"type\": \"BPE\", \"vocab\": %s, \"merges\": [\"a b\", \"ab c\"]}}", vocab);
     fti_make_directory("build/tmp/pair", NULL);
     CHECK(test_write("build/tmp/pair/vocab.json", vocab, at) && test_write("build/tmp/pair.json", json, n));
