@@ -1150,8 +1150,9 @@ typedef struct fti_family {
     int (*normalize)(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin);
     /* fti_put(out, id, begin, end) for each token of text[0, n), begin and end being bytes of that text. */
     ft_status (*encode)(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err);
-    /* What an id adds to the decoded text; first: nothing was decoded before it. NULL: its bytes. */
-    void (*decode)(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out);
+    /* What an id adds to the decoded text; first: nothing was decoded before it. Is the next one first, too, if there is
+     * no text by then? NULL: its bytes. */
+    int (*decode)(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out);
     /* All ids at once, where neighbours matter. NULL: decode, one after the other. */
     void (*decode_all)(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out);
     void (*free_model)(void *model);    /* may be NULL */
@@ -1159,6 +1160,8 @@ typedef struct fti_family {
      * to wait for more text, FTI_HELD at most, 0 if there is no more. May be NULL. */
     size_t (*rewrite)(const ft_tokenizer *tok, const char *p, size_t n, int more, fti_buf *out);
     int remembers;                      /* encode makes use of fti_sink.memo */
+    /* Is it one byte of a run? One that is not UTF-8 shows as U+FFFD for each such byte. NULL: there are no such. */
+    int (*is_byte)(const ft_tokenizer *tok, int32_t id);
 } fti_family;
 #define FTI_HELD 12                     /* with a character of which a byte is missing, ft_stream's 16 */
 
@@ -2871,7 +2874,7 @@ static void fti_bpe_free(void *model)
 }
 
 static const fti_family fti_family_bpe = { "BPE", 1, fti_bpe_normalize, fti_bpe_encode, NULL, NULL,
-                                           fti_bpe_free, NULL, 1 };
+                                           fti_bpe_free, NULL, 1, NULL };
 
 /* The byte tokenizer: no vocabulary to learn or load, so tests and first lessons need no file. It takes any bytes. */
 #define FTI_BYTE_OFFSET 16
@@ -2883,7 +2886,7 @@ static ft_status fti_bytes_encode(const ft_tokenizer *tok, const char *text, siz
     for (i = 0; i < n; i++) fti_put(out, (uint8_t)text[i] + FTI_BYTE_OFFSET, i, i + 1);
     return FTUNE_OK;
 }
-static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL, NULL, 0 };
+static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode, NULL, NULL, NULL, NULL, 0, NULL };
 
 /* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
@@ -3160,8 +3163,9 @@ static int fti_utf8_broken(const char *p, const char *end, int *cut_off)
     return k;
 }
 
-/* Append text with U+FFFD for each error. hold: an unfinished character at the end is left out; returns its length. */
-static int fti_buf_lossy(fti_buf *out, const char *p, size_t n, int hold)
+/* Append text with U+FFFD for each error, or (each) for each byte of it. hold: an unfinished character at the end is
+ * left out; returns its length. */
+static int fti_buf_lossy(fti_buf *out, const char *p, size_t n, int each, int hold)
 {
     const char *end = p + n;
     int bad, cut_off;
@@ -3172,7 +3176,7 @@ static int fti_buf_lossy(fti_buf *out, const char *p, size_t n, int hold)
         bad = fti_utf8_broken(p, end, &cut_off);
         if (cut_off && hold) return bad;
         fti_buf_str(out, "\xEF\xBF\xBD");
-        p += bad;
+        p += each ? 1 : bad;
     }
 }
 
@@ -3213,10 +3217,11 @@ static void fti_buf_spelled(fti_buf *out, const char *p, size_t n)
     if (!out->failed && n) out->n = at + fti_spelled(p, n, out->p + at);
 }
 
-static void fti_decode_one(const ft_tokenizer *tok, const fti_token *t, int first, fti_buf *out)
+static int fti_decode_one(const ft_tokenizer *tok, const fti_token *t, int first, fti_buf *out)
 {
-    if (tok->family->decode) tok->family->decode(tok, t->id, first, out);
-    else fti_buf_add(out, t->p, t->len);
+    if (tok->family->decode) return tok->family->decode(tok, t->id, first, out);
+    fti_buf_add(out, t->p, t->len);
+    return 0;
 }
 
 FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *ids, size_t n_ids, int skip_special,
@@ -3237,12 +3242,11 @@ FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *
         }
         if (arrlen(tok->decoders) || tok->family->decode_all || (skip_special && ft_token_is_special(tok, t->id)))
             continue;
-        fti_decode_one(tok, t, first, &bytes);
-        first = first && !bytes.n && ft_token_is_special(tok, t->id);      /* <s> in front adds nothing to the text */
+        first = fti_decode_one(tok, t, first, &bytes) && !bytes.n;
     }
     if (arrlen(tok->decoders)) fti_decoders_run(tok, ids, n_ids, skip_special, &bytes);
     else if (tok->family->decode_all) tok->family->decode_all(tok, ids, n_ids, skip_special, &bytes);
-    fti_buf_lossy(&out, bytes.p, bytes.n, 0);
+    fti_buf_lossy(&out, bytes.p, bytes.n, 0, 0);
     if (bytes.failed || out.failed) { status = fti_no_memory(err, bytes.n); goto done; }
     *n_text = out.n;
     if (text && cap && out.n) memcpy(text, out.p, out.n < cap ? out.n : cap);
@@ -3267,7 +3271,8 @@ static ft_text fti_stream_show(ft_stream *s, fti_buf *bytes, int more, char *out
 {
     fti_buf whole = { 0 }, rewritten = { 0 }, *shown = &whole;
     ft_text text = { out, 0 };
-    size_t part = (size_t)fti_buf_lossy(&whole, bytes->p, bytes->n, more), wait = 0;
+    int each = s->tok->family->is_byte != NULL;
+    size_t part = (size_t)fti_buf_lossy(&whole, bytes->p, bytes->n, each, more), wait = 0;
     if (s->tok->family->rewrite) {
         wait = s->tok->family->rewrite(s->tok, whole.p, whole.n, more, &rewritten);
         shown = &rewritten;
@@ -3330,9 +3335,10 @@ FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap
         s->window[s->n_window++] = id;
         return fti_stream_window(s, 0, out, cap);
     }
-    fti_buf_add(&bytes, s->held, (size_t)s->n_held);
-    fti_decode_one(s->tok, t, !s->started, &bytes);
-    s->started = s->started || bytes.n || !ft_token_is_special(s->tok, id);
+    if (s->tok->family->is_byte && !s->tok->family->is_byte(s->tok, id))       /* a run is at its end */
+        fti_buf_lossy(&bytes, s->held, (size_t)s->n_held, 1, 0);
+    else fti_buf_add(&bytes, s->held, (size_t)s->n_held);
+    s->started = !fti_decode_one(s->tok, t, !s->started, &bytes) || bytes.n;
     return fti_stream_show(s, &bytes, 1, out, cap);
 }
 
@@ -4270,7 +4276,7 @@ static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, si
 static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
 
 static const fti_family fti_family_wordpiece = { "WordPiece", 1, fti_wordpiece_normalize, fti_wordpiece_encode,
-                                                 NULL, NULL, fti_wordpiece_free, NULL, 1 };
+                                                 NULL, NULL, fti_wordpiece_free, NULL, 1, NULL };
 
 static fti_wordpiece *fti_wordpiece_new(ft_tokenizer *tok)
 {
@@ -15403,7 +15409,7 @@ static void fti_decode_step(const fti_decoder *d, const fti_texts *in, fti_texts
     if (d->what == FTI_DECODE_FUSE || d->what == FTI_DECODE_SPACED) fti_texts_end(out);
     if (d->what == FTI_DECODE_BYTES) {
         fti_buf raw = out->text, whole = { NULL, 0, 0, 0 };
-        fti_buf_lossy(&whole, raw.p, raw.n, 0);
+        fti_buf_lossy(&whole, raw.p, raw.n, 0, 0);
         whole.failed |= raw.failed;
         fti_buf_free(&raw);
         out->text = whole;
@@ -16461,8 +16467,8 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
         else ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
         fti_sp_flush(&r);
         if (r.m->unigram && r.lost.n)
-            status = fti_fail(err, FTUNE_ERR_NOT_FOUND, "text: expected characters of the vocabulary, which has no unk_id, "
-                              "found \"%.*s\"", fti_most(r.lost.n), r.lost.p);
+            status = fti_fail(err, FTUNE_ERR_NOT_FOUND, "text: expected characters of the vocabulary, which has no "
+                              "unk_id, found \"%.*s\"", fti_most(r.lost.n), r.lost.p);
     }
     fti_pieces_free(&x);
     arrfree(r.spare);
@@ -16471,18 +16477,19 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
 
 /* ---- ids -> text ---- */
 
-static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
+static int fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out)
 {
     static const char mark[] = "\xE2\x96\x81";
     const fti_sp *m = (const fti_sp *)tok->model;
     const fti_token *t = fti_vocab_at(&tok->vocab, id);
     int byte = m->byte[0] >= 0 ? fti_byte_of(t->p, t->len) : -1;
+    int next = first && (byte >= 0 || m->strip == 3 || *t->p != mark[0]);
     size_t i = 0;
     char b = (char)byte;
-    if (byte >= 0) { fti_buf_add(out, &b, 1); return; }
+    if (byte >= 0) { fti_buf_add(out, &b, 1); return next; }
     if ((size_t)id < m->n) {
-        if (m->type[id] == FTI_SP_CONTROL) return;
-        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, m->unk_surface.p, m->unk_surface.n); return; }
+        if (m->type[id] == FTI_SP_CONTROL) return next;
+        if (m->type[id] == FTI_SP_UNKNOWN) { fti_buf_add(out, m->unk_surface.p, m->unk_surface.n); return next; }
     }
     if (first && m->strip && t->len >= 3 && !memcmp(t->p, mark, 3)) i = 3;
     while (i < t->len) {
@@ -16490,6 +16497,13 @@ static void fti_sp_decode(const ft_tokenizer *tok, int32_t id, int first, fti_bu
         fti_buf_add(out, " ", 1);
         i += 3;
     }
+    return next;
+}
+
+static int fti_sp_is_byte(const ft_tokenizer *tok, int32_t id)
+{
+    ft_text t = ft_token_bytes(tok, id);
+    return ((const fti_sp *)tok->model)->byte[0] >= 0 && fti_byte_of(t.p, t.n) >= 0;
 }
 
 /* A run of byte tokens that is not UTF-8: one U+FFFD for each byte that belongs to no character. */
@@ -16515,18 +16529,15 @@ static void fti_sp_decode_all(const ft_tokenizer *tok, const int32_t *ids, size_
     size_t run = SIZE_MAX, i;
     int first = 1;
     for (i = 0; i < n; i++) {
-        ft_text t = ft_token_bytes(tok, ids[i]);
         if (skip_special && ft_token_is_special(tok, ids[i])) continue;
-        if (m->byte[0] >= 0 && fti_byte_of(t.p, t.n) >= 0) {
+        if (fti_sp_is_byte(tok, ids[i])) {
             if (run == SIZE_MAX) run = out->n;
             fti_sp_decode(tok, ids[i], 0, out);
             continue;
         }
         if (run != SIZE_MAX) fti_sp_end_run(out, run);
         run = SIZE_MAX;
-        first = first && !out->n;
-        fti_sp_decode(tok, ids[i], first, out);
-        first = first && (m->strip == 3 || *t.p != '\xE2');
+        first = fti_sp_decode(tok, ids[i], first && !out->n, out);
     }
     if (run != SIZE_MAX) fti_sp_end_run(out, run);
     if (m->out.map.n_units) {
@@ -16587,10 +16598,10 @@ static void fti_sp_free(void *model)
 }
 
 static const fti_family fti_family_sp = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
-                                          fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 0 };
+                                          fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 0, fti_sp_is_byte };
 /* The same for BPE, which remembers. */
 static const fti_family fti_family_sp_bpe = { "SentencePiece", 1, fti_sp_normalize, fti_sp_encode, fti_sp_decode,
-                                              fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 1 };
+                                              fti_sp_decode_all, fti_sp_free, fti_sp_rewrite, 1, fti_sp_is_byte };
 
 /* ---- building ---- */
 
