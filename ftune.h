@@ -1150,8 +1150,8 @@ typedef struct fti_family {
     int (*normalize)(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out, uint32_t **origin);
     /* fti_put(out, id, begin, end) for each token of text[0, n), begin and end being bytes of that text. */
     ft_status (*encode)(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err);
-    /* What an id adds to the decoded text; first: nothing was decoded before it. Is the next one first, too, if there is
-     * no text by then? NULL: its bytes. */
+    /* What an id adds to the decoded text; first: nothing was decoded before it. Is the next one first, too, if there
+     * is no text by then? NULL: its bytes. */
     int (*decode)(const ft_tokenizer *tok, int32_t id, int first, fti_buf *out);
     /* All ids at once, where neighbours matter. NULL: decode, one after the other. */
     void (*decode_all)(const ft_tokenizer *tok, const int32_t *ids, size_t n, int skip_special, fti_buf *out);
@@ -2794,7 +2794,14 @@ typedef struct fti_pieces {
 } fti_pieces;
 static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end);
 static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x);
+static int fti_cuts_ask_first(const ft_tokenizer *tok);
 static void fti_pieces_free(fti_pieces *x);
+
+/* Does what encode is given stand at the very beginning of the caller's text, of which normalizers took nothing? */
+FTI_INLINE int fti_sink_first(const fti_sink *s)
+{
+    return s->begin + s->at == 0 && (!s->origin || !s->n_origin || !s->origin[0]);
+}
 
 /* A piece, or the whole text; it may have to begin as if a space stood in front. */
 static ft_status fti_bpe_spaced(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out,
@@ -3016,11 +3023,10 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     uint32_t *origin = NULL;
     const fti_added *a;
     ft_status status = FTUNE_OK;
-    int changed = 0;
+    int changed = 0, want = e->sink.offsets || e->n_plain || (!begin && fti_cuts_ask_first(tok));
     if (begin >= end) return FTUNE_OK;
     if (tok->family->normalize)
-        changed = tok->family->normalize(tok, text, n, begin == 0, &buf, e->sink.offsets || e->n_plain ? &origin
-                                         : NULL);
+        changed = tok->family->normalize(tok, text, n, begin == 0, &buf, want ? &origin : NULL);
     if (changed < 0) { status = fti_no_memory(e->err, n); goto done; }
     if (changed) { text = buf.p; n = buf.n; }
     e->sink.begin = begin;
@@ -4196,7 +4202,7 @@ static int fti_wordpiece_pieces(const ft_tokenizer *tok, const char *text, size_
 {
     const fti_wordpiece *w = (const fti_wordpiece *)tok->model;
     fti_pieces x;
-    int ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x), len;
+    int ok = fti_cut_text(tok, text, n, fti_sink_first(out), out->offsets != NULL, &x), len;
     for (ptrdiff_t k = 0; k < arrlen(x.piece) && ok; k++) {
         for (size_t i = x.piece[k].begin, end = x.piece[k].end; i < end; i += (size_t)len) {
             uint32_t cp;
@@ -15249,6 +15255,13 @@ static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int
     return ok;
 }
 
+static int fti_cuts_ask_first(const ft_tokenizer *tok)
+{
+    for (ptrdiff_t i = 0; i < arrlen(tok->cuts); i++)
+        if (tok->cuts[i].what == FTI_CUT_METASPACE && tok->cuts[i].prefix == 2) return 1;
+    return 0;
+}
+
 /* Where bytes begin .. end of x->text came from in the text that was given. */
 static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end)
 {
@@ -16455,7 +16468,7 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
     if (out->control && r.m->parsing) r.m = r.m->parsing;
     memset(&x, 0, sizeof x);
     x.text = text;
-    if (cut) ok = fti_cut_text(tok, text, n, out->begin + out->at == 0, out->offsets != NULL, &x);
+    if (cut) ok = fti_cut_text(tok, text, n, fti_sink_first(out), out->offsets != NULL, &x);
     if (cut) r.cut = &x;
     pieces = cut ? arrlen(x.piece) : 1;
     for (ptrdiff_t k = 0; k < pieces && ok && !status; k++) {

@@ -104,6 +104,8 @@ def more(model, *tokens):
 
 LOWER, NFKC = step("Lowercase"), step("NFKC")
 AFFIXED = bpe(["<0x%02X>" % b for b in sorted(set("4</w>\u00e9".encode()))] + ["a", "a</w>", "wa"], [], byte_fallback=True)
+FIRST = step("Metaspace", replacement=MARK, prepend_scheme="first", split=True)
+WORLD = {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "world": 3, MARK + "world": 4, "wworld": 5, MARK + "wworld": 6}, **UNK}
 UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], [MARK, -3.0], [MARK + "a", -2.0], ["a", -4.0], ["b", -4.5],
                                                      ["ab", -5.0], ["<", -7.0], ["s", -7.0], ["/", -7.0], [MARK + "b", -5.0]]}
 ADDITIONS = [     # the same with added tokens
@@ -133,6 +135,11 @@ ADDITIONS = [     # the same with added tokens
     (dict(AFFIXED, continuing_subword_prefix="w", unk_token=None), None, SPACES, FALLBACK, None, ["4 \u00e9 4\u00e9x 4a", "4x\u00e94"], ADDED),
     (dict(UNIGRAM, byte_fallback=True, vocab=UNIGRAM["vocab"] + [["<0x%02X>" % b, -9.0] for b in range(256)]), None, None, FALLBACK, None, ["<unk>", "a\u00e9b<unk>a"], []),
     (UNIGRAM, None, None, FUSE, None, ["<unk>", "ax<unk>a"], []),
+    # Only what stands at the beginning of the text itself is first.
+    (WORLD, step("Strip", strip_left=True, strip_right=False), FIRST, None, None, [" world", "world", "<s>world"]),
+    (WORLD, chain("normalizers", replace("[ab]", "", "Regex"), LOWER, NFKC), FIRST, None, None, ["aWORLD", "World world", "wbworld", "\uff37orld"]),
+    (WORLD, step("Prepend", prepend="w"), FIRST, None, None, ["orld", "world"], []),
+    (WORLD, LOWER, chain("pretokenizers", SPACES, FIRST), None, None, [" world World", "world"], more(WORLD, ("w", "normalized"))),
 ]
 for model, normalizer, pre, decoder, post, texts, *added in FILES + ADDITIONS:
     file = {"version": "1.0", "added_tokens": added[0] if added else ADDED, "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": post, "decoder": decoder, "model": model}
