@@ -17828,8 +17828,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
 }
 
 /* What FTUNE_ADD_SPECIAL adds. */
-/* at: its place in tok->before. What a later step puts around the sentence stands outside of what is there, also where
- * Hugging Face takes what an earlier template added for a second sentence. */
+/* at: its place in tok->before. What a later step puts around the sentence stands outside of what is there. */
 static ft_status fti_around_add(ft_tokenizer *tok, int after, int at, int64_t id, const fti_json *j, int node,
                                 ft_error *err)
 {
@@ -17877,11 +17876,17 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
 static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     fti_json_walk w = fti_json_steps(j, "post_processor", "processors");
-    int node, k;
+    int node, k, parts = 0;
     ft_status status = FTUNE_OK;
     while (!status && (node = fti_json_step(j, &w)) >= 0) {
-        if (fti_is_type(j, node, "TemplateProcessing")) status = fti_template_processing(tok, j, node, err);
-        else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
+        if (parts && !fti_is_type(j, node, "ByteLevel"))    /* for Hugging Face what that added are sentences now */
+            return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "post_processor", "no more that adds tokens behind "
+                                   "TemplateProcessing", err);
+        if (fti_is_type(j, node, "TemplateProcessing")) {
+            k = tok->n_before + tok->n_after;
+            status = fti_template_processing(tok, j, node, err);
+            parts = tok->n_before + tok->n_after > k;
+        } else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
             for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
                 int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
                 status = fti_around_add(tok, k, 0, fti_json_whole(j, fti_json_next(j, pair)), j, node, err);

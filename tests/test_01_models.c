@@ -128,7 +128,10 @@ static void test_refused(void)
         { "\"decoder\": {\"type\": \"CTC\", \"pad_token\": \"a\"},", AB, "a string" },
         { "\"decoder\": {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"(a\"}, \"content\": \"\"},", AB, "regular expression" },
         { "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [], \"pair\": [], \"special_tokens\": {}},", AB, "once" },
-        { "\"post_processor\": {\"type\": \"Magic\"},", AB, "BertProcessing Sequence, found Magic" } };
+        { "\"post_processor\": {\"type\": \"Magic\"},", AB, "BertProcessing Sequence, found Magic" },
+        { "\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"a\", \"type_id\": 0}},"
+          " {\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {\"a\": {\"id\": \"a\", \"ids\": [0], \"tokens\": [\"a\"]}}},"
+          " {\"type\": \"BertProcessing\", \"cls\": [\"a\", 0], \"sep\": [\"b\", 1]}]},", AB, "behind TemplateProcessing" } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ft_tokenizer *tok = NULL;
         ft_error err = { FTUNE_OK, "" };
