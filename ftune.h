@@ -15829,6 +15829,8 @@ typedef struct fti_sp_run {
     size_t shift;                       /* where it begins there */
     size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
     ft_text lost;                       /* the last of them for which there is no unknown token */
+    ft_span itself;                     /* Unigram of .json with bytes: the unknown token's own text, put as the token */
+    size_t in_bytes;                    /* the same: where unknown text that was put as bytes ends */
     struct fti_sp_symbol *spare;        /* stb array: room that one stretch leaves to the next */
 } fti_sp_run;
 
@@ -15847,7 +15849,7 @@ static void fti_sp_flush(fti_sp_run *r)
         r->lost.p = r->p + r->unk_begin;
         r->lost.n = r->unk_end - r->unk_begin;
     }
-    r->unk_begin = r->unk_end = 0;
+    r->unk_begin = r->unk_end = r->itself.end = r->in_bytes = 0;
 }
 
 /* The affixes of the character at [begin, end) of a word of .json: side 0 in front, 1 behind. */
@@ -15874,10 +15876,32 @@ static void fti_sp_put_affix(fti_sp_run *r, ft_text affix, size_t at)
     for (size_t i = 0; i < affix.n; i++) fti_sp_put(r, r->m->byte[(unsigned char)affix.p[i]], at, at);
 }
 
+static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end);
+
+/* The text "<unk>" is that token, unless unknown characters stand beside it: they are one text with it, and no token. */
+static int fti_sp_put_itself(fti_sp_run *r, size_t begin, size_t end)
+{
+    ft_span x = r->itself;
+    if (!r->m->json || !r->m->unigram) return 0;
+    if (x.end > x.begin && x.end == begin) {                /* this is one: take it back */
+        r->itself.end = 0;
+        r->out->n--;
+        for (size_t i = x.begin; i < x.end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
+    } else if ((!begin || r->in_bytes != begin) && r->m->unk >= 0 && fti_sp_id(r, begin, end) == r->m->unk) {
+        r->itself.begin = begin;
+        r->itself.end = end;
+        fti_sp_put(r, r->m->unk, begin, end);
+        return 1;
+    }
+    r->in_bytes = end;
+    return 0;
+}
+
 static void fti_sp_put_unknown(fti_sp_run *r, size_t begin, size_t end)
 {
     if (fti_sp_falls_back(r, begin, end)) {
-        fti_sp_flush(r);
+        if (fti_sp_put_itself(r, begin, end)) return;
+        if (r->unk_begin < r->unk_end) fti_sp_flush(r);
         fti_sp_put_affix(r, fti_sp_affix(r, begin, end, 0), begin);
         for (size_t i = begin; i < end; i++) fti_sp_put(r, r->m->byte[(unsigned char)r->p[i]], i, i + 1);
         fti_sp_put_affix(r, fti_sp_affix(r, begin, end, 1), end);
@@ -16459,7 +16483,7 @@ static ft_status fti_sp_word(fti_sp_run *r, ft_error *err)
 /* The whole text, or what pre-tokenizers make of it piece by piece. */
 static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
-    fti_sp_run r = { tok, (const fti_sp *)tok->model, out, text, n, NULL, 0, 0, 0, { NULL, 0 }, NULL };
+    fti_sp_run r = { tok, (const fti_sp *)tok->model, out, text, n, NULL, 0, 0, 0, { NULL, 0 }, { 0, 0 }, 0, NULL };
     ft_span all = { 0, n };
     fti_pieces x;
     int cut = arrlen(tok->cuts) > 0, ok = 1;
@@ -18586,7 +18610,6 @@ FTI_JSON_LOADER(fti_json_unigram)
         m->unk = (int32_t)unk;
     }
     if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    if (m->byte[0] >= 0) m->unk = -1;                       /* all is known, and this a piece as any other */
     if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
     if (!status && !fti_sp_json_parsing(tok, m)) status = fti_no_memory(err, m->n * sizeof(char *));
     return status;
@@ -18595,7 +18618,7 @@ FTI_JSON_LOADER(fti_json_unigram)
 /* Which tokens merging makes, and which characters stand side by side in them. Affixes: neither is asked. */
 static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
 {
-    fti_sp_run r = { tok, m, NULL, NULL, 0, NULL, 0, 0, 0, { NULL, 0 }, NULL };
+    fti_sp_run r = { tok, m, NULL, NULL, 0, NULL, 0, 0, 0, { NULL, 0 }, { 0, 0 }, 0, NULL };
     uint32_t sym[FTI_SHORT], cp;
     for (size_t i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];

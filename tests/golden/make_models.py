@@ -133,7 +133,7 @@ ADDITIONS = [     # the same with added tokens
     (dict(bpe(["<0x34>", "a</w>"], [], end_of_word_suffix="</w>", byte_fallback=True), **NO), None, SPACES, None, None, ["4", "44a 4a"], ADDED),
     (dict(AFFIXED, end_of_word_suffix="</w>"), None, SPACES, None, None, ["4 \u00e9 4\u00e9x 4a", "aaa4"], ADDED),
     (dict(AFFIXED, continuing_subword_prefix="w", unk_token=None), None, SPACES, FALLBACK, None, ["4 \u00e9 4\u00e9x 4a", "4x\u00e94"], ADDED),
-    (dict(UNIGRAM, byte_fallback=True, vocab=UNIGRAM["vocab"] + [["<0x%02X>" % b, -9.0] for b in range(256)]), None, None, FALLBACK, None, ["<unk>", "a\u00e9b<unk>a"], []),
+    (dict(UNIGRAM, byte_fallback=True, vocab=UNIGRAM["vocab"] + [["<0x%02X>" % b, -9.0] for b in range(256)]), None, None, FALLBACK, None, ["<unk>", "a\u00e9b<unk>a", "\u00e9<unk>a<unk>\u00e9<unk>", "<unk><unk>b<unk> <unk><s>"], []),
     (UNIGRAM, None, None, FUSE, None, ["<unk>", "ax<unk>a"], []),
     # Only what stands at the beginning of the text itself is first.
     (WORLD, step("Strip", strip_left=True, strip_right=False), FIRST, None, None, [" world", "world", "<s>world"]),
