@@ -15829,7 +15829,7 @@ typedef struct fti_sp_run {
     size_t shift;                       /* where it begins there */
     size_t unk_begin, unk_end;          /* unknown characters not yet put; equal: none */
     ft_text lost;                       /* the last of them for which there is no unknown token */
-    ft_span itself;                     /* Unigram of .json with bytes: the unknown token's own text, put as the token */
+    ft_span itself;                     /* Unigram of .json with bytes: text put as the unknown token, being its own */
     size_t in_bytes;                    /* the same: where unknown text that was put as bytes ends */
     struct fti_sp_symbol *spare;        /* stb array: room that one stretch leaves to the next */
 } fti_sp_run;
@@ -15849,7 +15849,7 @@ static void fti_sp_flush(fti_sp_run *r)
         r->lost.p = r->p + r->unk_begin;
         r->lost.n = r->unk_end - r->unk_begin;
     }
-    r->unk_begin = r->unk_end = r->itself.end = r->in_bytes = 0;
+    r->unk_begin = r->unk_end = 0;
 }
 
 /* The affixes of the character at [begin, end) of a word of .json: side 0 in front, 1 behind. */
@@ -15860,15 +15860,17 @@ FTI_INLINE ft_text fti_sp_affix(const fti_sp_run *r, size_t begin, size_t end, i
 }
 
 /* Are these bytes tokens, which stand for a character that is none? With its affixes. */
+FTI_INLINE int fti_sp_are_bytes(const fti_sp *m, const char *p, size_t n)
+{
+    while (n && m->byte[(unsigned char)p[n - 1]] >= 0) n--;
+    return !n;
+}
+
 static int fti_sp_falls_back(const fti_sp_run *r, size_t begin, size_t end)
 {
-    for (int k = 0; k < 3; k++) {
-        ft_text t = { r->p + begin, end - begin };
-        if (k < 2) t = fti_sp_affix(r, begin, end, k);
-        while (t.n && r->m->byte[(unsigned char)t.p[t.n - 1]] >= 0) t.n--;
-        if (t.n) return 0;
-    }
-    return 1;
+    ft_text front = fti_sp_affix(r, begin, end, 0), behind = fti_sp_affix(r, begin, end, 1);
+    return fti_sp_are_bytes(r->m, r->p + begin, end - begin) && fti_sp_are_bytes(r->m, front.p, front.n)
+        && fti_sp_are_bytes(r->m, behind.p, behind.n);
 }
 
 static void fti_sp_put_affix(fti_sp_run *r, ft_text affix, size_t at)
@@ -15878,7 +15880,7 @@ static void fti_sp_put_affix(fti_sp_run *r, ft_text affix, size_t at)
 
 static int32_t fti_sp_id(const fti_sp_run *r, size_t begin, size_t end);
 
-/* The text "<unk>" is that token, unless unknown characters stand beside it: they are one text with it, and no token. */
+/* The text "<unk>" is that token, unless unknown characters stand beside it, which are one text with it. */
 static int fti_sp_put_itself(fti_sp_run *r, size_t begin, size_t end)
 {
     ft_span x = r->itself;
@@ -16213,26 +16215,24 @@ static void fti_sp_put_unused(const fti_sp_stretch *t, size_t begin, size_t end)
 }
 
 /* The symbol that a word of .json begins with for its character at i; 0: none. Affixes belong to the token. */
-static uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
+static uint32_t fti_sp_first_found(const fti_sp_run *r, size_t i, size_t len)
 {
-    const fti_sp *m = r->m;
-    const char *p = r->p + i;
+    ft_text front = fti_sp_affix(r, i, i + len, 0), behind = fti_sp_affix(r, i, i + len, 1);
     char s[2 * FTI_SP_AFFIX + 4];
-    size_t n = 0;
     int32_t id;
-    uint32_t cp;
-    if (!m->neighbours) {
-        ft_text front = fti_sp_affix(r, i, i + len, 0), behind = fti_sp_affix(r, i, i + len, 1);
-        memcpy(s, front.p, front.n);
-        memcpy(s + front.n, p, len);
-        memcpy(s + front.n + len, behind.p, behind.n);
-        n = front.n + len + behind.n;
-        p = s;
-        len = n;
-    } else if (len < 4 && fti_utf8_decode(p, p + len, &cp)) return m->bpe->of_char[cp];
-    id = fti_vocab_find(&r->tok->vocab, p, len);
-    if (id < 0 || !fti_model_makes(r->tok, id, m->control)) return 0;
+    memcpy(s, front.p, front.n);
+    memcpy(s + front.n, r->p + i, len);
+    memcpy(s + front.n + len, behind.p, behind.n);
+    id = fti_vocab_find(&r->tok->vocab, s, front.n + len + behind.n);
+    if (id < 0 || !fti_model_makes(r->tok, id, r->m->control)) return 0;
     return 256 + (uint32_t)(fti_vocab_at(&r->tok->vocab, id) - r->tok->vocab.token);
+}
+
+FTI_INLINE uint32_t fti_sp_first(const fti_sp_run *r, size_t i, size_t len)
+{
+    uint32_t cp;
+    if (r->m->neighbours && len < 4 && fti_utf8_decode(r->p + i, r->p + i + len, &cp)) return r->m->bpe->of_char[cp];
+    return fti_sp_first_found(r, i, len);
 }
 
 /* A character that is no token, nor its bytes, where there is no unknown token: what is around it comes together. */
@@ -16500,6 +16500,7 @@ static ft_status fti_sp_encode(const ft_tokenizer *tok, const char *text, size_t
         r.p = x.text + piece.begin;
         r.n = piece.end - piece.begin;
         r.shift = piece.begin;
+        r.itself.end = r.in_bytes = 0;
         if (r.m->words) status = fti_sp_word(&r, err);
         else ok = r.m->unigram ? fti_sp_unigram(&r) : fti_sp_bpe(&r);
         fti_sp_flush(&r);
