@@ -16299,7 +16299,10 @@ static int fti_sp_joined(fti_sp_run *r, size_t begin, size_t end)
     size_t n = 0, i, len;
     if (m->neighbours) whole = fti_vocab_bucket(&r->tok->vocab, r->p + begin, end - begin, UINT32_MAX);
     if (whole) { fti_sp_put_piece(r, whole->id, begin, end); return 1; }
-    if (end - begin > FTI_SHORT && !(sym = fti_sp_room(r->out, end - begin, &own))) return 0;
+    if (end - begin > FTI_SHORT && (m->prefix.n || m->suffix.n))       /* bytes for affixes, too: see fti_sp_to_end */
+        sym = own = (uint32_t *)fti_alloc(end - begin, sizeof *own);
+    else if (end - begin > FTI_SHORT) sym = fti_sp_room(r->out, end - begin, &own);
+    if (!sym) return 0;
     for (i = begin; i < end; i += len) sym[n++] = fti_sp_first(r, i, len = fti_next(r->p + i, r->p + end, &cp));
     n = fti_join(m->bpe, sym, n);
     if (n != SIZE_MAX && sym != few) sym = fti_sp_to_end(sym, n, end - begin);

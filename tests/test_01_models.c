@@ -370,6 +370,28 @@ static void test_own_rules(void)
     ft_tokenizer_free(tok);
 }
 
+/* Bytes stand for a character with its affixes: more ids than bytes, in words of any length. */
+static void test_long_words_in_bytes(void)
+{
+    enum { N = 1500 };
+    static const char *const model = "\"type\": \"BPE\", \"continuing_subword_prefix\": \"##\", \"byte_fallback\": true,"
+        "\"vocab\": {\"<0x23>\": 0, \"<0x61>\": 1}, \"merges\": []";
+    static char text[N];
+    static int32_t ids[3 * N + 16];
+    ft_tokenizer *tok = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    memset(text, 'a', N);
+    CHECK_OK(load_made(&tok, "", model, &err), err);
+    for (size_t n = 1; tok && n <= N; n = n * 3 + 1) {
+        size_t got, wrong = 0;
+        CHECK_OK(ft_tokenizer_encode(tok, text, n, FTUNE_SPECIAL_AS_TEXT, ids, 3 * n, &got, &err), err);
+        CHECK_INT(got, 3 * n - 2);
+        for (size_t i = 0; i < got; i++) wrong += ids[i] != (i % 3 == 0);
+        CHECK_INT(wrong, 0);
+    }
+    ft_tokenizer_free(tok);
+}
+
 #define CONTROL(id, text) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true, \"single_word\": true, \"lstrip\": false, " \
     "\"rstrip\": false, \"normalized\": false}"
 #define LOWER "\"normalizer\": {\"type\": \"Lowercase\"}, \"pre_tokenizer\": {\"type\": \"WhitespaceSplit\"},"
@@ -448,6 +470,7 @@ int main(void)
     test_added_search();
     test_long_tokens();
     test_own_rules();
+    test_long_words_in_bytes();
     test_two_modes();
     test_linear();
     return test_end();
