@@ -1425,7 +1425,7 @@ FTI_INLINE fti_line *fti_memo_line(const fti_memo *m, const fti_key *k) { return
 
 FTI_INLINE int fti_line_has(const fti_line *l, int i, const fti_key *k, size_t n)
 {
-    return (fti_read64(l->word[i].text) == k->a) & (fti_read64(l->word[i].text + 8) == k->b) & (l->word[i].n == n);
+    return !((fti_read64(l->word[i].text) ^ k->a) | (fti_read64(l->word[i].text + 8) ^ k->b) | (l->word[i].n ^ n));
 }
 
 /* A large word may also be in the line beside its own. */
