@@ -1402,7 +1402,7 @@ typedef union fti_line {
 } fti_line;
 typedef struct fti_memo {
     fti_line *line; void *memory;       /* line: the first at a border of two of them */
-    size_t    lines, news;              /* a power of two; words put since the beginning */
+    size_t    lines, news;              /* a power of two, 64 KB to 4 MB; words put since the beginning */
     int       shift;                    /* of a hash to the number of a line */
 } fti_memo;
 
@@ -1652,7 +1652,7 @@ enum { FTI_BYTE_LANES = 16 };
 enum { FTI_BYTE_LANES = 1 };
 #define FTI_TOP_BITS(v) (uint64_t)(v)
 #endif
-#if defined(FTI_TOP_BITS) && defined(__GNUC__) && defined(__SSE2__)
+#if defined(__GNUC__) && defined(__SSE2__)
 typedef uint8_t fti_lanes __attribute__((vector_size(FTI_BYTE_LANES)));
 #else
 typedef uint8_t fti_lanes;
@@ -1864,7 +1864,7 @@ FTI_INLINE void fti_view_classes(fti_view *k, const fti_bytes64 *v, const char *
     k->space = fti_in_range(v, '\t', 5) | fti_in_range(v, ' ', 1);
     k->other = ~(k->letter | k->digit | k->space | high);
     k->han = k->inside = 0;
-    k->known = FTI_VIEW - 4;                                 /* whatever begins before ends in the block */
+    k->known = FTI_VIEW - 4;                                 /* whatever begins before ends in the 64 bytes */
     if (!high) return;
     k->inside = fti_in_range(v, 0x80, 0x40);
     three = fti_cjk(v) & ~(how & FTI_BY_HAN ? fti_in_range(v, 0xE3, 1) : 0);
@@ -2052,7 +2052,7 @@ typedef struct fti_bpe {
     uint32_t *of_char;
     uint16_t *over;                        /* [65536] by a hash of four bytes: see fti_over_add */
     uint64_t *over_bits;                   /* [1024] bit (byte before << 8 | byte behind): the borders in it */
-    uint64_t *over_three;                  /* [512] bit (byte before & 31) << 10 | character behind, of three bytes, >> 6 */
+    uint64_t *over_three;                  /* [512] bit (byte before & 31) << 10 | character of three behind >> 6 */
     fti_edge *edge;                        /* [65536] what may happen between two bytes; NULL: see fti_start_bytes */
     uint32_t *late;                        /* stb array: symbols of merges that come before those of their parts */
     uint64_t *together;                    /* [8192] bits of a hash: characters that stand side by side in a token */
@@ -2897,8 +2897,8 @@ static const fti_family fti_family_bytes = { "bytes", 0, NULL, fti_bytes_encode,
 
 /* ---- second reading: added tokens in text ------------------------------------------------------------------------ */
 
-/* The first of at[lo, hi), sorted, whose byte at depth is above c. Looked for from both ends in growing steps: in a range
- * of which little goes at each depth, as a, aa, aaa .., that takes a few looks and no more. */
+/* The first of at[lo, hi), sorted, whose byte at depth is above c. Looked for from both ends in growing steps: in a
+ * range of which little goes at each depth, as a, aa, aaa .., that takes a few looks and no more. */
 static int fti_added_above(const fti_added *at, int lo, int hi, size_t depth, int c)
 {
     for (int step = 1; hi - lo > 2 * step; step *= 2) {
