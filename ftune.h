@@ -1635,22 +1635,27 @@ static int fti_highest(uint64_t x)
 FTI_INLINE uint64_t fti_bits_below(int n) { return n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX; }
 
 #define FTI_VIEW 64
-/* Which of 64 bytes are in first .. first + n - 1? In the widest registers there are, or one by one. */
+/* 64 bytes in the widest registers there are, or one by one: FTI_FEWER tells which are below n, FTI_WITH which have one
+ * of these bits. */
 #if defined(__GNUC__) && defined(__AVX512BW__)
 #include <immintrin.h>
 enum { FTI_BYTE_LANES = 64 };
-#define FTI_TOP_BITS(v) (uint64_t)_mm512_movepi8_mask((__m512i)(v))
+#define FTI_FEWER(v, n)   (uint64_t)_mm512_cmplt_epu8_mask((__m512i)(v), _mm512_set1_epi8((char)(n)))
+#define FTI_WITH(v, bits) (uint64_t)_mm512_test_epi8_mask((__m512i)(v), _mm512_set1_epi8((char)(bits)))
 #elif defined(__GNUC__) && defined(__AVX2__)
 #include <immintrin.h>
 enum { FTI_BYTE_LANES = 32 };
-#define FTI_TOP_BITS(v) (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)(v))
+#define FTI_FEWER(v, n)   (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)((v) < (n)))
+#define FTI_WITH(v, bits) (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)(((v) & (bits)) != 0))
 #elif defined(__GNUC__) && defined(__SSE2__)
 #include <emmintrin.h>
 enum { FTI_BYTE_LANES = 16 };
-#define FTI_TOP_BITS(v) (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)(v))
+#define FTI_FEWER(v, n)   (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)((v) < (n)))
+#define FTI_WITH(v, bits) (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)(((v) & (bits)) != 0))
 #else
 enum { FTI_BYTE_LANES = 1 };
-#define FTI_TOP_BITS(v) (uint64_t)(v)
+#define FTI_FEWER(v, n)   (uint64_t)((v) < (n))
+#define FTI_WITH(v, bits) (uint64_t)(((v) & (bits)) != 0)
 #endif
 #if defined(__GNUC__) && defined(__SSE2__)
 typedef uint8_t fti_lanes __attribute__((vector_size(FTI_BYTE_LANES)));
@@ -1658,24 +1663,39 @@ typedef uint8_t fti_lanes __attribute__((vector_size(FTI_BYTE_LANES)));
 typedef uint8_t fti_lanes;
 #endif
 typedef struct fti_bytes64 { fti_lanes part[FTI_VIEW / FTI_BYTE_LANES]; } fti_bytes64;
+
+/* Which are in first .. first + n - 1? */
 FTI_INLINE uint64_t fti_in_range(const fti_bytes64 *v, uint8_t first, uint8_t n)
 {
-    uint64_t bits = 0;
+    uint64_t in = 0;
     for (int i = 0; i < FTI_VIEW / FTI_BYTE_LANES; i++)
-        bits |= FTI_TOP_BITS((fti_lanes)(v->part[i] - first) < n) << FTI_BYTE_LANES * i % FTI_VIEW;
-    return bits;
+        in |= FTI_FEWER((fti_lanes)(v->part[i] - first), n) << FTI_BYTE_LANES * i % FTI_VIEW;
+    return in;
+}
+FTI_INLINE uint64_t fti_with_bits(const fti_bytes64 *v, uint8_t bits)
+{
+    uint64_t with = 0;
+    for (int i = 0; i < FTI_VIEW / FTI_BYTE_LANES; i++)
+        with |= FTI_WITH(v->part[i], bits) << FTI_BYTE_LANES * i % FTI_VIEW;
+    return with;
 }
 
-/* First bytes of characters of three that are letters without case, of those that fit: U+4E00..9FFF and kana. */
+/* The low eight bits of the class of each character that begins at lead and ends in p[64], at its last byte; below
+ * U+20000. */
+static fti_bytes64 fti_classes64(const fti_bytes64 *v, const char *p, uint64_t lead);
+
+/* First bytes of characters of three that are letters without case, of those that fit: U+4E00..9FFF, kana, Hangul. */
 FTI_INLINE uint64_t fti_cjk(const fti_bytes64 *v)
 {
-    uint64_t han = fti_in_range(v, 0xE5, 5) | (fti_in_range(v, 0xE4, 1) & fti_in_range(v, 0xB8, 8) >> 1);
-    uint64_t kana = fti_in_range(v, 0xE3, 1), a, b, c;
-    if (!kana) return han;
+    uint64_t cjk = fti_in_range(v, 0xE5, 5) | (fti_in_range(v, 0xE4, 1) & fti_in_range(v, 0xB8, 8) >> 1);
+    uint64_t kana = fti_in_range(v, 0xE3, 1), hangul = fti_in_range(v, 0xEA, 4), a, b, c;
+    if (hangul) cjk |= (hangul & fti_in_range(v, 0xEB, 2)) | (fti_in_range(v, 0xEA, 1) & fti_in_range(v, 0xB0, 16) >> 1)
+                     | (fti_in_range(v, 0xED, 1) & fti_in_range(v, 0x80, 30) >> 1);         /* U+AC00 to D77F */
+    if (!kana) return cjk;
     a = kana & fti_in_range(v, 0x81, 1) >> 1 & ~(fti_in_range(v, 0x80, 1) >> 2);            /* U+3041 to 307F */
     b = kana & fti_in_range(v, 0x82, 1) >> 1 & ~(fti_in_range(v, 0x97, 10) >> 2);           /* 3080..3096, 30A1..30BF */
     c = kana & fti_in_range(v, 0x83, 1) >> 1 & ~(fti_in_range(v, 0xBB, 1) >> 2);            /* 30C0..30FF but 30FB */
-    return han | a | b | c;
+    return cjk | a | b | c;
 }
 
 /* Past such characters. */
@@ -1849,13 +1869,21 @@ typedef struct fti_view {              /* of a longer character every byte has i
     int known;                          /* what begins from here on has no class yet */
 } fti_view;
 
-/* The classes of p[FTI_VIEW]. Numbers and white space beyond ASCII, and marks and capitals where their place in a word
- * matters, are rare: they end what is known, and the scanner takes over for a piece. */
+/* Bits at the last bytes of characters, at all bytes of them; joint: bytes that another of the same character follows. */
+FTI_INLINE uint64_t fti_view_whole(uint64_t last, uint64_t joint)
+{
+    last |= last >> 1 & joint;
+    last |= last >> 1 & joint;
+    return last | (last >> 1 & joint);
+}
+
+/* The classes of p[FTI_VIEW]. Numbers and white space beyond ASCII, and with case marks behind punctuation (elsewhere
+ * they are letters) and capitals behind letters without case, are rare: they end what is known, and the scanner takes
+ * over for a piece. */
 FTI_INLINE void fti_view_classes(fti_view *k, const fti_bytes64 *v, const char *p, int how)
 {
-    const unsigned rare = FTI_CP_NUMBER | FTI_CP_SPACE | (how & FTI_BY_CASED ? FTI_CP_MARK : 0)
-                        | (how & FTI_BY_HAN ? FTI_CP_HAN : 0);
-    uint64_t high = fti_in_range(v, 128, 128), lead, three, odd;
+    uint64_t high = fti_in_range(v, 128, 128), lead, three, joint, longer, first, mark = 0, rare = 0;
+    fti_bytes64 c;
     k->upper = fti_in_range(v, 'A', 26);
     k->lower = fti_in_range(v, 'a', 26);
     k->letter = k->upper | k->lower;
@@ -1867,26 +1895,36 @@ FTI_INLINE void fti_view_classes(fti_view *k, const fti_bytes64 *v, const char *
     k->known = FTI_VIEW - 4;                                 /* whatever begins before ends in the 64 bytes */
     if (!high) return;
     k->inside = fti_in_range(v, 0x80, 0x40);
-    three = fti_cjk(v) & ~(how & FTI_BY_HAN ? fti_in_range(v, 0xE3, 1) : 0);
+    three = fti_cjk(v) & (how & FTI_BY_HAN ? fti_in_range(v, 0xE4, 6) : UINT64_MAX);
     lead = high & ~k->inside & ~three & fti_bits_below(k->known);
     three |= three << 1 | three << 2;
     if (how & FTI_BY_HAN) k->han = three; else k->letter |= three;
-    for (; lead; lead &= lead - 1) {
-        int i = fti_lowest(lead), len;
-        unsigned c = fti_class_at(p + i, &len);
-        uint64_t bits = fti_bits_below(len) << i, is_letter = 0 - (uint64_t)((c & FTI_CP_LETTER) != 0);
-        if (c & rare) {
-            if ((how & FTI_BY_HAN) && (c & FTI_CP_HAN) && is_letter) { k->han |= bits; continue; }
-            if (!(how & FTI_BY_CASED) || !(c & FTI_CP_MARK) || !(k->letter << 1 >> i & 1)) { k->known = i; break; }
-            is_letter = UINT64_MAX;                           /* a mark in a word */
+    if (lead) {
+        rare = lead & (fti_in_range(v, 0xF1, 15) | (fti_in_range(v, 0xF0, 1) & fti_in_range(v, 0xA0, 32) >> 1));
+        c = fti_classes64(v, p, lead & ~rare);                /* not from U+20000 on */
+        joint = k->inside >> 1;
+        longer = high & ~three & fti_view_whole(k->inside & ~joint, joint);
+        rare |= fti_view_whole(fti_with_bits(&c, FTI_CP_NUMBER | FTI_CP_SPACE), joint);
+        k->letter |= fti_view_whole(fti_with_bits(&c, FTI_CP_LETTER), joint);
+        if (how & FTI_BY_HAN) {
+            uint64_t han = fti_view_whole(fti_with_bits(&c, FTI_CP_HAN), joint);
+            k->han |= han & k->letter;
+            rare |= han & ~k->letter;
+            k->letter &= ~han;
         }
-        k->letter |= bits & is_letter;
-        k->other |= bits & ~is_letter;
-        k->upper |= bits & (0 - (uint64_t)(c & FTI_CP_UPPER));
-        k->lower |= bits & (0 - (uint64_t)(c >> 1 & 1));
+        if (how & FTI_BY_CASED) {
+            k->upper |= fti_view_whole(fti_with_bits(&c, FTI_CP_UPPER), joint);
+            k->lower |= fti_view_whole(fti_with_bits(&c, FTI_CP_LOWER), joint);
+            mark = fti_view_whole(fti_with_bits(&c, FTI_CP_MARK), joint);
+        }
+        k->other |= longer & ~(k->letter | k->han | mark | rare);
+        first = mark & ~(mark << 1) & ~(k->other << 1);
+        k->letter |= mark & ~(mark + first);                  /* the sum carries through all marks behind the first */
+        rare |= mark & ~k->letter;
     }
-    odd = k->upper & (k->letter & ~k->upper & ~k->lower) << 1;        /* a capital behind a letter without case */
-    if ((how & FTI_BY_CASED) && odd && fti_lowest(odd) < k->known) k->known = fti_lowest(odd);
+    if (how & FTI_BY_CASED) rare |= k->upper & (k->letter & ~k->upper & ~k->lower) << 1;    /* a capital behind such */
+    rare &= fti_bits_below(k->known);
+    if (rare) k->known = fti_lowest(rare);
 }
 
 /* Contractions: after an apostrophe that begins a piece or, with case, stands behind a word. */
@@ -12992,6 +13030,15 @@ static const uint32_t fti_cp_kinds[164] = {
     69406736,69472272,72618000,73084944,75567120,75763728,81137680,81268752,81276944,81399824,81920016,82849808,
     100679696,603979792,604569616,651825168,1073741824,1073742208,1711280144,
 };
+/* The low eight bits of a kind, by the character that names it. */
+static const uint8_t fti_kind_class[256] = {
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,136,8,8,0,0,32,2,8,136,1,16,0,0,2,1,2,
+    16,1,16,32,128,16,16,4,0,4,4,0,128,0,0,16,16,8,0,16,16,8,0,0,1,16,16,16,16,16,0,0,32,16,16,16,16,32,0,0,0,8,64,
+    16,160,2,1,16,0,16,0,8,16,16,16,64,0,16,16,16,0,16,16,16,16,16,16,16,16,16,0,132,160,16,16,0,16,16,16,64,4,1,0,
+    64,16,16,16,16,16,16,16,16,16,16,16,16,16,16,4,8,16,144,64,16,16,16,4,2,8,16,16,16,16,16,16,16,16,16,16,16,16,
+    16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,16,0,128,16,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};
 /* The kinds of 64 code points after each other; such blocks overlap where they can. */
 static const unsigned char fti_cp_blocks[] =
     "FFFFFFFFFkkkkkFFFFFFFFFFFFFFFFFF\203000'000000'0000))))))))))00'''0000000000000000000000''''''''''''''''''''''"
@@ -13733,6 +13780,59 @@ FTI_INLINE uint32_t fti_cp_kind(uint32_t cp)
 
 static unsigned fti_cp_class(uint32_t cp) { return fti_cp_kind(cp) & FTI_CP_CLASS_BITS; }
 
+#if defined(__GNUC__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+/* A text stays in its script for a while. The kinds of 128 code points are two registers; the last seven bits of all
+ * characters that are among them are looked up at once. */
+static fti_bytes64 fti_classes64(const fti_bytes64 *v, const char *p, uint64_t lead)
+{
+    const __m512i byte = _mm512_loadu_si512(v), odd = _mm512_or_si512(byte, _mm512_set1_epi8(1));
+    const __m512i before = _mm512_maskz_loadu_epi8(~UINT64_C(1), p - 1);      /* of each byte the one before */
+    const __m512i seven = _mm512_or_si512(byte, _mm512_and_si512(_mm512_slli_epi16(before, 6), _mm512_set1_epi8(64)));
+    const uint8_t *table = fti_kind_class;
+    __m512i kind = _mm512_setzero_si512(), low, high;
+    fti_bytes64 c;
+    while (lead) {
+        const uint8_t *s = (const uint8_t *)p + fti_lowest(lead);
+        uint64_t same;
+        size_t block;
+        int len = 2;
+        if (s[0] < 0xE0) {
+            block = s[0] & 31u;
+            same = _mm512_cmpeq_epi8_mask(odd, _mm512_set1_epi8((char)(s[0] | 1)));
+        } else {
+            len = s[0] < 0xF0 ? 3 : 4;
+            block = len == 3 ? (s[0] & 15u) << 6 | (s[1] & 63u) : (s[0] & 7u) << 12 | (s[1] & 63u) << 6 | (s[2] & 63u);
+            same = _mm512_cmpeq_epi8_mask(odd, _mm512_set1_epi8((char)(s[len - 2] | 1))) >> (len - 2);
+            same &= _mm512_cmpeq_epi8_mask(byte, _mm512_set1_epi8((char)s[0]));
+            if (len == 4) same &= (uint64_t)_mm512_cmpeq_epi8_mask(byte, _mm512_set1_epi8((char)s[1])) >> 1;
+        }
+        low = _mm512_loadu_si512(fti_cp_blocks + fti_cp_index[block & ~(size_t)1]);
+        high = _mm512_loadu_si512(fti_cp_blocks + fti_cp_index[block | 1]);
+        kind = _mm512_mask_mov_epi8(kind, same << (len - 1), _mm512_permutex2var_epi8(low, seven, high));
+        lead &= ~same;
+    }
+    low = _mm512_permutex2var_epi8(_mm512_loadu_si512(table), kind, _mm512_loadu_si512(table + 64));
+    high = _mm512_permutex2var_epi8(_mm512_loadu_si512(table + 128), kind, _mm512_loadu_si512(table + 192));
+    low = _mm512_mask_mov_epi8(low, _mm512_movepi8_mask(kind), high);
+    memcpy(&c, &low, sizeof c);
+    return c;
+}
+#else
+static fti_bytes64 fti_classes64(const fti_bytes64 *v, const char *p, uint64_t lead)
+{
+    uint8_t class_at[FTI_VIEW] = { 0 };
+    fti_bytes64 c;
+    int i, len;
+    (void)v;
+    for (; lead; lead &= lead - 1) {
+        unsigned x = fti_class_at(p + (i = fti_lowest(lead)), &len);
+        class_at[i + len - 1] = (uint8_t)x;
+    }
+    memcpy(&c, class_at, sizeof c);
+    return c;
+}
+#endif
+
 /* The code point spelled by three characters of a table. */
 FTI_INLINE uint32_t fti_spelled_cp(const char *p)
 {
@@ -13872,14 +13972,79 @@ FTI_INLINE uint32_t fti_form_unstable(int form)
 }
 FTI_INLINE uint32_t fti_ccc(uint32_t kind) { return kind >> 16 & 255; }
 
+#if defined(__GNUC__) && defined(__AVX512BW__) && defined(__AVX512BITALG__)
+/* How many of 64 bytes are whole characters that NFC leaves alone, from the first on; *last: where the last of them
+ * begins. A block of 64 code points is a word of bits, in which all its characters are looked up at once. */
+static int fti_nfc_plain64(const char *p, int *last)
+{
+    const __m512i byte = _mm512_loadu_si512(p);
+    uint64_t inside, two, three, cjk, plain, lead, known;
+    int n;
+    fti_bytes64 v;
+    memcpy(&v, p, sizeof v);
+    inside = fti_in_range(&v, 0x80, 0x40);
+    two = fti_in_range(&v, 0xC2, 30) & inside >> 1;
+    three = fti_in_range(&v, 0xE0, 16) & inside >> 1 & inside >> 2;
+    plain = cjk = fti_cjk(&v) & three;
+    for (lead = (two | three) & ~cjk; lead;) {
+        const uint8_t *s = (const uint8_t *)p + fti_lowest(lead);
+        int len = 2 + (s[0] >= 0xE0);
+        size_t block = len == 2 ? s[0] & 31u : (s[0] & 15u) << 6 | (s[1] & 63u);
+        __m512i word = _mm512_set1_epi64((long long)fti_nfc_plain[fti_nfc_index[block]]);
+        uint64_t same = lead & _mm512_cmpeq_epi8_mask(byte, _mm512_set1_epi8((char)s[0]));
+        if (len == 3) same &= (uint64_t)_mm512_cmpeq_epi8_mask(byte, _mm512_set1_epi8((char)s[1])) >> 1;
+        plain |= same & (uint64_t)_mm512_bitshuffle_epi64_mask(word, byte) >> (len - 1);
+        lead &= ~same;
+    }
+    two &= plain;
+    three &= plain;
+    known = fti_in_range(&v, 0, 128) | two | two << 1 | three | three << 1 | three << 2;
+    n = ~known ? fti_lowest(~known) : FTI_VIEW;
+    if (n) *last = fti_highest(fti_bits_below(n) & ~inside);
+    return n;
+}
+#endif
+
+/* Past the characters from i on that NFC leaves alone, as far as that is seen at a glance; *base: the last of them. */
+static size_t fti_nfc_plain_run(const char *text, size_t i, size_t n, size_t *base)
+{
+    while (n - i >= 8) {
+        const uint8_t *c = (const uint8_t *)text + i;
+        const char *past;
+        size_t len = 2 + (c[0] >= 0xE0), block = len == 2 ? c[0] & 31u : (c[0] & 15u) << 6 | (c[1] & 63u);
+#if defined(__GNUC__) && defined(__AVX512BW__) && defined(__AVX512BITALG__)
+        int some, last;
+        if (n - i >= FTI_VIEW && (some = fti_nfc_plain64(text + i, &last)) != 0) {
+            *base = i + (size_t)last;
+            i += (size_t)some;
+            continue;
+        }
+#endif
+        if (c[0] < 0x80) {
+            i += (size_t)fti_first_high(fti_read64(text + i));
+            *base = i - 1;
+            continue;
+        }
+        if ((uint8_t)(c[0] - 0xE3) < 11 && (past = fti_run_cjk(text + i, text + n)) != text + i) {
+            i = (size_t)(past - text);
+            *base = i - 3;
+            continue;
+        }
+        if (c[0] < 0xC2 || c[0] >= 0xF0 || (c[1] & 0xC0) != 0x80 || (c[len - 1] & 0xC0) != 0x80
+            || !(fti_nfc_plain[fti_nfc_index[block]] >> (c[len - 1] & 63) & 1)) break;
+        *base = i;
+        i += len;
+    }
+    return i;
+}
+
 /* From i on, text that the form leaves as it is. Returns where the first stretch that needs work begins, which is the
  * last base before the offending character, or n. */
 static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
 {
     const uint32_t unstable = fti_form_unstable(form);
-    uint32_t last_ccc = 0, ccc, kind, cp, block;
+    uint32_t last_ccc = 0, ccc, kind, cp;
     size_t base = i, from;
-    const char *past;
     int len, nfc = (form & ~FTI_UNICODE_9) == FTI_NFC;
     for (; i < n; i += (size_t)len) {
         if (!((unsigned char)text[i] & 0x80)) {
@@ -13892,25 +14057,7 @@ static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
             continue;
         }
         from = i;
-        while (nfc && n - i >= 8) {                           /* as many characters as need no closer look */
-            const uint8_t *c = (const uint8_t *)text + i;
-            if (c[0] < 0x80) {
-                i += (size_t)fti_first_high(fti_read64(text + i));
-                base = i - 1;
-                continue;
-            }
-            if ((uint8_t)(c[0] - 0xE3) < 7 && (past = fti_run_cjk(text + i, text + n)) != text + i) {
-                i = (size_t)(past - text);
-                base = i - 3;
-                continue;
-            }
-            len = 2 + (c[0] >= 0xE0);
-            block = len == 2 ? c[0] & 31u : (c[0] & 15u) << 6 | (c[1] & 63u);
-            if (c[0] < 0xC2 || c[0] >= 0xF0 || (c[1] & 0xC0) != 0x80 || (c[len - 1] & 0xC0) != 0x80
-                || !(fti_nfc_plain[fti_nfc_index[block]] >> (c[len - 1] & 63) & 1)) break;
-            base = i;
-            i += (size_t)len;
-        }
+        if (nfc) i = fti_nfc_plain_run(text, i, n, &base);
         if (i > from) { last_ccc = 0; len = 0; continue; }
         len = fti_utf8_decode(text + i, text + n, &cp);
         if (!len) { len = 1; base = i; last_ccc = 0; continue; }       /* not UTF-8: left alone */

@@ -344,6 +344,11 @@ def tables():
     out.append(" * Face, 26..28 what it does in a grapheme cluster, 29..31 BERT says otherwise: mark, punctuation, format character.")
     out.append(" * %d kinds; a block names them by the characters from '#'. */" % len(order))
     out.append("static const uint32_t fti_cp_kinds[%d] = {\n%s\n};" % (len(table), numbers(table)))
+    byte = [0] * 256
+    for k in order:
+        byte[code[k]] = k & 255
+    out.append("/* The low eight bits of a kind, by the character that names it. */")
+    out.append("static const uint8_t fti_kind_class[256] = {\n%s\n};" % numbers(byte))
     out.append("/* The kinds of 64 code points after each other; such blocks overlap where they can. */")
     out.append("static const unsigned char fti_cp_blocks[] =\n%s;" % strings(text(order[i]) for i in together))
     out.append("/* Where the block of cp >> 6 begins, below U+20000; above it the few ranges that follow. */")
