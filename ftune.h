@@ -851,6 +851,9 @@ FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as i
 #include <stdlib.h>
 #include <stdio.h>
 #include <time.h>
+#if defined(__GNUC__) && defined(__SSE2__)
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -1389,16 +1392,17 @@ static void fti_vocab_free(fti_vocab *v)
  * tokenizer without waiting for one another and there are never more memos than calls at one time. A word must give
  * the same ids wherever it stands: those of BPE and WordPiece do.
  *
- * A line has two words of up to 16 bytes and 6 ids, or a larger one and no second (its n is 0). An id takes 18 bits,
- * which is enough for every vocabulary known; words with a larger id are not remembered. */
+ * A line has two words of up to 15 bytes and 6 ids, or a larger one: its last 15 bytes are put beside the first 15, its
+ * further ids where the second word has its own, which is none (its n is 0). An id takes 18 bits, which is enough for
+ * every vocabulary known; words with a larger id are not remembered. */
 
 #define FTI_SEEN_BYTES 30
 #define FTI_SEEN_IDS   12
-enum { FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST = 65536 };
-typedef union fti_line {
-    struct { char text[16]; uint8_t ids[14], n, n_ids; } word[2];
-    struct { char text[FTI_SEEN_BYTES]; uint8_t n, n_ids, ids[28]; uint16_t none, second; } one;
-    uint8_t byte[64];                   /* ids: from byte 16, 48; 32 */
+#define FTI_SEEN_ROOM  (FTI_SEEN_IDS + 2)
+enum { FTI_SEEN_SMALL = 15, FTI_SEEN_FEW = 6, FTI_ID_BITS = 18, FTI_MEMO_LEAST = 1024, FTI_MEMO_MOST = 65536 };
+typedef union fti_line {                /* 64 bytes */
+    struct { char text[15]; uint8_t n, ids[14], none, n_ids; } word[2];
+    struct { char text[15]; uint8_t n; char last[15]; uint8_t n_ids, ids[14], none, second, more[16]; } one;
 } fti_line;
 typedef struct fti_memo {
     fti_line *line; void *memory;       /* line: the first at a border of two of them */
@@ -1406,57 +1410,92 @@ typedef struct fti_memo {
     int       shift;                    /* of a hash to the number of a line */
 } fti_memo;
 
-/* The first 16 bytes of a word, zeros behind its end, and a hash of all. room: 16 bytes may be read whatever n is. */
-typedef struct fti_key { uint64_t a, b, hash; } fti_key;
+/* As a line has it: the first 15 bytes of a word, zeros behind its end, and its length. room: 16 bytes may be read
+ * whatever n is. */
+typedef struct fti_key { uint64_t a, b; } fti_key;
 FTI_INLINE fti_key fti_key_of(const char *p, size_t n, int room)
 {
-    static const uint8_t ones[32] = { 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255 };
-    const char *mask = (const char *)ones + 16 - (n < 16 ? n : 16);
-    char few[16] = { 0 };
+    static const uint8_t ones[32] = { 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255 };
+    const char *mask = (const char *)ones + FTI_SEEN_SMALL - (n < FTI_SEEN_SMALL ? n : FTI_SEEN_SMALL);
+    char few[16];
     fti_key k;
-    if (!room && n < 16) { for (size_t i = 0; i < n; i++) few[i] = p[i]; p = few; }
+    if (!room) {
+        memset(few, 0, sizeof few);
+        memcpy(few, p, n < sizeof few ? n : sizeof few);
+        p = few;
+    }
     k.a = fti_read64(p) & fti_read64(mask);
-    k.b = fti_read64(p + 8) & fti_read64(mask + 8);
-    k.hash = ((k.a ^ n) * UINT64_C(0x9E3779B97F4A7C15)) ^ (k.b * UINT64_C(0xD6E8FEB86659FD93));
-    if (n > 16) k.hash ^= fti_read64(p + n - 8) * UINT64_C(0xC2B2AE3D27D4EB4F);
+    k.b = (fti_read64(p + 8) & fti_read64(mask + 8)) | n * fti_read64("\0\0\0\0\0\0\0\1");
     return k;
 }
-FTI_INLINE fti_line *fti_memo_line(const fti_memo *m, const fti_key *k) { return &m->line[k->hash >> m->shift]; }
 
-FTI_INLINE int fti_line_has(const fti_line *l, int i, const fti_key *k, size_t n)
+/* last: the last 8 bytes, of a word of more than FTI_SEEN_SMALL. */
+FTI_INLINE fti_line *fti_memo_line(const fti_memo *m, const fti_key *k, size_t n, const char *last)
 {
-    return !((fti_read64(l->word[i].text) ^ k->a) | (fti_read64(l->word[i].text + 8) ^ k->b) | (l->word[i].n ^ n));
+    uint64_t hash = (k->a * UINT64_C(0x9E3779B97F4A7C15)) ^ (k->b * UINT64_C(0xD6E8FEB86659FD93));
+    if (n > FTI_SEEN_SMALL) hash ^= fti_read64(last) * UINT64_C(0xC2B2AE3D27D4EB4F);
+    return &m->line[hash >> m->shift];
+}
+
+FTI_INLINE int fti_line_has(const fti_line *l, int i, const fti_key *k)
+{
+    return !((fti_read64(l->word[i].text) ^ k->a) | (fti_read64(l->word[i].text + 8) ^ k->b));
+}
+FTI_INLINE int fti_line_has_large(const fti_line *l, const fti_key *k, const char *last)            /* 15 bytes */
+{
+    return fti_line_has(l, 0, k) && fti_read64(l->one.last) == fti_read64(last)
+        && fti_read64(l->one.last + 7) == fti_read64(last + 7);
 }
 
 /* A large word may also be in the line beside its own. */
 FTI_INLINE fti_line *fti_line_beside(const fti_line *l) { return (fti_line *)((uintptr_t)l ^ sizeof *l); }
 
-FTI_INLINE int32_t fti_packed_id(const uint8_t *ids, int i)
+/* Six ids of 18 bits in 14 bytes. Room for eight. */
+FTI_INLINE void fti_unpack6(const uint8_t *p, int32_t *ids)
 {
-    const uint8_t *p = ids + FTI_ID_BITS * i / 8;
-    uint32_t bits = p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;      /* one load */
-    return (int32_t)(bits >> FTI_ID_BITS * i % 8 & ((1u << FTI_ID_BITS) - 1));
+#if defined(__GNUC__) && defined(__AVX2__)
+    const __m256i from = _mm256_setr_epi8(0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7, 8, 9,
+                                          9, 10, 11, 12, 11, 12, 13, 14, -1, -1, -1, -1, -1, -1, -1, -1);
+    __m256i x = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    x = _mm256_srlv_epi32(_mm256_shuffle_epi8(x, from), _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 0, 0));
+    _mm256_storeu_si256((__m256i *)ids, _mm256_and_si256(x, _mm256_set1_epi32((1 << FTI_ID_BITS) - 1)));
+#else
+    for (int i = 0; i < FTI_SEEN_FEW; i++) {
+        const uint8_t *q = p + FTI_ID_BITS * i / 8;
+        uint32_t bits = q[0] | (uint32_t)q[1] << 8 | (uint32_t)q[2] << 16 | (uint32_t)q[3] << 24;      /* one load */
+        ids[i] = (int32_t)(bits >> FTI_ID_BITS * i % 8 & ((1u << FTI_ID_BITS) - 1));
+    }
+#endif
 }
 
-/* Put the ids of the word p[n] if the line has it; room for FTI_SEEN_IDS. */
+/* The first n of them; the rest is 0. */
+FTI_INLINE void fti_pack6(uint8_t *p, const int32_t *ids, size_t n)
+{
+    uint64_t id[FTI_SEEN_FEW] = { 0 }, low, high;
+    for (size_t i = 0; i < n; i++) id[i] = (uint32_t)ids[i];
+    low = id[0] | id[1] << 18 | id[2] << 36 | id[3] << 54;
+    high = id[3] >> 10 | id[4] << 8 | id[5] << 26;
+    for (int i = 0; i < 8; i++) p[i] = (uint8_t)(low >> 8 * i);
+    for (int i = 0; i < 6; i++) p[8 + i] = (uint8_t)(high >> 8 * i);
+}
+
+/* Put the ids of the word p[n] if the line has it; room for FTI_SEEN_ROOM. */
 FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p, size_t n, int32_t *ids, size_t *n_ids)
 {
-    int second = fti_line_has(l, 1, k, n), i;
-    if (n > 16) {
-        if (l->one.n != n || !fti_same(l->one.text, p, n)) l = fti_line_beside(l);
-        if (l->one.n != n || !fti_same(l->one.text, p, n)) return 0;
-    } else if (!(second | fti_line_has(l, 0, k, n))) return 0;
-    if (n > 16 || l->word[second].n_ids > FTI_SEEN_FEW) {
-        for (i = 0; i < FTI_SEEN_IDS; i++) ids[i] = fti_packed_id(l->byte + 32, i);
-        *n_ids += l->one.n_ids;
-        return 1;
-    }
-    for (i = 0; i < FTI_SEEN_FEW; i++) ids[i] = fti_packed_id(l->byte + 16 + 32 * second, i);
+    int second = fti_line_has(l, 1, k);
+    if (n > FTI_SEEN_SMALL) {
+        const char *last = p + n - FTI_SEEN_SMALL;
+        if (!fti_line_has_large(l, k, last) && !fti_line_has_large(l = fti_line_beside(l), k, last)) return 0;
+    } else if (!(second | fti_line_has(l, 0, k))) return 0;
     *n_ids += l->word[second].n_ids;
+    if (l->word[second].n_ids > FTI_SEEN_FEW || n > FTI_SEEN_SMALL) {
+        fti_unpack6(l->one.ids, ids);
+        fti_unpack6(l->one.more, ids + FTI_SEEN_FEW);
+    } else fti_unpack6(l->word[second].ids, ids);
     return 1;
 }
 
-FTI_INLINE int fti_line_is_large(const fti_line *l) { return l->one.n > 16 || l->one.n_ids > FTI_SEEN_FEW; }
+FTI_INLINE int fti_line_is_large(const fti_line *l) { return l->one.n > FTI_SEEN_SMALL || l->one.n_ids > FTI_SEEN_FEW; }
 
 /* Room for the first word: the older of two is forgotten. */
 FTI_INLINE void fti_line_shift(fti_line *l)
@@ -1468,19 +1507,20 @@ FTI_INLINE void fti_line_shift(fti_line *l)
 
 static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, const int32_t *ids, size_t n_ids)
 {
-    int few = n <= 16 && n_ids <= FTI_SEEN_FEW;
+    int few = n <= FTI_SEEN_SMALL && n_ids <= FTI_SEEN_FEW;
     size_t i;
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
     for (i = 0; i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
-    if (l->one.n > 16) *fti_line_beside(l) = *l;
+    if (l->one.n > FTI_SEEN_SMALL) *fti_line_beside(l) = *l;
     if (few) fti_line_shift(l); else memset(l, 0, sizeof *l);
-    memcpy(l->one.text, p, n);
+    memcpy(l->one.text, p, n < FTI_SEEN_SMALL ? n : FTI_SEEN_SMALL);
     l->one.n = (uint8_t)n;
     l->one.n_ids = (uint8_t)n_ids;
-    for (i = 0; i < n_ids; i++) {
-        uint8_t *at = l->byte + (few ? 16 : 32) + FTI_ID_BITS * i / 8;
-        uint32_t bits = (uint32_t)ids[i] << FTI_ID_BITS * i % 8;
-        for (; bits; bits >>= 8) *at++ |= (uint8_t)bits;
+    if (few) fti_pack6(l->word[0].ids, ids, n_ids);
+    else {
+        if (n > FTI_SEEN_SMALL) memcpy(l->one.last, p + n - FTI_SEEN_SMALL, FTI_SEEN_SMALL);
+        fti_pack6(l->one.ids, ids, n_ids < FTI_SEEN_FEW ? n_ids : FTI_SEEN_FEW);
+        if (n_ids > FTI_SEEN_FEW) fti_pack6(l->one.more, ids + FTI_SEEN_FEW, n_ids - FTI_SEEN_FEW);
     }
     m->news++;
 }
@@ -1496,18 +1536,19 @@ static int fti_memo_grow(fti_memo *m, size_t lines)
     if (!memory) return 0;
     memset(line, 0, lines * sizeof *line);    /* not calloc: pages that are read before they are written come twice */
     for (i = lines, m->shift = 64; i > 1; i /= 2) m->shift--;
+    m->line = line;
     for (i = 0; i < m->lines; i++)
         for (k = 1; k >= 0; k--) {                            /* the younger one last */
             fti_key key;
             if (!(n = was[i].word[k].n)) continue;
-            key = fti_key_of(k ? was[i].word[1].text : was[i].one.text, n, 1);
-            to = &line[key.hash >> m->shift];
+            key.a = fti_read64(was[i].word[k].text);
+            key.b = fti_read64(was[i].word[k].text + 8);
+            to = fti_memo_line(m, &key, n, was[i].one.last + 7);
             if (!k && fti_line_is_large(&was[i])) { *to = was[i]; continue; }
             fti_line_shift(to);
             to->word[0] = was[i].word[k];
         }
     FTUNE_FREE(m->memory);
-    m->line = line;
     m->lines = lines;
     m->memory = memory;
     return 1;
@@ -1638,17 +1679,14 @@ FTI_INLINE uint64_t fti_bits_below(int n) { return n < 64 ? (UINT64_C(1) << n) -
 /* 64 bytes in the widest registers there are, or one by one: FTI_FEWER tells which are below n, FTI_WITH which have one
  * of these bits. */
 #if defined(__GNUC__) && defined(__AVX512BW__)
-#include <immintrin.h>
 enum { FTI_BYTE_LANES = 64 };
 #define FTI_FEWER(v, n)   (uint64_t)_mm512_cmplt_epu8_mask((__m512i)(v), _mm512_set1_epi8((char)(n)))
 #define FTI_WITH(v, bits) (uint64_t)_mm512_test_epi8_mask((__m512i)(v), _mm512_set1_epi8((char)(bits)))
 #elif defined(__GNUC__) && defined(__AVX2__)
-#include <immintrin.h>
 enum { FTI_BYTE_LANES = 32 };
 #define FTI_FEWER(v, n)   (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)((v) < (n)))
 #define FTI_WITH(v, bits) (uint64_t)(uint32_t)_mm256_movemask_epi8((__m256i)(((v) & (bits)) != 0))
 #elif defined(__GNUC__) && defined(__SSE2__)
-#include <emmintrin.h>
 enum { FTI_BYTE_LANES = 16 };
 #define FTI_FEWER(v, n)   (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)((v) < (n)))
 #define FTI_WITH(v, bits) (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)(((v) & (bits)) != 0))
@@ -2227,9 +2265,42 @@ FTI_INLINE size_t fti_together(uint32_t left, uint32_t right)
 
 FTI_INLINE int fti_bit(const uint64_t *bits, size_t i) { return (int)(bits[i >> 6] >> (i & 63)) & 1; }
 
-/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. For a few symbols,
- * moving the rest up after each join is the fastest. */
+/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. For a few symbols: */
+#if defined(__GNUC__) && defined(__AVX512F__)
+#define FTI_FEW 14
+/* The key of a place is the merge it waits for and the place itself, so the least of 16 keys, which stand in one register,
+ * is the earliest merge, leftmost. A bit for each place tells which are left; at both ends is one that joins nothing. No
+ * step depends on how many there are, so that the processor does not guess. */
+static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
+{
+    enum { NOTHING = FTI_PAIR_SYMBOLS - 1 };
+    uint32_t at[FTI_FEW + 2], key[16], left = (2u << (n + 1)) - 1, least, rest, i;
+    __m512i keys;
+    size_t k;
+    _mm512_storeu_si512(key, _mm512_set1_epi32(-1));
+    at[0] = at[n + 1] = NOTHING;
+    at[1] = sym[0];
+    for (k = 1; k < n; k++) key[k] = fti_merge_of(b, at[k], at[k + 1] = sym[k]) << 4 | (uint32_t)k;
+    keys = _mm512_loadu_si512(key);
+    for (k = n; k > stop && (least = _mm512_reduce_min_epu32(keys)) < (FTI_NONE << 4); k--) {
+        i = least & 15;
+        rest = left & ~((2u << i) - 1);                       /* behind i: the first is taken */
+        left ^= rest & (0 - rest);
+        keys = _mm512_mask_mov_epi32(keys, (__mmask16)(rest & (0 - rest)), _mm512_set1_epi32(-1));
+        rest &= rest - 1;
+        at[i] = fti_joined(b, least >> 4);
+        least = fti_pair_find(b, at[i], at[fti_lowest(rest)]) << 4 | i;
+        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << i), (int)least);
+        rest = (uint32_t)fti_highest(left & ((1u << i) - 1));
+        least = fti_pair_find(b, at[rest], at[i]) << 4 | rest;
+        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << rest), (int)least);
+    }
+    for (k = 0, left &= left - 1; left & (left - 1); left &= left - 1) sym[k++] = at[fti_lowest(left)];
+    return k;
+}
+#else
 #define FTI_FEW 8
+/* moving the rest up after each join is the fastest. */
 static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
 {
     uint32_t merge[FTI_FEW + 1], least;
@@ -2251,6 +2322,7 @@ static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t st
     }
     return n;
 }
+#endif
 
 /* The same for any number up to FTI_SHORT. The key of a place is
  * the merge it waits for and the place itself, so the least key is the earliest merge, leftmost. */
@@ -2675,6 +2747,17 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
  * since whole clauses seldom come again. */
 typedef struct fti_coming { size_t end; fti_key key; fti_line *line; } fti_coming;
 
+/* The piece p[n]; room as in fti_key_of. */
+FTI_INLINE void fti_bpe_announce(const fti_memo *memo, fti_coming *c, const char *p, size_t n, int room)
+{
+    c->line = NULL;
+    if (n > ((uint8_t)*p < 0xE3 ? FTI_SEEN_BYTES : FTI_SEEN_SMALL) || !memo) return;
+    c->key = fti_key_of(p, n, room);
+    c->line = fti_memo_line(memo, &c->key, n, p + n - 8);
+    FTI_SOON(c->line);
+    if (n > FTI_SEEN_SMALL) FTI_SOON(fti_line_beside(c->line));
+}
+
 /* The ids of text[at, end); bytes without an id are passed over. */
 static void fti_put_ids(const ft_tokenizer *tok, const char *text, size_t at, size_t end, const int32_t *ids, size_t n,
                         fti_sink *out)
@@ -2735,36 +2818,31 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
     ft_status status = FTUNE_OK;
     while (at < n && !status && out->n <= out->enough) {
         size_t k, m = 0, begin = at, end;
+        int room;
         fti_memo_tend(out->memo);
         while (m < FTI_AHEAD && begin < n) {
-            size_t window = begin;
-            uint64_t cuts = 0;
-            if (splitter->cut && n - begin >= FTI_VIEW) cuts = splitter->cut(text + begin, text + n);
-            do {
-                fti_coming *c = &piece[m++];
-                if (cuts) end = window + (size_t)fti_lowest(cuts);
-                else end = (size_t)(splitter->split(text + begin, text + n) - text);
-                c->end = end;
-                c->line = NULL;
-                if (out->memo && end - begin <= ((uint8_t)text[begin] < 0xE3 ? FTI_SEEN_BYTES : 16)) {
-                    c->key = fti_key_of(text + begin, end - begin, n - begin >= 16);
-                    c->line = fti_memo_line(out->memo, &c->key);
-                    FTI_SOON(c->line);
-                    if (end - begin > 16) FTI_SOON(fti_line_beside(c->line));
-                }
+            const size_t window = begin;
+            uint64_t cuts = splitter->cut && n - begin >= FTI_VIEW + 16 ? splitter->cut(text + begin, text + n) : 0;
+            if (!cuts) {
+                end = piece[m].end = (size_t)(splitter->split(text + begin, text + n) - text);
+                fti_bpe_announce(out->memo, &piece[m++], text + begin, end - begin, n - begin >= 16);
                 begin = end;
-            } while (cuts && (cuts &= cuts - 1) != 0);
+            }
+            for (; cuts; cuts &= cuts - 1, begin = end) {
+                end = piece[m].end = window + (size_t)fti_lowest(cuts);
+                fti_bpe_announce(out->memo, &piece[m++], text + begin, end - begin, 1);
+            }
         }
+        room = !out->offsets && begin - at + FTI_SEEN_ROOM <= out->cap - out->n && out->n <= out->cap;
         for (k = 0; k < m && !status; k++, at = end) {
             const fti_coming *c = &piece[k];
-            int32_t few[FTI_SEEN_IDS], *ids = few;
+            int32_t few[FTI_SEEN_ROOM];
             size_t n_ids = 0;
-            if (!out->offsets && out->n + FTI_SEEN_IDS <= out->cap) ids = out->ids + out->n;
             end = c->end;
-            if (!c->line || !fti_line_find(c->line, &c->key, text + at, end - at, ids, &n_ids))
-                status = fti_bpe_new_piece(tok, b, text, at, c, out, err);
-            else if (ids != few) out->n += n_ids;
-            else fti_put_ids(tok, text, at, end, few, n_ids, out);
+            if (c->line && fti_line_find(c->line, &c->key, text + at, end - at, room ? out->ids + out->n : few, &n_ids)) {
+                if (room) out->n += n_ids;
+                else fti_put_ids(tok, text, at, end, few, n_ids, out);
+            } else status = fti_bpe_new_piece(tok, b, text, at, c, out, err);
         }
     }
     return status;
@@ -4186,10 +4264,10 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
     fti_line *line = NULL;
     char text[FTI_SEEN_BYTES];                                /* prefixes will be written into the word */
     if (!word->chars) return;
-    if (!failed && out->memo && !out->offsets && n <= FTI_SEEN_BYTES && out->n + FTI_SEEN_IDS <= out->cap) {
+    if (!failed && out->memo && !out->offsets && n <= FTI_SEEN_BYTES && out->n + FTI_SEEN_ROOM <= out->cap) {
         fti_key key = fti_key_of(word->p, n, 1);
         fti_memo_tend(out->memo);
-        line = fti_memo_line(out->memo, &key);
+        line = fti_memo_line(out->memo, &key, n, word->p + n - 8);
         if (fti_line_find(line, &key, word->p, n, out->ids + out->n, &out->n)) {
             word->n = word->chars = 0;
             return;
@@ -7320,11 +7398,9 @@ FTUNE_API ft_status ft_backend_cpu(ft_backend **out, int threads, ft_error *err)
 
 /* ---- second reading: vectors: one source, the widest registers the compiler was allowed to use ------------------- */
 #if defined(__AVX512F__)
-#include <immintrin.h>
 enum { FTI_LANES = 16, FTI_MR = 14 };
 #define FTI_FMA(a, b, c) ((fti_vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #elif defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
 enum { FTI_LANES = 8, FTI_MR = 6 };
 #define FTI_FMA(a, b, c) ((fti_vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #elif defined(__ARM_NEON) && defined(__aarch64__)
@@ -16556,13 +16632,13 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
     if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && !fti_sp_has_two(m)
         && before + FTI_SEEN_IDS < out->cap) {
         fti_key key = fti_key_of(p, n, r->n - begin >= 16);
-        int32_t ids[FTI_SEEN_IDS];
+        int32_t ids[FTI_SEEN_ROOM];
         size_t n_ids = 0;
         fti_memo_tend(out->memo);
-        line = fti_memo_line(out->memo, &key);
+        line = fti_memo_line(out->memo, &key, n, p + n - 8);
         if (fti_line_find(line, &key, p, n, ids, &n_ids)) {
             fti_sp_flush(r);
-            memcpy(out->ids + out->n, ids, sizeof ids);
+            memcpy(out->ids + out->n, ids, FTI_SEEN_IDS * sizeof *ids);
             out->n += n_ids;
             return 1;
         }
