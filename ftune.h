@@ -1447,8 +1447,10 @@ FTI_INLINE int fti_line_has_large(const fti_line *l, const fti_key *k, const cha
         && fti_read64(l->one.last + 7) == fti_read64(last + 7);
 }
 
-/* A large word may also be in the line beside its own. */
+/* A word may also be in the line beside its own, if that is full. */
 FTI_INLINE fti_line *fti_line_beside(const fti_line *l) { return (fti_line *)((uintptr_t)l ^ sizeof *l); }
+FTI_INLINE int fti_line_is_large(const fti_line *l) { return l->one.n > FTI_SEEN_SMALL || l->one.n_ids > FTI_SEEN_FEW; }
+FTI_INLINE int fti_line_is_full(const fti_line *l) { return l->word[1].n || fti_line_is_large(l); }
 
 /* Six ids of 18 bits in 14 bytes. Room for eight. */
 FTI_INLINE void fti_unpack6(const uint8_t *p, int32_t *ids)
@@ -1479,23 +1481,34 @@ FTI_INLINE void fti_pack6(uint8_t *p, const int32_t *ids, size_t n)
     for (int i = 0; i < 6; i++) p[8 + i] = (uint8_t)(high >> 8 * i);
 }
 
+/* The rarer half of fti_line_find: large words, and lines beside the own. */
+static int fti_line_find_more(const fti_line *l, const fti_key *k, const char *p, size_t n, int32_t *ids, size_t *n_ids)
+{
+    int second = 0;
+    if (n > FTI_SEEN_SMALL) {
+        const char *last = p + n - FTI_SEEN_SMALL;
+        if (!fti_line_has_large(l, k, last) && !fti_line_has_large(l = fti_line_beside(l), k, last)) return 0;
+    } else if (!fti_line_has(l, 0, k)) {                      /* or its ids are many */
+        if (!fti_line_is_full(l)) return 0;
+        second = fti_line_has(l = fti_line_beside(l), 1, k);
+        if (!second && !fti_line_has(l, 0, k)) return 0;
+    }
+    *n_ids += l->word[second].n_ids;
+    fti_unpack6(fti_line_is_large(l) ? l->one.ids : l->word[second].ids, ids);
+    fti_unpack6(l->one.more, ids + FTI_SEEN_FEW);
+    return 1;
+}
+
 /* Put the ids of the word p[n] if the line has it; room for FTI_SEEN_ROOM. */
 FTI_INLINE int fti_line_find(const fti_line *l, const fti_key *k, const char *p, size_t n, int32_t *ids, size_t *n_ids)
 {
     int second = fti_line_has(l, 1, k);
-    if (n > FTI_SEEN_SMALL) {
-        const char *last = p + n - FTI_SEEN_SMALL;
-        if (!fti_line_has_large(l, k, last) && !fti_line_has_large(l = fti_line_beside(l), k, last)) return 0;
-    } else if (!(second | fti_line_has(l, 0, k))) return 0;
+    if (!(second | fti_line_has(l, 0, k)) || n > FTI_SEEN_SMALL || l->word[second].n_ids > FTI_SEEN_FEW)
+        return fti_line_find_more(l, k, p, n, ids, n_ids);
     *n_ids += l->word[second].n_ids;
-    if (l->word[second].n_ids > FTI_SEEN_FEW || n > FTI_SEEN_SMALL) {
-        fti_unpack6(l->one.ids, ids);
-        fti_unpack6(l->one.more, ids + FTI_SEEN_FEW);
-    } else fti_unpack6(l->word[second].ids, ids);
+    fti_unpack6(l->word[second].ids, ids);
     return 1;
 }
-
-FTI_INLINE int fti_line_is_large(const fti_line *l) { return l->one.n > FTI_SEEN_SMALL || l->one.n_ids > FTI_SEEN_FEW; }
 
 /* Room for the first word: the older of two is forgotten. */
 FTI_INLINE void fti_line_shift(fti_line *l)
@@ -1505,13 +1518,23 @@ FTI_INLINE void fti_line_shift(fti_line *l)
     memset(&l->word[0], 0, sizeof l->word[0]);
 }
 
+/* Where a word is put: in the line beside its own if that has room and its own has not. */
+static fti_line *fti_line_for(fti_line *l, int few)
+{
+    fti_line *beside = fti_line_beside(l);
+    if (few) return fti_line_is_full(l) && !fti_line_is_full(beside) ? beside : l;
+    if (l->one.n && !beside->one.n) return beside;
+    if (fti_line_is_large(l) && fti_line_is_large(beside)) *beside = *l;
+    return l;
+}
+
 static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, const int32_t *ids, size_t n_ids)
 {
     int few = n <= FTI_SEEN_SMALL && n_ids <= FTI_SEEN_FEW;
     size_t i;
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
     for (i = 0; i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
-    if (l->one.n > FTI_SEEN_SMALL) *fti_line_beside(l) = *l;
+    l = fti_line_for(l, few);
     if (few) fti_line_shift(l); else memset(l, 0, sizeof *l);
     memcpy(l->one.text, p, n < FTI_SEEN_SMALL ? n : FTI_SEEN_SMALL);
     l->one.n = (uint8_t)n;
@@ -1544,7 +1567,8 @@ static int fti_memo_grow(fti_memo *m, size_t lines)
             key.a = fti_read64(was[i].word[k].text);
             key.b = fti_read64(was[i].word[k].text + 8);
             to = fti_memo_line(m, &key, n, was[i].one.last + 7);
-            if (!k && fti_line_is_large(&was[i])) { *to = was[i]; continue; }
+            if (!k && fti_line_is_large(&was[i])) { *fti_line_for(to, 0) = was[i]; continue; }
+            to = fti_line_for(to, 1);
             fti_line_shift(to);
             to->word[0] = was[i].word[k];
         }
