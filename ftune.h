@@ -1174,6 +1174,7 @@ typedef struct fti_bucket { uint64_t key; int32_t id; uint32_t len; } fti_bucket
 typedef struct fti_vocab {
     fti_token *token; size_t n;         /* ascending ids; in most files token[i].id == i */
     fti_bucket  *slot;  size_t cap;       /* bytes -> id */
+    uint64_t *bits; int bits_shift;     /* two bits of one word for each token: what has not both is none */
     uint64_t mix;                       /* of this table alone: no file can be made whose tokens share a slot */
 } fti_vocab;
 #define FTI_HIDDEN 0x80000000u          /* no piece of text becomes this token as a whole: merging never makes it */
@@ -1268,6 +1269,7 @@ FTI_INLINE uint64_t fti_vocab_hash(const fti_vocab *v, uint64_t key, size_t n)
     return (h ^ h >> 32) * UINT64_C(0xD6E8FEB86659FD93);
 }
 FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t hash) { return (size_t)((hash >> 32) * v->cap >> 32); }
+FTI_INLINE uint64_t fti_two_bits(uint64_t hash) { return UINT64_C(1) << (hash >> 26 & 63) | UINT64_C(1) << (hash >> 32 & 63); }
 
 FTI_INLINE int fti_same(const char *p, const char *q, size_t n)         /* n > 8 */
 {
@@ -1300,8 +1302,9 @@ FTI_INLINE const fti_bucket *fti_vocab_slot(const fti_vocab *v, uint64_t key, si
 
 static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
 {
-    uint64_t key = fti_vocab_key(v, p, n, 0);
-    return v->cap ? fti_vocab_slot(v, key, fti_vocab_start(v, fti_vocab_hash(v, key, n)), p, n, mask) : NULL;
+    uint64_t key = fti_vocab_key(v, p, n, 0), hash = fti_vocab_hash(v, key, n), two = fti_two_bits(hash);
+    if (!v->cap || (v->bits[hash >> v->bits_shift] & two) != two) return NULL;
+    return fti_vocab_slot(v, key, fti_vocab_start(v, hash), p, n, mask);
 }
 
 /* The id of a token, or -1. */
@@ -1351,18 +1354,23 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
     if (n) arrsetlen(v->token, k);
     n = v->n = k;
     FTUNE_FREE(v->slot);
+    FTUNE_FREE(v->bits);
     v->cap = n + n / 5 * 2 + 8;
-    if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
-        return fti_no_memory(err, v->cap * sizeof *v->slot);
+    for (k = 2, v->bits_shift = 63; k < n / 16; k *= 2) v->bits_shift--;
+    v->bits = (uint64_t *)fti_calloc(k, sizeof *v->bits);
+    v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot);
+    if (!v->slot || !v->bits) return fti_no_memory(err, v->cap * sizeof *v->slot + k * sizeof *v->bits);
     v->mix = fti_secret(v->slot);
     for (i = 0; n && i < n + AHEAD; i++) {
         const fti_token *t = &v->token[i < AHEAD ? 0 : i - AHEAD], *later = &v->token[i < n ? i : 0];
-        uint64_t key = fti_vocab_key(v, later->p, later->len, 0);
+        uint64_t key = fti_vocab_key(v, later->p, later->len, 0), hash;
         fti_bucket *s;
         if (i < n) FTI_SOON(&v->slot[fti_vocab_start(v, fti_vocab_hash(v, key, later->len))]);
         if (i < AHEAD || !t->len) continue;
         key = fti_vocab_key(v, t->p, t->len, 0);
-        k = fti_vocab_start(v, fti_vocab_hash(v, key, t->len));
+        hash = fti_vocab_hash(v, key, t->len);
+        v->bits[hash >> v->bits_shift] |= fti_two_bits(hash);
+        k = fti_vocab_start(v, hash);
         for (; (s = &v->slot[k])->len; k = k + 1 < v->cap ? k + 1 : 0)
             if (s->key == key && s->len == t->len
                 && (t->len <= 8 || fti_same(fti_vocab_at(v, s->id)->p, t->p, t->len))) break;
@@ -1382,7 +1390,9 @@ static void fti_vocab_free(fti_vocab *v)
 {
     arrfree(v->token);
     FTUNE_FREE(v->slot);
+    FTUNE_FREE(v->bits);
     v->slot = NULL;
+    v->bits = NULL;
     v->n = v->cap = 0;
 }
 
@@ -2160,14 +2170,13 @@ typedef struct fti_bpe {
 
 FTI_INLINE uint64_t fti_pair_hash(const fti_bpe *b, uint64_t key) { return (key >> 22) * b->mix; }
 FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t h) { return (size_t)((h >> 32) * b->pair_cap >> 32); }
-FTI_INLINE uint64_t fti_pair_two(uint64_t h) { return UINT64_C(1) << (h >> 26 & 63) | UINT64_C(1) << (h >> 32 & 63); }
 
 /* The merge that joins two symbols of which at least one is no byte. Most pairs that text asks for are in no table, and
  * 128 KB of bits, which stay in the processor's cache as the table does not, say so nearly always. */
 FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
 {
     uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key), s;
-    uint64_t two = fti_pair_two(hash);
+    uint64_t two = fti_two_bits(hash);
     size_t i = fti_pair_start(b, hash);
     if ((b->pair_bits[hash >> 50] & two) != two) return FTI_NONE;
     for (; (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
@@ -2217,7 +2226,7 @@ static void fti_pair_put(fti_bpe *b, uint32_t left, uint32_t right, uint32_t mer
 {
     uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key);
     size_t i;
-    b->pair_bits[hash >> 50] |= fti_pair_two(hash);
+    b->pair_bits[hash >> 50] |= fti_two_bits(hash);
     for (i = fti_pair_start(b, hash); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
         if ((b->pair[i] ^ key) >> 22 == 0) break;
     b->pair[i] = key | (merge + 1);
