@@ -1620,7 +1620,7 @@ static void fti_memo_give(ft_tokenizer *tok, fti_memo *m)
 FTI_INLINE void fti_memo_tend(fti_memo *m)
 {
     size_t lines = m ? m->lines : FTI_MEMO_MOST;
-    if (lines < FTI_MEMO_MOST && m->news > lines + lines / 4
+    if (lines < FTI_MEMO_MOST && m->news > lines
         && !fti_memo_grow(m, lines < FTI_MEMO_MOST / 4 ? 4 * lines : 2 * lines)) m->news = 0;
 }
 
