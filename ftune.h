@@ -3277,7 +3277,7 @@ FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const cha
         if (!all || !at) fti_no_memory(&e, room * sizeof *at);
         else fti_encode(tok, text, text_len, special, NULL, 0, 1, max, all, at, room, &n, &e);
         if (e.code == FTUNE_ERR_BUFFER_TOO_SMALL) e.code = FTUNE_OK;
-        if (e.code || n > max || n <= room) break;
+        if (e.code || room > max || n <= room) break;
     }
     if (!e.code) {
         *n_bytes = text_len;
@@ -15523,7 +15523,7 @@ static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end)
 {
     ft_span s = { begin, end };
     if (!x->at) return s;
-    s.begin = x->at[begin];
+    s.begin = begin < x->buf.n ? x->at[begin] : x->n_given;
     s.end = end > begin ? x->at[end - 1] + 1 : s.begin;
     while (s.end > s.begin && s.end < x->n_given && ((uint8_t)x->given[s.end] & 0xC0) == 0x80) s.end++;
     return s;
