@@ -158,7 +158,8 @@ typedef struct ft_tokenizer_options {
 FTUNE_API ft_tokenizer_options ft_tokenizer_options_default(void);
 
 /* path: a file or a model directory; the format is decided by content. "bytes" is the built-in byte tokenizer:
- * id = byte + 16, pad 0, bos 1, eos 2, unk 3. opt may be NULL. */
+ * id = byte + 16, pad 0, bos 1, eos 2, unk 3. opt may be NULL. "truncation" and "padding" of tokenizer.json are left to
+ * the caller: they belong to a batch. */
 FTUNE_API ft_status ft_tokenizer_load(ft_tokenizer **out, const char *path, const ft_tokenizer_options *opt,
                                       ft_error *err);
 FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
@@ -193,7 +194,8 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
                                               int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err);
 
 /* Ids into text (bytes, not 0-terminated; *n_text is the size needed even when cap is too small). Invalid UTF-8 comes
- * out as U+FFFD. skip_special leaves control tokens out. */
+ * out as U+FFFD. skip_special leaves control tokens out, all of them (Hugging Face tokenizers 0.23 shows those whose
+ * normal form is another text: "<S>" as "<s>"). */
 FTUNE_API ft_status ft_tokenizer_decode(const ft_tokenizer *tok, const int32_t *ids, size_t n_ids, int skip_special,
                                         char *text, size_t cap, size_t *n_text, ft_error *err);
 
@@ -215,10 +217,11 @@ FTUNE_API ft_text ft_stream_push(ft_stream *s, int32_t id, char *out, size_t cap
 FTUNE_API ft_text ft_stream_finish(ft_stream *s, char *out, size_t cap);            /* what was held, as U+FFFD */
 
 FTUNE_API int     ft_tokenizer_size(const ft_tokenizer *tok);                       /* highest id + 1 */
-/* The bytes an id stands for; p NULL: no such id. */
+/* The bytes an id is shown as; p NULL: no such id. Of an added token with "normalized": true in tokenizer.json that is
+ * its normal form, "<s>" of "<S>" with Lowercase: so Hugging Face tokenizers since 0.23 (until 0.22 it was "<S>"). */
 FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id);
 FTUNE_API int     ft_token_is_special(const ft_tokenizer *tok, int32_t id);
-/* The id of exactly this token or control token; -1: none. */
+/* The id of exactly this token or control token, as its file writes it; -1: none. */
 FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n);
 /* "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id" and, where a tokenizer has them, other attributes
  * such as "user_token_id"; -1: none. */
@@ -1190,6 +1193,8 @@ typedef struct fti_added_set {
     int only;                           /* all begin with this byte, or -1 */
     int n_ordinary;                     /* not special: looked for even when control tokens are text */
 } fti_added_set;
+/* What an added token is shown as, if not as the file writes it. */
+typedef struct fti_shown { int32_t id; ft_text text; } fti_shown;
 /* Bytes of an added token and of a piece of Unigram. Each may be tried at every place of a text, so one of 20,000 would
  * take 20,000 looks a byte. The longest published: InternLM2's 128 spaces, 384 bytes. */
 enum { FTI_LONGEST_TOKEN = 1024 };
@@ -1211,6 +1216,10 @@ struct ft_tokenizer {
     ft_text       part[FTI_N_PARTS];    /* what of tokenizer.json is saved as it was read; p NULL: made anew */
     int32_t      *special;              /* stb array: ids of control tokens, ascending */
     int32_t      *apart;                /* the same of added tokens that the model does not know, and never makes */
+    fti_shown    *shown;                /* stb array, ascending ids; see fti_added_show */
+    unsigned char *trims;               /* stb array: see fti_trim */
+    fti_added_set control;              /* control tokens that the model could make of text (byte-level BPE) */
+    int           spelled;              /* added tokens that spell bytes are shown as these */
     int32_t       before[FTI_MAX_AROUND], after[FTI_MAX_AROUND];     /* what FTUNE_ADD_SPECIAL adds */
     int           n_before, n_after;
     fti_attribute attribute[16];
@@ -1287,6 +1296,15 @@ static const fti_token *fti_vocab_at(const fti_vocab *v, int32_t id)
         if (v->token[mid].id < id) lo = mid + 1; else hi = mid;
     }
     return lo < v->n && v->token[lo].id == id ? &v->token[lo] : NULL;
+}
+
+/* The token as the file has it; p NULL: no such id. */
+static ft_text fti_token_text(const ft_tokenizer *tok, int32_t id)
+{
+    const fti_token *t = fti_vocab_at(&tok->vocab, id);
+    ft_text text = { NULL, 0 };
+    if (t) { text.p = t->p; text.n = t->len; }
+    return text;
 }
 
 /* mask: UINT32_MAX for tokens that a piece of text may become as a whole, ~FTI_HIDDEN for all. */
@@ -2999,14 +3017,15 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
     return status;
 }
 
-static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, fti_buf *out, uint32_t **origin);
+static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, size_t most, fti_buf *out,
+                         uint32_t **origin);
 
 static int fti_bpe_normalize(const ft_tokenizer *tok, const char *text, size_t n, int first, fti_buf *out,
                              uint32_t **origin)
 {
     int form = ((const fti_bpe *)tok->model)->form;
     (void)first;
-    if (arrlen(tok->steps)) return fti_steps_run(tok, text, n, out, origin);
+    if (arrlen(tok->steps)) return fti_steps_run(tok, text, n, SIZE_MAX, out, origin);
     if (form < 0 || fti_is_normal(form, text, n)) return 0;
     return fti_normalize(form, text, n, out, origin) ? 1 : -1;
 }
@@ -3374,8 +3393,9 @@ static void fti_buf_spelled(fti_buf *out, const char *p, size_t n)
 
 static int fti_decode_one(const ft_tokenizer *tok, const fti_token *t, int first, fti_buf *out)
 {
+    ft_text shown = ft_token_bytes(tok, t->id);
     if (tok->family->decode) return tok->family->decode(tok, t->id, first, out);
-    fti_buf_add(out, t->p, t->len);
+    fti_buf_add(out, shown.p, shown.n);
     return 0;
 }
 
@@ -3519,10 +3539,12 @@ FTUNE_API int ft_tokenizer_size(const ft_tokenizer *tok)
 
 FTUNE_API ft_text ft_token_bytes(const ft_tokenizer *tok, int32_t id)
 {
-    const fti_token *t = fti_vocab_at(&tok->vocab, id);
-    ft_text text = { NULL, 0 };
-    if (t) { text.p = t->p; text.n = t->len; }
-    return text;
+    size_t lo = 0, n = arrlenu(tok->shown), hi = n;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (tok->shown[mid].id < id) lo = mid + 1; else hi = mid;
+    }
+    return lo < n && tok->shown[lo].id == id ? tok->shown[lo].text : fti_token_text(tok, id);
 }
 
 FTUNE_API int32_t ft_token_id(const ft_tokenizer *tok, const char *text, size_t n) {
@@ -3562,6 +3584,9 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     arrfree(tok->normal.at);
     arrfree(tok->special);
     arrfree(tok->apart);
+    arrfree(tok->shown);
+    arrfree(tok->trims);
+    arrfree(tok->control.at);
     fti_steps_free(tok);
     fti_arena_free(&tok->arena);
     for (i = 0; i < FTI_MEMOS; i++) fti_memo_free(tok->memo[i]);
@@ -3622,29 +3647,61 @@ static void fti_added_index(fti_added_set *set)
     for (i = set->n_ordinary = 0; i < n; i++) set->n_ordinary += !set->at[i].special;
 }
 
-/* After the family is set and the vocabulary finished. Tokens looked for in normalised text are normalised too. */
+/* An added token that is looked for in normalised text is shown as it stands there, "<S>" as "<s>" behind Lowercase: so
+ * Hugging Face tokenizers since 0.23; until 0.22 it was shown as the file writes it. The decoder ByteLevel takes added
+ * tokens, too, for spelled bytes where it can: DeepSeek's U+00FF is shown as byte FF. */
+static int fti_added_show(ft_tokenizer *tok, const fti_added *a)
+{
+    const fti_token *t = fti_vocab_at(&tok->vocab, a->id);
+    fti_shown x = { a->id, { a->p, a->n } };
+    char *p;
+    if (tok->spelled && a->n) {
+        if (!(p = fti_arena_copy(&tok->arena, a->p, a->n))) return 0;
+        x.text.n = fti_spelled(a->p, a->n, p);
+        x.text.p = p;
+    }
+    return (t->len == x.text.n && !memcmp(t->p, x.text.p, t->len)) || fti_push(tok->shown, x);
+}
+
+/* After the family is set and the vocabulary finished. Tokens looked for in normalised text are normalised too. One of
+ * which nothing is left would for Hugging Face stand between any two characters. A .model, which has no steps, keeps
+ * such a token, and shows all as they are written. */
 static ft_status fti_added_finish(ft_tokenizer *tok, const char *name, ft_error *err)
 {
     ptrdiff_t i;
-    for (i = 0; i < arrlen(tok->normal.at); i++) {
-        fti_added *a = &tok->normal.at[i];
-        fti_buf buf = { 0 };
-        int changed = tok->family->normalize ? tok->family->normalize(tok, a->p, a->n, 0, &buf, NULL) : 0;
-        if (changed > 0 && buf.n) {
-            a->p = fti_arena_copy(&tok->arena, buf.p, buf.n);
-            a->n = (uint32_t)buf.n;
-        }
-        fti_buf_free(&buf);
-        if (changed < 0 || !a->p) return fti_no_memory(err, a->n);
-    }
+    size_t room = 1 << 17;                                    /* a few letters of a file may become many: so many more */
+    int show = arrlen(tok->steps) || tok->family == &fti_family_bpe, ok = 1;
     for (int k = 0; k < 2; k++) {
         fti_added_set *set = k ? &tok->normal : &tok->raw;
         for (i = 0; i < arrlen(set->at); i++)
             if (set->at[i].n > FTI_LONGEST_TOKEN)
                 return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: added token %d: expected at most %d bytes, found %lu",
                                 name, (int)set->at[i].id, (int)FTI_LONGEST_TOKEN, (unsigned long)set->at[i].n);
-        fti_added_index(set);
     }
+    for (i = 0; i < arrlen(tok->normal.at); i++) {
+        fti_added a = tok->normal.at[i];
+        fti_buf buf = { 0 };
+        int changed = arrlen(tok->steps) ? fti_steps_run(tok, a.p, a.n, 65536, &buf, NULL)
+            : tok->family->normalize ? tok->family->normalize(tok, a.p, a.n, 0, &buf, NULL) : 0;
+        size_t n = changed > 0 ? buf.n : a.n;
+        int refused = changed == -2 || n > FTI_LONGEST_TOKEN || n > a.n + room || (show && !n);
+        if (!refused && changed > 0 && n) {
+            a.p = fti_arena_copy(&tok->arena, buf.p, n);
+            room -= n > a.n ? n - a.n : 0;
+            a.n = (uint32_t)n;
+        }
+        fti_buf_free(&buf);
+        if (refused)
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: added token %d: expected one that normalizers leave with 1 "
+                            "to %d bytes, found \"%.*s\"", name, (int)a.id, (int)FTI_LONGEST_TOKEN, fti_most(a.n), a.p);
+        if (changed < 0 || !a.p || (show && !fti_added_show(tok, &a))) return fti_no_memory(err, a.n);
+        tok->normal.at[i] = a;
+    }
+    for (i = 0; i < arrlen(tok->raw.at) && ok; i++) ok = !tok->spelled || fti_added_show(tok, &tok->raw.at[i]);
+    if (!ok) return fti_no_memory(err, sizeof *tok->shown);
+    if (arrlen(tok->shown)) qsort(tok->shown, arrlenu(tok->shown), sizeof *tok->shown, fti_by_number);    /* by id */
+    fti_added_index(&tok->raw);
+    fti_added_index(&tok->normal);
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     return FTUNE_OK;
 }
@@ -4425,7 +4482,7 @@ static int fti_wordpiece_normalize(const ft_tokenizer *tok, const char *text, si
     int fused = w->fused == 1 && !arrlen(tok->normal.at);
     (void)first;
     if (!arrlen(tok->steps) || (fused && !(w->how.strip && fti_bert_keeps_mark(text, n)))) return 0;
-    return fti_steps_run(tok, text, n, out, origin);
+    return fti_steps_run(tok, text, n, SIZE_MAX, out, origin);
 }
 
 static void fti_wordpiece_free(void *model) { FTUNE_FREE(model); }
@@ -15316,13 +15373,22 @@ static int fti_step_run(const fti_step *s, const char *text, size_t n, fti_buf *
     }
 }
 
-/* All steps, one after the other: 1; no memory: -1. */
-static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, fti_buf *out, uint32_t **origin)
+/* How long n bytes may become: a rule of a table makes 255 bytes of one, a normal form 33 of three. */
+static size_t fti_step_most(const fti_step *s, size_t n)
+{
+    return s->what == FTI_STEP_REPLACE || s->what == FTI_STEP_PREPEND ? n + (n + 1) * s->to.n
+        : n * (s->what == FTI_STEP_TABLE ? 256 : 12);
+}
+
+/* All steps, one after the other: 1; no memory: -1; -2: it might become longer than wished. */
+static int fti_steps_run(const ft_tokenizer *tok, const char *text, size_t n, size_t most, fti_buf *out,
+                         uint32_t **origin)
 {
     uint32_t *before = NULL, *after = NULL;
     int ok = 1;
     for (ptrdiff_t i = 0; i < arrlen(tok->steps) && ok; i++) {
         fti_buf next = { 0 };
+        if (most < SIZE_MAX && fti_step_most(&tok->steps[i], i ? out->n : n) > most) return -2;
         ok = fti_step_run(&tok->steps[i], i ? out->p : text, i ? out->n : n, &next, origin ? &after : NULL);
         for (ptrdiff_t k = 0; i && k < arrlen(after); k++) after[k] = before[after[k]];
         arrfree(before);
@@ -16069,7 +16135,7 @@ static int fti_sp_normalize(const ft_tokenizer *tok, const char *text, size_t n,
 {
     const fti_sp *m = (const fti_sp *)tok->model;
     (void)first;
-    if (m->json) return arrlen(tok->steps) ? fti_steps_run(tok, text, n, out, origin) : 0;
+    if (m->json) return arrlen(tok->steps) ? fti_steps_run(tok, text, n, SIZE_MAX, out, origin) : 0;
     return fti_sp_normalize_model(m, &m->in, text, n, out, origin) ? 1 : -1;
 }
 
@@ -16541,7 +16607,7 @@ static void fti_sp_put_symbols(fti_sp_run *r, const uint32_t *sym, size_t n, siz
     for (size_t i = 0, stop; i < n; i++, begin = stop) {
         int32_t id = m->bpe ? m->bpe->id[sym[i]] : (int32_t)sym[i];
         stop = begin + (id < 0 ? fti_next(r->p + begin, r->p + end, &cp)
-                        : ft_token_bytes(r->tok, id).n - (begin ? m->prefix.n : 0));
+                        : fti_token_text(r->tok, id).n - (begin ? m->prefix.n : 0));
         fti_sp_put_piece(r, id, begin, stop = stop < end ? stop : end);
     }
 }
@@ -17982,23 +18048,6 @@ static ft_status fti_json_parts(ft_tokenizer *tok, const fti_json *j, ft_error *
     return FTUNE_OK;
 }
 
-/* The decoder ByteLevel takes added tokens, too, for spelled bytes where it can: DeepSeek's U+00FF is shown as byte FF. */
-static int fti_added_spelled(ft_tokenizer *tok)
-{
-    const fti_added_set *sets[2];
-    sets[0] = &tok->raw;
-    sets[1] = &tok->normal;
-    for (int i = 0; i < 2; i++)
-        for (ptrdiff_t k = 0; k < arrlen(sets[i]->at); k++) {
-            fti_token *t = (fti_token *)fti_vocab_at(&tok->vocab, sets[i]->at[k].id);
-            char *p = fti_arena_copy(&tok->arena, t->p, t->len);
-            if (!p) return 0;
-            t->len = (uint32_t)fti_spelled(t->p, t->len, p);
-            t->p = p;
-        }
-    return 1;
-}
-
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     int model = fti_json_get(j, 0, "model"), k;
@@ -18012,7 +18061,7 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
     if (!status) status = fti_json_parts(tok, j, err);
     if (status) return status;
     k = arrlen(tok->decoders) == 1 ? tok->decoders->what : -1;
-    if (k == FTI_DECODE_BYTES && !fti_added_spelled(tok)) return fti_no_memory(err, sizeof *b);
+    tok->spelled = k == FTI_DECODE_BYTES;
     if (k == FTI_DECODE_BYTES || k == FTI_DECODE_SPACED) arrfree(tok->decoders);       /* the bytes themselves */
     b = (fti_bpe *)tok->model;
     if (arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_FORM) {
@@ -18102,6 +18151,7 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
         b->splitter = splitter;
         b->form = splitter->nfc ? FTI_NFC | FTI_UNICODE_9 : -1;       /* these files are Hugging Face's */
         b->prefix_space = config.found && fti_flag(&config.json, 0, "add_prefix_space", 0);
+        tok->spelled = 1;
         status = fti_added_finish(tok, j->name, err);
     }
     if (!status && known) status = fti_known_attributes(tok, known, err);
@@ -19238,7 +19288,7 @@ static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
     fti_buf_str(out, "{\"type\": \"TemplateProcessing\", \"single\": [");
     for (i = 0; i <= n; i++) {
         int at = i < tok->n_before ? i : i - 1;
-        ft_text t = ft_token_bytes(tok, at < tok->n_before ? tok->before[at < 0 ? 0 : at]
+        ft_text t = fti_token_text(tok, at < tok->n_before ? tok->before[at < 0 ? 0 : at]
                                    : tok->after[at - tok->n_before]);
         if (i) fti_buf_str(out, ", ");
         if (i == tok->n_before) { fti_buf_str(out, "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}"); continue; }
@@ -19250,7 +19300,7 @@ static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
                      "\"type_id\": 1}}], \"special_tokens\": {");
     for (i = 0; i < n; i++) {
         int32_t id = i < tok->n_before ? tok->before[i] : tok->after[i - tok->n_before];
-        ft_text t = ft_token_bytes(tok, id);
+        ft_text t = fti_token_text(tok, id);
         if (i) fti_buf_str(out, ", ");
         fti_buf_json(out, t.p, t.n);
         fti_buf_str(out, ": {\"id\": ");
@@ -19309,7 +19359,7 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
         fti_buf_fmt(out, "%s\n      [", comma);
         comma = ",";
         for (k = 0; k < 2; k++) {
-            ft_text t = ft_token_bytes(tok, b->id[merges[2 * i + (size_t)k]]);
+            ft_text t = fti_token_text(tok, b->id[merges[2 * i + (size_t)k]]);
             fti_spell(out, &spelled, t.p, t.n);
             fti_buf_str(out, k ? "]" : ", ");
         }
@@ -19371,7 +19421,7 @@ static void fti_save_config(const ft_tokenizer *tok, fti_buf *out)
     for (i = 0; i < 4; i++) {
         ft_text t;
         snprintf(key, sizeof key, "%s_id", name[i]);
-        t = ft_token_bytes(tok, ft_tokenizer_attribute(tok, key));
+        t = fti_token_text(tok, ft_tokenizer_attribute(tok, key));
         fti_buf_fmt(out, "  \"%s\": ", name[i]);
         if (t.p) fti_buf_json(out, t.p, t.n); else fti_buf_str(out, "null");
         fti_buf_str(out, ",\n");
