@@ -1179,6 +1179,8 @@ typedef struct fti_vocab {
     fti_bucket  *slot;  size_t cap;       /* bytes -> id */
     uint64_t *bits; int bits_shift;     /* two bits of one word for each token: what has not both is none */
     uint64_t mix;                       /* of this table alone: no file can be made whose tokens share a slot */
+    int32_t *unspelt;                   /* stb array, ascending ids: they stand in a vocabulary of spelled bytes, but
+                                         * spell none ("\n" beside U+010A): no text becomes them */
 } fti_vocab;
 #define FTI_HIDDEN 0x80000000u          /* no piece of text becomes this token as a whole: merging never makes it */
 
@@ -1352,6 +1354,8 @@ static int fti_by_id(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static int fti_has_id(const int32_t *ids, int32_t id);
+
 /* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or
  * the first (2: DeepSeek adds a token that reads as the bytes of another one do). */
 static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
@@ -1396,7 +1400,7 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
             return fti_fail(err, FTUNE_ERR_FORMAT,
                             "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
                             t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
-        if (s->len && same_text == 2) continue;
+        if (s->len && same_text == 2 && !fti_has_id(v->unspelt, s->id)) continue;
         s->key = key;
         s->id = t->id;
         s->len = t->len;
@@ -1407,6 +1411,7 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
 static void fti_vocab_free(fti_vocab *v)
 {
     arrfree(v->token);
+    arrfree(v->unspelt);
     FTUNE_FREE(v->slot);
     FTUNE_FREE(v->bits);
     v->slot = NULL;
@@ -2960,14 +2965,73 @@ typedef struct fti_pieces {
     ft_span *piece;                     /* stb array */
 } fti_pieces;
 static ft_span fti_pieces_origin(const fti_pieces *x, size_t begin, size_t end);
-static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x);
+static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, size_t first, int want_at, fti_pieces *x);
 static int fti_cuts_ask_first(const ft_tokenizer *tok);
 static void fti_pieces_free(fti_pieces *x);
 
-/* Does what encode is given stand at the very beginning of the caller's text, of which normalizers took nothing? */
-FTI_INLINE int fti_sink_first(const fti_sink *s)
+/* Of what encode is given, how many bytes come from the very beginning of the caller's text: of its first character,
+ * and of what a normalizer put in front of that. */
+static size_t fti_sink_first(const fti_sink *s)
 {
-    return s->begin + s->at == 0 && (!s->origin || !s->n_origin || !s->origin[0]);
+    size_t n = s->at;
+    if (s->begin || !s->origin) return s->begin + s->at == 0;
+    while (n < s->n_origin && !s->origin[n]) n++;
+    return n - s->at;
+}
+
+static const fti_added *fti_added_at(const fti_added_set *set, const char *p, const char *end);
+static int32_t fti_model_find(const ft_tokenizer *tok, const char *p, size_t n);
+
+/* Does one of tok->control stand in the text? */
+static int fti_bpe_names_control(const ft_tokenizer *tok, const char *p, const char *end)
+{
+    const fti_added_set *set = &tok->control;
+    for (; arrlen(set->at) && p < end; p++) {
+        if (set->only >= 0 && !(p = (const char *)memchr(p, set->only, (size_t)(end - p)))) return 0;
+        if (fti_added_at(set, p, end)) return 1;
+    }
+    return 0;
+}
+
+/* Do the merges make one of them of this piece? 1, 0, or -1: no memory. */
+static int fti_bpe_makes_control(const ft_tokenizer *tok, const char *p, size_t n)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    uint32_t *sym = (uint32_t *)fti_alloc(n, sizeof *sym);
+    size_t m = sym ? fti_bpe_symbols(b, p, n, sym) : SIZE_MAX;
+    int makes = m == SIZE_MAX ? -1 : 0;
+    for (size_t i = 0; i < m && !makes; i++)
+        for (ptrdiff_t k = 0; k < arrlen(tok->control.at); k++)
+            makes |= b->id[sym[i]] == tok->control.at[k].id && (sym[i] >= 256 || tok->control.at[k].n == 1);
+    FTUNE_FREE(sym);
+    return makes;
+}
+
+/* fti_bpe_pieces; but piece by piece where the text has a control token that is a word of the model: there it still is
+ * if it came of normalising, or single_word refused it. Where control tokens are parsed, ignore_merges makes it of a
+ * piece, and merges make it. Where they are not, its bytes stay bytes. */
+static ft_status fti_bpe_words(const ft_tokenizer *tok, const char *text, size_t at, size_t n, fti_sink *out,
+                               ft_error *err)
+{
+    const fti_bpe *b = (const fti_bpe *)tok->model;
+    ft_status status = FTUNE_OK;
+    int makes = 0;
+    if (!fti_bpe_names_control(tok, text + at, text + n)) return fti_bpe_pieces(tok, text, at, n, out, err);
+    for (size_t end; at < n && !status && out->n <= out->enough; at = end) {
+        int32_t id, unk = ft_tokenizer_attribute(tok, "unk_token_id");
+        end = (size_t)(b->splitter->split(text + at, text + n) - text);
+        id = b->whole && out->control ? fti_model_find(tok, text + at, end - at) : -1;
+        if (!out->control && (makes = fti_bpe_makes_control(tok, text + at, end - at)) < 0)
+            status = fti_no_memory(err, end - at);
+        else if (id >= 0) fti_put(out, id, at, end);
+        else if (!makes) status = fti_bpe_pieces(tok, text, at, end, out, err);
+        else for (; at < end; at++) {
+            id = b->id[(uint8_t)text[at]];
+            if (id >= 0 && ft_token_is_special(tok, id)) id = unk;
+            if (id >= 0) fti_put(out, id, at, at + 1);
+        }
+    }
+    return status;
 }
 
 /* A piece, or the whole text; it may have to begin as if a space stood in front. */
@@ -2980,7 +3044,7 @@ static ft_status fti_bpe_spaced(const ft_tokenizer *tok, const char *text, size_
     ft_status status;
     size_t i;
     if (!((const fti_bpe *)tok->model)->prefix_space || at == n || text[at] == ' ')
-        return fti_bpe_pieces(tok, text, at, n, out, err);
+        return fti_bpe_words(tok, text, at, n, out, err);
     fti_buf_add(&spaced, " ", 1);
     fti_buf_add(&spaced, text + at, n - at);
     if (spaced.failed || !fti_fit(origin, spaced.n)) { fti_buf_free(&spaced); return fti_no_memory(err, n); }
@@ -2991,9 +3055,7 @@ static ft_status fti_bpe_spaced(const ft_tokenizer *tok, const char *text, size_
     inner.origin = origin;
     inner.n_origin = spaced.n;
     inner.at = 0;
-    i = out->at + n;                                          /* behind the piece */
-    if (i < out->n_origin || !out->origin) inner.end = out->begin + (out->origin ? out->origin[i] : i);
-    status = fti_bpe_pieces(tok, spaced.p, 0, spaced.n, &inner, err);
+    status = fti_bpe_words(tok, spaced.p, 0, spaced.n, &inner, err);
     out->n = inner.n;
     arrfree(origin);
     fti_buf_free(&spaced);
@@ -3006,7 +3068,8 @@ static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_
     ft_status status = FTUNE_OK;
     fti_pieces x;
     if (!arrlen(tok->cuts)) {
-        if (out->threads > 1 && n > 65536 && !b->prefix_space && b->splitter->split != fti_split_none)
+        if (out->threads > 1 && n > 65536 && !b->prefix_space && b->splitter->split != fti_split_none
+            && !fti_bpe_names_control(tok, text, text + n))
             return fti_bpe_parallel(tok, text, n, out, err);
         return fti_bpe_spaced(tok, text, 0, n, out, err);
     }
@@ -3832,7 +3895,8 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
         return fti_no_memory(err, n * sizeof *b->join);
     m->next = 256;
     for (i = 0; i < v->n; i++) {
-        int byte = v->token[i].len == 1 && !fti_has_id(tok->apart, v->token[i].id);
+        int byte = v->token[i].len == 1 && !fti_has_id(tok->apart, v->token[i].id)
+            && !fti_has_id(v->unspelt, v->token[i].id);
         m->symbol[i] = byte ? (uint8_t)*v->token[i].p : FTI_NONE;
         if (byte) b->id[m->symbol[i]] = v->token[i].id;
     }
@@ -3845,7 +3909,7 @@ static uint32_t fti_merges_symbol(ft_tokenizer *tok, fti_merges *m, const char *
     int32_t id = fti_model_find(tok, p, n);
     size_t i = id < 0 ? 0 : v->token[v->n - 1].id == (int32_t)v->n - 1 ? (size_t)id     /* ids without gaps */
              : (size_t)(fti_vocab_at(v, id) - v->token);
-    if (id < 0) return FTI_NONE;
+    if (id < 0 || fti_has_id(v->unspelt, id)) return FTI_NONE;
     if (m->symbol[i] == FTI_NONE) ((fti_bpe *)tok->model)->id[m->symbol[i] = m->next++] = id;
     return m->symbol[i];
 }
@@ -3859,7 +3923,7 @@ static int fti_merges_join(ft_tokenizer *tok, fti_merges *m, const char *bytes, 
     uint32_t made = m->next, l = fti_merges_symbol(tok, m, bytes, n), r = fti_merges_symbol(tok, m, bytes + n, k);
     uint32_t both;
     if (t && t->len == n + k && m->symbol[m->made + 1] == FTI_NONE && !memcmp(t->p, bytes, n + k)
-        && !fti_has_id(tok->apart, t->id)) {
+        && !fti_has_id(tok->apart, t->id) && !fti_has_id(tok->vocab.unspelt, t->id)) {
         b->id[both = m->symbol[++m->made] = m->next++] = t->id;
     } else {
         both = fti_merges_symbol(tok, m, bytes, n + k);
@@ -3890,7 +3954,8 @@ static void fti_hide(fti_vocab *v, const fti_token *t)
     if (s && s->id == t->id) s->len |= FTI_HIDDEN;
 }
 
-/* whole: pieces that are tokens become them whatever the merges say (ignore_merges). Added tokens only by merges. */
+/* whole: pieces that are tokens become them whatever the merges say (ignore_merges); control tokens: see
+ * fti_bpe_words. */
 static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t unk)
 {
     fti_bpe *b = (fti_bpe *)tok->model;
@@ -3910,11 +3975,18 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
         const fti_token *t = &tok->vocab.token[i];
         if (t->len > 1 && (m->symbol[i] == FTI_NONE || !fti_bpe_reaches(b, t))) fti_hide(&tok->vocab, t);
     }
+    for (k = 0; k < arrlen(tok->vocab.unspelt); k++)
+        fti_hide(&tok->vocab, fti_vocab_at(&tok->vocab, tok->vocab.unspelt[k]));
     for (i = 0; i < 2; i++)
         for (k = 0; k < arrlen(sets[i]->at); k++) {
-            const fti_token *t = fti_vocab_at(&tok->vocab, sets[i]->at[k].id);
-            if (t && !fti_bpe_reaches(b, t)) fti_hide(&tok->vocab, t);
+            fti_added a = sets[i]->at[k];
+            const fti_token *t = fti_vocab_at(&tok->vocab, a.id);
+            int known = !fti_has_id(tok->apart, a.id) && !fti_has_id(tok->vocab.unspelt, a.id);
+            int reaches = fti_bpe_reaches(b, t);
+            if (!reaches && !(known && whole && !a.special)) fti_hide(&tok->vocab, t);
+            if (known && a.special && (reaches || whole) && !fti_push(tok->control.at, a)) return 0;
         }
+    fti_added_index(&tok->control);
     for (i = 0; i < 256; i++) if (b->id[i] < 0) b->id[i] = unk;
     b->whole = whole;
     if (whole || m->improper) b->asked = INT32_MAX;
@@ -15534,7 +15606,7 @@ static int fti_cut_bytes(const fti_cutter *c, const char *text, ft_span piece, f
 }
 
 /* One pre-tokenizer on all pieces. Two of them rewrite the text: x->text is then the new x->buf. */
-static int fti_cut_all(const fti_cutter *c, fti_pieces *x, int first, int want_at)
+static int fti_cut_all(const fti_cutter *c, fti_pieces *x, size_t first, int want_at)
 {
     ft_span *before = x->piece;
     fti_buf out = { 0 };
@@ -15548,7 +15620,8 @@ static int fti_cut_all(const fti_cutter *c, fti_pieces *x, int first, int want_a
         case FTI_CUT_SCRIPTS: ok = fti_cut_scripts(x->text, before[k], &x->piece); break;
         case FTI_CUT_LENGTH:  ok = fti_cut_length(c, x->text, before[k], &x->piece); break;
         case FTI_CUT_METASPACE:
-            ok = fti_cut_metaspace(c, x->text, before[k], first && !before[k].begin, &out, from, &x->piece);
+            ok = fti_cut_metaspace(c, x->text, before[k], (x->at ? x->at[before[k].begin] : before[k].begin) < first,
+                                   &out, from, &x->piece);
             break;
         case FTI_CUT_BYTES:   ok = fti_cut_bytes(c, x->text, before[k], &out, from, &x->piece); break;
         default:              ok = fti_cut_piece(c, &m, x->text, before[k], &x->piece);
@@ -15565,10 +15638,11 @@ static int fti_cut_all(const fti_cutter *c, fti_pieces *x, int first, int want_a
     return ok && !out.failed;
 }
 
-static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int first, int want_at, fti_pieces *x)
+static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, size_t first, int want_at, fti_pieces *x)
 {
     ft_span all = { 0, n };
     int ok;
+    want_at |= fti_cuts_ask_first(tok) > 1;
     memset(x, 0, sizeof *x);
     x->text = x->given = text;
     x->n_given = n;
@@ -15577,11 +15651,15 @@ static int fti_cut_text(const ft_tokenizer *tok, const char *text, size_t n, int
     return ok;
 }
 
+/* Does one ask whether a piece stands at the very beginning? 2: after another one has rewritten the text. */
 static int fti_cuts_ask_first(const ft_tokenizer *tok)
 {
-    for (ptrdiff_t i = 0; i < arrlen(tok->cuts); i++)
-        if (tok->cuts[i].what == FTI_CUT_METASPACE && tok->cuts[i].prefix == 2) return 1;
-    return 0;
+    int rewritten = 0, asks = 0;
+    for (ptrdiff_t i = 0; i < arrlen(tok->cuts); i++) {
+        if (tok->cuts[i].what == FTI_CUT_METASPACE && tok->cuts[i].prefix == 2) asks = 1 + rewritten;
+        rewritten |= tok->cuts[i].what >= FTI_CUT_METASPACE;
+    }
+    return asks;
 }
 
 /* Where bytes begin .. end of x->text came from in the text that was given. */
@@ -15759,7 +15837,8 @@ static void fti_decoders_run(const ft_tokenizer *tok, const int32_t *ids, size_t
     for (size_t i = 0; i < n; i++) {
         ft_text t = ft_token_bytes(tok, ids[i]);
         if (skip_special && ft_token_is_special(tok, ids[i])) continue;
-        if (!spelled || fti_added_find(tok, ids[i])) fti_buf_add(&list.text, t.p, t.n);
+        if (!spelled || fti_added_find(tok, ids[i]) || fti_has_id(tok->vocab.unspelt, ids[i]))
+            fti_buf_add(&list.text, t.p, t.n);
         else if (!fti_emit_spelled(&list.text, NULL, t.p, t.n, 0)) list.text.failed = 1;
         fti_texts_end(&list);
     }
@@ -17502,6 +17581,13 @@ static size_t fti_spelled(const char *p, size_t n, char *out)
     return k;
 }
 
+/* Did it spell bytes, n of them? */
+static int fti_did_spell(const char *p, size_t len, size_t n)
+{
+    for (size_t i = 0; n == len && i < len; i++) if ((uint8_t)(p[i] - 33) > 126 - 33) return 0;
+    return 1;
+}
+
 /* Room for up to n bytes of one of many small texts; the caller moves p and left on by what it used. */
 typedef struct fti_room { char *p; size_t left; } fti_room;
 static int fti_room_for(fti_room *r, fti_arena *a, size_t n)
@@ -17532,16 +17618,20 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
         else {
             size_t n = spelled ? fti_spelled(key.p, key.n, room.p) : key.n;
             if (!spelled && n) memcpy(room.p, key.p, n);
-            if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)) status = fti_no_memory(err, n);
+            if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)
+                || (spelled && !fti_did_spell(key.p, key.n, n) && !fti_push(tok->vocab.unspelt, (int32_t)id)))
+                status = fti_no_memory(err, n);
             room.p += n;
             room.left -= n;
         }
     }
     fti_arena_free(&keys);
+    if (arrlen(tok->vocab.unspelt))
+        qsort(tok->vocab.unspelt, arrlenu(tok->vocab.unspelt), sizeof *tok->vocab.unspelt, fti_by_number);
     return status;
 }
 
-/* line: of name, or the node of j. */
+/* line: of name, or the node of j. Of texts that spell no bytes nothing is joined, as no text has them. */
 static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, ft_text right, const char *name,
                                 const fti_json *j, int line, ft_error *err)
 {
@@ -17552,6 +17642,11 @@ static ft_status fti_merges_add(ft_tokenizer *tok, fti_merges *m, ft_text left, 
     if (m->bytes.failed) return fti_no_memory(err, left.n + right.n);
     n = fti_spelled(left.p, left.n, m->bytes.p);
     k = fti_spelled(right.p, right.n, m->bytes.p + n);
+    if (arrlen(tok->vocab.unspelt) && !(fti_did_spell(left.p, left.n, n) && fti_did_spell(right.p, right.n, k))) {
+        m->improper = 1;
+        m->n++;
+        return FTUNE_OK;
+    }
     if (fti_merges_join(tok, m, m->bytes.p, n, k)) return FTUNE_OK;
     return fti_fail(err, FTUNE_ERR_FORMAT,
                     "%s: line %d: merges[%u]: expected two tokens that make a third, found \"%.*s\" and \"%.*s\"", name,
@@ -19350,7 +19445,8 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
         if (!with_added && fti_has_id(tok->apart, t->id)) continue;
         fti_buf_fmt(out, "%s\n      ", comma);
         comma = ",";
-        if (added) fti_buf_json(out, t->p, t->len); else fti_spell(out, &spelled, t->p, t->len);
+        if (added || fti_has_id(tok->vocab.unspelt, t->id)) fti_buf_json(out, t->p, t->len);
+        else fti_spell(out, &spelled, t->p, t->len);
         fti_buf_fmt(out, ": %d", (int)t->id);
     }
     fti_buf_str(out, "\n    },\n    \"merges\": [");
