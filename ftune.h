@@ -187,7 +187,11 @@ FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const cha
 /* The same, with the byte range of the text that each id came from, and with ranges in which control-token text stays
  * text although the rest is parsed: how a template's own markers are parsed while message content is not.
  *   plain    [n_plain] sorted, disjoint byte ranges; no control token is recognised if it touches one
- *   offsets  out [cap] or NULL */
+ *   offsets  out [cap] or NULL: the offsets of Hugging Face tokenizers, in bytes. They hold whole characters: of one
+ *            that became three ids, all three have all of it. What normalising took out is in none (of e + U+0301 that
+ *            became one letter it is e), nor, where tokenizer.json says trim_offsets, is white space at either end
+ *            (" you" is where "you" stands). What FTUNE_ADD_SPECIAL adds is empty, at the beginning or the end (theirs
+ *            all at 0) */
 typedef struct ft_span { size_t begin, end; } ft_span;
 FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const char *text, size_t text_len,
                                               ft_special special, const ft_span *plain, size_t n_plain,
@@ -1142,10 +1146,12 @@ typedef struct fti_sink {
     int      threads;
     int      control;                   /* the model may make control tokens, too */
     size_t   begin, end;                /* the section: bytes of the caller's text */
+    const char *text;                   /* what stands there, if it is UTF-8 and offsets are wanted */
     const uint32_t *origin;             /* of each normalised byte: byte of the section it came from; NULL: its own */
     size_t   n_origin;
     size_t   at;                        /* where the text given to encode begins in the normalised section */
     struct fti_memo *memo;              /* words met before, or NULL */
+    const struct fti_encoding *trim;    /* white space at their ends does not count: see fti_trim; NULL: it does */
 } fti_sink;
 
 typedef struct fti_family {
@@ -1231,25 +1237,29 @@ struct ft_tokenizer {
     struct fti_memo *memo[FTI_MEMOS];   /* those that no call has at the moment */
 };
 
+/* Where bytes begin .. end of the normalised section come from: all of the characters of the first and the last of
+ * them, and what stands between. */
+static ft_span fti_come_from(const fti_sink *s, size_t begin, size_t end)
+{
+    size_t n = s->end - s->begin, b = begin, e = end;
+    ft_span x;
+    if (s->origin) {
+        b = begin < s->n_origin ? s->origin[begin] : n;
+        e = end > begin ? s->origin[end - 1] + 1u : b;
+        if (e > n) e = n;                                     /* of a space put behind the text */
+    }
+    while (s->text && e > b && b && ((uint8_t)s->text[b] & 0xC0) == 0x80) b--;
+    while (s->text && e > b && e < n && ((uint8_t)s->text[e] & 0xC0) == 0x80) e++;
+    x.begin = s->begin + b;
+    x.end = s->begin + (e > b ? e : b);                       /* normal forms may change the order of marks */
+    return x;
+}
+
 FTI_INLINE void fti_put(fti_sink *s, int32_t id, size_t begin, size_t end)
 {
     if (s->n < s->cap) {
         s->ids[s->n] = id;
-        if (s->offsets) {
-            size_t b = begin + s->at, e = end + s->at, k;
-            if (s->origin) {                                  /* all of the characters the token has a byte of */
-                uint32_t low = UINT32_MAX, high = 0;          /* (normal forms may also change their order) */
-                for (k = b; k < e; k++) {
-                    if (s->origin[k] < low) low = s->origin[k];
-                    if (s->origin[k] > high) high = s->origin[k];
-                }
-                while (e > b && e < s->n_origin && s->origin[e] <= high) e++;
-                e = e < s->n_origin ? s->origin[e] : s->end - s->begin;
-                b = end > begin ? low : e;
-            }
-            s->offsets[s->n].begin = s->begin + b;
-            s->offsets[s->n].end = s->begin + (e > b ? e : b);
-        }
+        if (s->offsets) s->offsets[s->n] = fti_come_from(s, begin + s->at, end + s->at);
     }
     s->n++;
 }
@@ -2822,6 +2832,7 @@ static void fti_put_ids(const ft_tokenizer *tok, const char *text, size_t at, si
     size_t i, begin = at;
     for (i = 0; i < n; i++) {
         uint32_t left = out->offsets ? fti_vocab_at(&tok->vocab, ids[i])->len : 0;
+        if (left > 1 && at < end && b->id[(uint8_t)text[at]] == ids[i]) left = 1;         /* unknown: one byte */
         for (; left && at < end && b->id[(uint8_t)text[at]] < 0; at++) ;
         for (begin = at; left && at < end; at++) left -= b->id[(uint8_t)text[at]] >= 0;
         fti_put(out, ids[i], begin, at);
@@ -3236,6 +3247,58 @@ static const fti_added *fti_added_next(const fti_encoding *e, const fti_added_se
     return NULL;
 }
 
+/* White space at one end of a token. spelled: of a vocabulary of bytes, where all is letters but U+0120, the space. */
+static size_t fti_spaces(ft_text t, int behind, int spelled)
+{
+    const char *p = t.p, *end = p + t.n, *at;
+    size_t count = 0;
+    for (int len = 1; p < end; count++) {
+        at = behind ? spelled ? end - 1 : fti_char_before(end) : p;
+        if (spelled ? *at != ' ' : !(fti_class_at(at, &len) & FTI_CP_SPACE) && memcmp(at, "\xC4\xA0", 2)) break;
+        if (behind) end = at; else p += len;
+    }
+    return count;
+}
+
+/* ByteLevel and RobertaProcessing of "post_processor" with trim_offsets leave the white space at both ends of a token
+ * out, so that " you" is where "you" stands; but for one space at the very beginning if add_prefix_space may have put
+ * it there. For each of them one in tok->trims: FTI_TRIM_PREFIX: add_prefix_space; FTI_TRIM_LATER: tokens stand around
+ * the text already, so that the first of it is not the first. */
+enum { FTI_TRIM_PREFIX = 1, FTI_TRIM_LATER = 2 };
+static void fti_trim(const fti_encoding *e, ft_text token, int spelled, size_t i, ft_span *x)
+{
+    size_t ahead = fti_spaces(token, 0, spelled), behind = fti_spaces(token, 1, spelled), n, at;
+    int around = (e->special & FTUNE_ADD_SPECIAL) != 0;
+    if (around) i -= (size_t)e->tok->n_before;
+    for (ptrdiff_t k = 0; k < arrlen(e->tok->trims); k++) {
+        int flags = e->tok->trims[k], first = !x->begin || (!i && !(around && (flags & FTI_TRIM_LATER)));
+        n = ahead == 1 && first && (flags & FTI_TRIM_PREFIX) ? 0 : ahead;
+        for (; n && x->begin < x->end; n--)
+            do x->begin++; while (x->begin < x->end && ((uint8_t)e->text[x->begin] & 0xC0) == 0x80);
+        for (n = behind, at = x->end; n && at; n--) do at--; while (((uint8_t)e->text[at] & 0xC0) == 0x80);
+        if (!n) x->end = at > x->begin ? at : x->begin;
+    }
+}
+
+/* The last token that was put is this text, whatever the vocabulary has; a mark says that its offsets are done. */
+#define FTI_TRIMMED ((size_t)1 << 31)                         /* no text is that long */
+static void fti_trim_text(fti_sink *s, const char *p, size_t n)
+{
+    ft_text t = { p, n };
+    if (!s->trim || s->n > s->cap) return;
+    fti_trim(s->trim, t, 0, s->n - 1, &s->offsets[s->n - 1]);
+    s->offsets[s->n - 1].begin += FTI_TRIMMED;
+}
+
+static void fti_trim_all(const fti_encoding *e)
+{
+    for (size_t i = 0; i < e->sink.n && i < e->sink.cap; i++) {
+        ft_span *x = &e->sink.offsets[i];
+        if (x->begin >= FTI_TRIMMED) x->begin -= FTI_TRIMMED;
+        else fti_trim(e, fti_token_text(e->tok, e->sink.ids[i]), e->tok->family == &fti_family_bpe, i, x);
+    }
+}
+
 static ft_status fti_refused(const fti_encoding *e, const fti_added *a, size_t at)
 {
     return fti_fail(e->err, FTUNE_ERR_SPECIAL,
@@ -3262,6 +3325,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
     if (changed) { text = buf.p; n = buf.n; }
     e->sink.begin = begin;
     e->sink.end = end;
+    e->sink.text = e->sink.offsets && tok->family->utf8 ? e->text + begin : NULL;
     e->sink.origin = origin;
     e->sink.n_origin = n;
     do {
@@ -3273,6 +3337,7 @@ static ft_status fti_encode_section(fti_encoding *e, size_t begin, size_t end)
         if (a->special && (e->special & 3) == FTUNE_SPECIAL_REFUSE) { status = fti_refused(e, a, begin); break; }
         e->sink.at = 0;
         fti_put(&e->sink, a->id, b, stop);
+        fti_trim_text(&e->sink, text + b, stop - b);
         from = stop;
     } while (look < n);
 done:
@@ -3282,8 +3347,8 @@ done:
 }
 
 static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,
-                            const ft_span *plain, size_t n_plain, int threads, size_t enough, int32_t *ids,
-                            ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
+                            const ft_span *plain, size_t n_plain, int threads, int trim, size_t enough,
+                            int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
 {
     fti_encoding e = { 0 };
     size_t from = 0, look = 0, begin, end, valid;
@@ -3301,19 +3366,23 @@ static ft_status fti_encode(const ft_tokenizer *tok, const char *text, size_t te
     e.tok = tok; e.text = text; e.n = text_len; e.special = special; e.plain = plain; e.n_plain = n_plain; e.err = err;
     e.sink.ids = ids; e.sink.offsets = offsets; e.sink.cap = cap; e.sink.enough = enough; e.sink.threads = threads;
     e.sink.control = (special & 3) == FTUNE_SPECIAL_PARSE && !n_plain;
+    if (trim && offsets && arrlen(tok->trims)) e.sink.trim = &e;
     if (tok->family->remembers) e.sink.memo = fti_memo_take((ft_tokenizer *)tok, text_len);
     if (around) for (i = 0; i < tok->n_before; i++) fti_put(&e.sink, tok->before[i], 0, 0);
     while (!status && e.sink.n <= enough) {
         a = fti_added_next(&e, &tok->raw, text, from, text_len, &look, &begin, &end);
         status = fti_encode_section(&e, from, a ? begin : text_len);
         e.sink.origin = NULL;
+        e.sink.text = NULL;
         e.sink.begin = e.sink.at = 0;
         if (!a || status) break;
         if (a->special && (special & 3) == FTUNE_SPECIAL_REFUSE) { status = fti_refused(&e, a, begin); break; }
         fti_put(&e.sink, a->id, begin, end);
+        fti_trim_text(&e.sink, text + begin, end - begin);
         from = end;
     }
     if (around && !status) for (i = 0; i < tok->n_after; i++) fti_put(&e.sink, tok->after[i], text_len, text_len);
+    if (e.sink.trim) fti_trim_all(&e);
     if (e.sink.memo) fti_memo_give((ft_tokenizer *)tok, e.sink.memo);
     if (status) return status;
     *n_ids = e.sink.n;
@@ -3327,7 +3396,7 @@ FTUNE_API ft_status ft_tokenizer_encode_spans(const ft_tokenizer *tok, const cha
                                               ft_special special, const ft_span *plain, size_t n_plain,
                                               int32_t *ids, ft_span *offsets, size_t cap, size_t *n_ids, ft_error *err)
 {
-    return fti_encode(tok, text, text_len, special, plain, n_plain, 1, SIZE_MAX, ids, offsets, cap, n_ids, err);
+    return fti_encode(tok, text, text_len, special, plain, n_plain, 1, 1, SIZE_MAX, ids, offsets, cap, n_ids, err);
 }
 
 FTUNE_API ft_status ft_tokenizer_encode_threads(const ft_tokenizer *tok, const char *text, size_t text_len,
@@ -3339,7 +3408,14 @@ FTUNE_API ft_status ft_tokenizer_encode_threads(const ft_tokenizer *tok, const c
 #else
     threads = 1;
 #endif
-    return fti_encode(tok, text, text_len, special, NULL, 0, threads, SIZE_MAX, ids, NULL, cap, n_ids, err);
+    return fti_encode(tok, text, text_len, special, NULL, 0, threads, 0, SIZE_MAX, ids, NULL, cap, n_ids, err);
+}
+
+static int fti_all_space(const char *text, size_t begin, size_t end)
+{
+    int len = 1;
+    while (begin < end && (fti_class_at(text + begin, &len) & FTI_CP_SPACE)) begin += (size_t)len;
+    return begin >= end;
 }
 
 FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const char *text, size_t text_len,
@@ -3357,7 +3433,7 @@ FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const cha
         all = (int32_t *)fti_alloc(room, sizeof *all);
         at = (ft_span *)fti_alloc(room, sizeof *at);
         if (!all || !at) fti_no_memory(&e, room * sizeof *at);
-        else fti_encode(tok, text, text_len, special, NULL, 0, 1, max, all, at, room, &n, &e);
+        else fti_encode(tok, text, text_len, special, NULL, 0, 1, 0, max, all, at, room, &n, &e);
         if (e.code == FTUNE_ERR_BUFFER_TOO_SMALL) e.code = FTUNE_OK;
         if (e.code || room > max || n <= room) break;
     }
@@ -3367,6 +3443,11 @@ FTUNE_API ft_status ft_tokenizer_encode_first(const ft_tokenizer *tok, const cha
             for (n = max; n && (at[n].begin < at[n - 1].end || (at[n - 1].end < text_len
                                 && ((uint8_t)text[at[n - 1].end] & 0xC0) == 0x80)); ) n--;
             *n_bytes = n ? at[n - 1].end : 0;
+            if (n && !fti_all_space(text, *n_bytes, at[n].begin)) {       /* a mark, say: is it part of the last id? */
+                size_t before = special & FTUNE_ADD_SPECIAL ? (size_t)tok->n_before : 0;
+                fti_encode(tok, text, at[n].begin, special & 3u, NULL, 0, 1, 0, n, NULL, NULL, 0, &room, &e);
+                if (!e.code && room + before == n) *n_bytes = at[n].begin;
+            }
         }
         if (n) memcpy(ids, all, n * sizeof *ids);
         *n_ids = n;
@@ -5484,8 +5565,8 @@ static ft_status fti_tokenize(fti_chat *c, const fti_piece *p, ft_sample *s, siz
             c->offsets_cap = room;
         }
         if (e) return e;
-        e = ft_tokenizer_encode_spans(c->tok, text, n, FTUNE_SPECIAL_PARSE, c->plain, arrlenu(c->plain),
-                                      s->input_ids + s->n, c->offsets, room, n_ids, &why);
+        e = fti_encode(c->tok, text, n, FTUNE_SPECIAL_PARSE, c->plain, arrlenu(c->plain), 1, 0, SIZE_MAX,
+                       s->input_ids + s->n, c->offsets, room, n_ids, &why);
         if (!e) break;
         if (e != FTUNE_ERR_BUFFER_TOO_SMALL || *n_ids <= room) return fti_fail(c->err, e, "%s", why.message);
         e = FTUNE_OK;
@@ -14308,8 +14389,9 @@ static size_t fti_stable_run(int form, const char *text, size_t i, size_t n)
     return n;
 }
 
-/* One code point on its way through a normal form: where it came from, how its mark sorts. */
-typedef struct fti_glyph { uint32_t cp, from, ccc; } fti_glyph;
+/* One code point on its way through a normal form: where it came from, how its mark sorts, and how many characters of
+ * the text it stands for; 0: a further part of one. */
+typedef struct fti_glyph { uint32_t cp, from, ccc; int chars; } fti_glyph;
 
 /* Put the marks of each base in order of combining class, stable. Short runs by insertion, long ones by counting. */
 static int fti_order_marks(fti_glyph *g, size_t n)
@@ -14349,6 +14431,7 @@ static size_t fti_join_marks(int form, fti_glyph *g, size_t n)
         uint32_t joined = touching ? fti_compose(g[base].cp, g[i].cp) : 0;
         if (joined && !((form & FTI_UNICODE_9) && (fti_cp_kind(joined) & FTI_CP_NEWER))) {
             g[base].cp = joined;
+            g[base].chars += g[i].chars;
             continue;
         }
         if (!g[i].ccc) base = out;
@@ -14400,6 +14483,8 @@ static size_t fti_stays(int form, const char *text, size_t i, size_t n)
     return i;
 }
 
+/* Where each character comes from is counted off, as Hugging Face does it: one that stands for three is where the first
+ * of these is, and marks that are put in order have the places of the text in its order. */
 static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
     const uint32_t unstable = fti_form_unstable(form);
@@ -14418,7 +14503,7 @@ static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uin
             if (!len) { ok = fti_emit_same(out, origin, text, i, i + 1); i++; break; }
             int count = fti_parts(form, cp, parts);
             for (int k = 0; k < count && ok; k++) {
-                fti_glyph x = { parts[k], (uint32_t)i, fti_ccc(fti_form_kind(form, parts[k])) };
+                fti_glyph x = { parts[k], (uint32_t)i, fti_ccc(fti_form_kind(form, parts[k])), !k };
                 ok = fti_push(g, x);
             }
             i += (size_t)len;
@@ -14431,9 +14516,12 @@ static int fti_normalize(int form, const char *text, size_t n, fti_buf *out, uin
         size_t count = (size_t)arrlen(g);
         ok = ok && fti_order_marks(g, count);
         if (ok && !(form & FTI_NFD)) count = fti_join_marks(form, g, count);
-        for (size_t k = 0; k < count && ok; k++) {
+        for (size_t k = 0, at = stop, from = stop; k < count && ok; k++) {
             char bytes[4];
-            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(g[k].cp, bytes), g[k].from);
+            if (g[k].chars) from = at; else if (origin && at) from = (size_t)(fti_char_before(text + at) - text);
+            for (; origin && g[k].chars; g[k].chars--)
+                do at++; while (at < n && ((uint8_t)text[at] & 0xC0) == 0x80);
+            ok = fti_emit(out, origin, bytes, (size_t)fti_utf8_encode(g[k].cp, bytes), from);
         }
     }
     arrfree(g);
@@ -15338,6 +15426,8 @@ static int fti_matches_next(fti_matches *m, ft_span *x)
 
 /* ---- normalizers ---- */
 
+/* For Hugging Face what is put in comes from the last character of the match, or the one in front of an empty match. So
+ * say the offsets, and Metaspace "first" sees no beginning of the text in "``" of which a quotation mark was made. */
 static int fti_step_replace(const fti_step *s, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
     fti_matches m;
@@ -15349,8 +15439,8 @@ static int fti_step_replace(const fti_step *s, const char *text, size_t n, fti_b
     while (ok && n && (found = fti_matches_next(&m, &x)) != 0) {
         ok = found > 0 && fti_emit_same(out, origin, text, i, x.begin);
         i = x.end;
-        if (x.begin == x.end && x.begin) x.begin = (size_t)(fti_char_before(text + x.begin) - text);   /* put in */
-        ok = ok && fti_emit(out, origin, s->to.p, s->to.n, x.begin);
+        if (x.end) x.end = (size_t)(fti_char_before(text + x.end) - text);
+        ok = ok && fti_emit(out, origin, s->to.p, s->to.n, x.end);
     }
     fti_search_free(&m.search);
     return ok && fti_emit_same(out, origin, text, i, n);
@@ -15416,7 +15506,7 @@ static int fti_step_bert(const fti_step *s, const char *text, size_t n, fti_buf 
         len = fti_next(text + i, text + n, &cp);
         fti_bert_normalize(&s->bert, cp, &c);
         for (int k = -c.alone; k < c.n + c.alone && ok; k++) {
-            fti_glyph x = { k < 0 || k == c.n ? ' ' : c.cp[k], (uint32_t)i, 0 };
+            fti_glyph x = { k < 0 || k == c.n ? ' ' : c.cp[k], (uint32_t)i, 0, 0 };
             if (s->bert.strip) x.ccc = fti_ccc(fti_form_kind(FTI_UNICODE_9, x.cp));
             ok = fti_push(g, x);
         }
@@ -15894,8 +15984,11 @@ static void fti_steps_free(ft_tokenizer *tok)
  * that otherwise a text that normalises to "</s>" (in full-width letters) stays text, and no merge makes one. Unknown
  * characters and the bytes that stand for one are not joined to anything. With byte tokens for some bytes only, theirs
  * puts the unknown token of one character behind the bytes of the next; here they keep their order. What is no token
- * vanishes from BPE where there is no unknown token; of the other models that is an error. A model may hold a second
- * table that rewrites decoded text; ft_stream then waits until no rule can need what comes next.
+ * vanishes from BPE where there is no unknown token; of the other models that is an error. Offsets stay with the text
+ * where theirs do not: behind what vanished ("b" of "a?b" has theirs of "?"), behind what a table of rules takes out at
+ * the very beginning (T5, U+000B), and for the bytes of unknown characters of Unigram, each of which has its character
+ * here, there all of the unknown text around it. A model may hold a second table that rewrites decoded text; ft_stream
+ * then waits until no rule can need what comes next.
  * Where versions differ, this is SentencePiece 0.1: 0.2 rounds elsewhere, so of two equally good ways through "...."
  * it may take the other, and it never uses a piece that is U+0000. */
 
@@ -16245,8 +16338,10 @@ FTI_INLINE void fti_sp_put(fti_sp_run *r, int32_t id, size_t begin, size_t end)
 
 static void fti_sp_flush(fti_sp_run *r)
 {
-    if (r->unk_begin < r->unk_end && r->m->unk >= 0) fti_sp_put(r, r->m->unk, r->unk_begin, r->unk_end);
-    else if (r->unk_begin < r->unk_end) {
+    if (r->unk_begin < r->unk_end && r->m->unk >= 0) {
+        fti_sp_put(r, r->m->unk, r->unk_begin, r->unk_end);
+        if (r->m->unigram) fti_trim_text(r->out, r->p + r->unk_begin, r->unk_end - r->unk_begin);
+    } else if (r->unk_begin < r->unk_end) {
         r->lost.p = r->p + r->unk_begin;
         r->lost.n = r->unk_end - r->unk_begin;
     }
@@ -16642,6 +16737,17 @@ static int fti_sp_vanishes(const fti_sp_run *r, size_t i, size_t n, uint32_t sym
     return !symbol && r->m->unk < 0 && !fti_sp_falls_back(r, i, i + n);
 }
 
+/* Where [begin, end) ends without those behind. */
+static size_t fti_sp_seen(const fti_sp_run *r, size_t begin, size_t end)
+{
+    size_t i;
+    for (; end > begin; end = i) {
+        i = (size_t)(fti_char_before(r->p + end) - r->p);
+        if (!fti_sp_vanishes(r, i, end - i, fti_sp_first(r, i, end - i))) break;
+    }
+    return end;
+}
+
 /* Text [begin, end), which nothing joins to what is around it, of any length: symbol by symbol. */
 static int fti_sp_long(fti_sp_stretch *t, size_t begin, size_t end)
 {
@@ -16672,6 +16778,7 @@ static int fti_sp_long(fti_sp_stretch *t, size_t begin, size_t end)
     for (uint32_t i = 0; i < t->n; i = s[i].next) {
         size_t stop = s[s[i].next].begin;
         if (m->bpe && !s[i].id) stop = s[i].begin + fti_next(r->p + s[i].begin, r->p + stop, &cp);   /* one character */
+        else if (m->bpe && r->out->offsets) stop = fti_sp_seen(r, s[i].begin, stop);
         if (t->left && s[i].id >= 0 && m->type[s[i].id] == FTI_SP_UNUSED) fti_sp_put_unused(t, s[i].begin, stop);
         else fti_sp_put_piece(r, m->bpe ? m->bpe->id[s[i].id] : s[i].id, s[i].begin, stop);
     }
@@ -18305,7 +18412,7 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
 static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     fti_json_walk w = fti_json_steps(j, "post_processor", "processors");
-    int node, k, parts = 0;
+    int node, k, parts = 0, later = 0;
     ft_status status = FTUNE_OK;
     while (!status && (node = fti_json_step(j, &w)) >= 0) {
         if (parts && !fti_is_type(j, node, "ByteLevel"))    /* for Hugging Face what that added are sentences now */
@@ -18315,11 +18422,17 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
             k = tok->n_before + tok->n_after;
             status = fti_template_processing(tok, j, node, err);
             parts = tok->n_before + tok->n_after > k;
-        } else if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing"))
+        } else if (!fti_is_type(j, node, "BertProcessing") && fti_flag(j, node, "trim_offsets", 1)) {
+            k = (fti_flag(j, node, "add_prefix_space", 1) ? FTI_TRIM_PREFIX : 0) | later;
+            if (!fti_push(tok->trims, (unsigned char)k)) return fti_no_memory(err, 1);
+        }
+        if (fti_is_type(j, node, "RobertaProcessing") || fti_is_type(j, node, "BertProcessing")) {
             for (k = 0; k < 2 && !status; k++) {              /* "cls": ["<s>", 0] */
                 int pair = fti_json_child(j, fti_json_get(j, node, k ? "sep" : "cls"));
                 status = fti_around_add(tok, k, 0, fti_json_whole(j, fti_json_next(j, pair)), j, node, err);
             }
+            later = FTI_TRIM_LATER;
+        }
     }
     return status;
 }

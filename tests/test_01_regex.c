@@ -322,7 +322,7 @@ static void test_replace(void)
     size_t n = 0;
     if (!tok) return;
     CHECK_OK(ft_tokenizer_encode_spans(tok, "xxb", 3, 0, NULL, 0, ids, at, 8, &n, &err), err);
-    CHECK(n == 3 && ids[0] == 1 && ids[1] == 2 && ids[2] == 2 && at[0].begin == 0 && at[0].end == 2 && at[2].end == 3);
+    CHECK(n == 3 && ids[0] == 1 && ids[1] == 2 && ids[2] == 2 && at[0].begin == 1 && at[0].end == 2 && at[2].end == 3);
     ft_tokenizer_free(tok);
 }
 
