@@ -1365,6 +1365,7 @@ static int fti_by_id(const void *a, const void *b)
 }
 
 static int fti_has_id(const int32_t *ids, int32_t id);
+static int fti_spells_token(const fti_token *letters, const fti_token *bytes);
 
 /* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or
  * the first (2: DeepSeek adds a token that reads as the bytes of another one do). */
@@ -1377,7 +1378,9 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
     for (i = k = 0; i < n; i++) {                             /* an added token may also stand in the vocabulary */
         const fti_token *t = &v->token[i], *last = k ? &v->token[k - 1] : NULL;
         if (!last || last->id != t->id) v->token[k++] = *t;
-        else if (last->len != t->len || memcmp(last->p, t->p, t->len))
+        else if (same_text == 2 && (fti_spells_token(last, t) || fti_spells_token(t, last))) {
+            if (t->len < last->len) v->token[k - 1] = *t;
+        } else if (last->len != t->len || memcmp(last->p, t->p, t->len))
             return fti_fail(err, FTUNE_ERR_FORMAT,
                             "%s: expected one token for each id, found \"%.*s\" and \"%.*s\" for %d", name,
                             last->len < 60 ? (int)last->len : 60, last->p, t->len < 60 ? (int)t->len : 60, t->p,
@@ -3523,7 +3526,7 @@ static int fti_model_makes(const ft_tokenizer *tok, int32_t id, int control)
 static int32_t fti_model_find(const ft_tokenizer *tok, const char *p, size_t n)
 {
     int32_t id = fti_vocab_find(&tok->vocab, p, n);
-    return fti_has_id(tok->apart, id) ? -1 : id;
+    return fti_has_id(tok->apart, id) || fti_has_id(tok->vocab.unspelt, id) ? -1 : id;
 }
 
 /* The bytes that a token spells. */
@@ -3841,7 +3844,7 @@ static ft_status fti_added_finish(ft_tokenizer *tok, const char *name, ft_error 
         if (changed < 0 || !a.p || (show && !fti_added_show(tok, &a))) return fti_no_memory(err, a.n);
         tok->normal.at[i] = a;
     }
-    for (i = 0; i < arrlen(tok->raw.at) && ok; i++) ok = !tok->spelled || fti_added_show(tok, &tok->raw.at[i]);
+    for (i = 0; i < arrlen(tok->raw.at) && ok; i++) ok = fti_added_show(tok, &tok->raw.at[i]);
     if (!ok) return fti_no_memory(err, sizeof *tok->shown);
     if (arrlen(tok->shown)) qsort(tok->shown, arrlenu(tok->shown), sizeof *tok->shown, fti_by_number);    /* by id */
     fti_added_index(&tok->raw);
@@ -3990,7 +3993,7 @@ static uint32_t fti_merges_symbol(ft_tokenizer *tok, fti_merges *m, const char *
     int32_t id = fti_model_find(tok, p, n);
     size_t i = id < 0 ? 0 : v->token[v->n - 1].id == (int32_t)v->n - 1 ? (size_t)id     /* ids without gaps */
              : (size_t)(fti_vocab_at(v, id) - v->token);
-    if (id < 0 || fti_has_id(v->unspelt, id)) return FTI_NONE;
+    if (id < 0) return FTI_NONE;
     if (m->symbol[i] == FTI_NONE) ((fti_bpe *)tok->model)->id[m->symbol[i] = m->next++] = id;
     return m->symbol[i];
 }
@@ -4065,6 +4068,8 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
             int known = !fti_has_id(tok->apart, a.id) && !fti_has_id(tok->vocab.unspelt, a.id);
             int reaches = fti_bpe_reaches(b, t);
             if (!reaches && !(known && whole && !a.special)) fti_hide(&tok->vocab, t);
+            a.p = t->p;
+            a.n = t->len;
             if (known && a.special && (reaches || whole) && !fti_push(tok->control.at, a)) return 0;
         }
     fti_added_index(&tok->control);
@@ -15365,6 +15370,19 @@ static size_t fti_cluster(const char *p, const char *end)
     return n ? n : 1;
 }
 
+/* What a rule makes of text [begin, end): character for character, and what is more comes from the last one. */
+static int fti_emit_rule(fti_buf *out, uint32_t **origin, ft_text to, const char *text, size_t begin, size_t end)
+{
+    uint32_t cp;
+    int ok = 1;
+    for (size_t i = 0, len, next; i < to.n && ok; i += len, begin = next < end ? next : begin) {
+        len = fti_next(to.p + i, to.p + to.n, &cp);
+        next = begin + fti_next(text + begin, text + end, &cp);
+        ok = fti_emit(out, origin, to.p + i, len, begin);
+    }
+    return ok;
+}
+
 /* The table as tokenizer.json applies it: to a short cluster as a whole, else to its characters. */
 static int fti_step_table(const fti_charsmap *m, const char *text, size_t n, fti_buf *out, uint32_t **origin)
 {
@@ -15378,7 +15396,10 @@ static int fti_step_table(const fti_charsmap *m, const char *text, size_t n, fti
             i++;
         if (i > start) { ok = fti_emit_same(out, origin, text, start, i); continue; }
         stop = i + (len = fti_cluster(text + i, text + n));
-        if (len < 6 && fti_map_rule(m, text + i, len, 1, &to)) { ok = fti_emit(out, origin, to.p, to.n, i); i = stop; }
+        if (len < 6 && fti_map_rule(m, text + i, len, 1, &to)) {
+            ok = fti_emit_rule(out, origin, to, text, i, stop);
+            i = stop;
+        }
         for (; i < stop && ok; i += len) {
             len = fti_next(text + i, text + n, &cp);
             if (!fti_map_rule(m, text + i, len, 1, &to)) { to.p = text + i; to.n = len; }
@@ -17688,6 +17709,19 @@ static size_t fti_spelled(const char *p, size_t n, char *out)
     return k;
 }
 
+/* Are these the letters of those bytes? So they are of an added token that stands in a vocabulary of spelled bytes: it is
+ * looked for as it is written ("\xC2\xA3", a pound sign), but its id is the one that the model makes of a byte (A3). */
+static int fti_spells_token(const fti_token *letters, const fti_token *bytes)
+{
+    size_t at = 0, i = 0;
+    for (uint32_t cp; at < letters->len && i < bytes->len; i++) {
+        int len = fti_utf8_decode(letters->p + at, letters->p + letters->len, &cp);
+        if (!len || fti_letter_byte(cp) != (uint8_t)bytes->p[i]) return 0;
+        at += (size_t)len;
+    }
+    return at == letters->len && i == bytes->len;
+}
+
 /* Did it spell bytes, n of them? */
 static int fti_did_spell(const char *p, size_t len, size_t n)
 {
@@ -18419,9 +18453,8 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
             return fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, "post_processor", "no more that adds tokens behind "
                                    "TemplateProcessing", err);
         if (fti_is_type(j, node, "TemplateProcessing")) {
-            k = tok->n_before + tok->n_after;
             status = fti_template_processing(tok, j, node, err);
-            parts = tok->n_before + tok->n_after > k;
+            parts = j->node[fti_json_get(j, node, "single")].count > 1;       /* though one may have no ids */
         } else if (!fti_is_type(j, node, "BertProcessing") && fti_flag(j, node, "trim_offsets", 1)) {
             k = (fti_flag(j, node, "add_prefix_space", 1) ? FTI_TRIM_PREFIX : 0) | later;
             if (!fti_push(tok->trims, (unsigned char)k)) return fti_no_memory(err, 1);
@@ -19452,6 +19485,12 @@ static void fti_spell(fti_buf *out, fti_buf *spelled, const char *p, size_t n)
     fti_buf_json(out, spelled->p, spelled->n);
 }
 
+/* Does the file write it with the letters of bytes? */
+static int fti_is_spelt(const ft_tokenizer *tok, int32_t id)
+{
+    return !fti_has_id(tok->apart, id) && !fti_has_id(tok->vocab.unspelt, id);
+}
+
 static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id)
 {
     ptrdiff_t i;
@@ -19465,6 +19504,7 @@ static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id)
 static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, int *loose)
 {
     int32_t next = (int32_t)(tok->vocab.n - arrlenu(tok->apart));
+    fti_buf spelled = { 0 };
     int first = 1;
     size_t i, left = (size_t)(arrlen(tok->raw.at) + arrlen(tok->normal.at));
     for (i = tok->vocab.n; i > 0 && left > 0; i--) left -= fti_added_find(tok, tok->vocab.token[i - 1].id) != NULL;
@@ -19477,11 +19517,13 @@ static void fti_save_added(const ft_tokenizer *tok, fti_buf *out, int config, in
         first = 0;
         if (config) fti_buf_fmt(out, "\"%d\": {\"content\": ", (int)a->id);
         else fti_buf_fmt(out, "{\"id\": %d, \"content\": ", (int)a->id);
-        fti_buf_json(out, t->p, t->len);
+        if (fti_is_spelt(tok, a->id)) fti_spell(out, &spelled, t->p, t->len); else fti_buf_json(out, t->p, t->len);
         fti_buf_fmt(out, ", \"single_word\": %s, \"lstrip\": %s, \"rstrip\": %s, \"normalized\": %s, "
                     "\"special\": %s}", a->single_word ? "true" : "false", a->lstrip ? "true" : "false", a->rstrip
                     ? "true" : "false", a->normalized ? "true" : "false", a->special ? "true" : "false");
     }
+    out->failed |= spelled.failed;
+    fti_buf_free(&spelled);
 }
 
 static void fti_save_around(const ft_tokenizer *tok, fti_buf *out)
@@ -19553,13 +19595,10 @@ static void fti_save_model(const ft_tokenizer *tok, fti_buf *out, int with_added
                     tok->part[FTI_PART_UNK].p ? tok->part[FTI_PART_UNK].p : "null", b->whole ? "true" : "false");
     for (i = 0; i < tok->vocab.n; i++) {
         const fti_token *t = &tok->vocab.token[i];
-        int added = (ft_token_is_special(tok, t->id) || arrlen(tok->raw.at)
-                     + arrlen(tok->normal.at) > arrlen(tok->special)) && fti_added_find(tok, t->id);
         if (!with_added && fti_has_id(tok->apart, t->id)) continue;
         fti_buf_fmt(out, "%s\n      ", comma);
         comma = ",";
-        if (added || fti_has_id(tok->vocab.unspelt, t->id)) fti_buf_json(out, t->p, t->len);
-        else fti_spell(out, &spelled, t->p, t->len);
+        if (fti_is_spelt(tok, t->id)) fti_spell(out, &spelled, t->p, t->len); else fti_buf_json(out, t->p, t->len);
         fti_buf_fmt(out, ": %d", (int)t->id);
     }
     fti_buf_str(out, "\n    },\n    \"merges\": [");

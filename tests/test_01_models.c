@@ -131,6 +131,9 @@ static void test_refused(void)
         { "\"post_processor\": {\"type\": \"Magic\"},", AB, "BertProcessing Sequence, found Magic" },
         { "\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"a\", \"type_id\": 0}},"
           " {\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {\"a\": {\"id\": \"a\", \"ids\": [0], \"tokens\": [\"a\"]}}},"
+          " {\"type\": \"BertProcessing\", \"cls\": [\"a\", 0], \"sep\": [\"b\", 1]}]},", AB, "behind TemplateProcessing" },
+        { "\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"a\", \"type_id\": 0}},"
+          " {\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {\"a\": {\"id\": \"a\", \"ids\": [], \"tokens\": []}}},"
           " {\"type\": \"BertProcessing\", \"cls\": [\"a\", 0], \"sep\": [\"b\", 1]}]},", AB, "behind TemplateProcessing" } };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ft_tokenizer *tok = NULL;

@@ -49,6 +49,12 @@ def bpe(vocab, *merges, **more):
     return dict(step("BPE", vocab=vocab, merges=[m.split("|") for m in merges], unk_token=None), **more)
 
 
+def template(*parts):
+    return step("TemplateProcessing", single=[{"Sequence": {"id": "A", "type_id": 0}} if p == "A" else {"SpecialToken": {"id": p, "type_id": 0}} for p in parts],
+                pair=[{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                special_tokens={"b": {"id": "b", "ids": [], "tokens": []}})
+
+
 def bytes_(**more):
     return bpe(BYTES, "\u0120|a", "\u0120|\u0120", **more)
 
@@ -111,6 +117,12 @@ ROWS = [      # what the file says, its model, texts
     # a vocabulary of spelled bytes with texts that spell none
     *[(dict(pre_tokenizer=PLAIN, decoder=decoder), bpe(ODD, "\n|a", "\u010a|a", ignore_merges=whole), "\na a\n x y")
       for whole in (False, True) for decoder in (PLAIN, step("Fuse"))],
+    (dict(added_tokens=[added(2, "a", "special", "single_word")], pre_tokenizer=PLAIN), bpe(ODD, ignore_merges=True), "\na a\n aa", "\naa\n"),
+    # added tokens that read as the letters of bytes, and are their ids
+    *[(dict(added_tokens=[added(6, "\u00c3", flag), added(9, "\u0120\u0120")], pre_tokenizer=PLAIN, normalizer=NFC, decoder=decoder), bytes_(), "\u00c3a\u00e9  \u0120\u0120")
+      for flag in ("special", "normalized") for decoder in (PLAIN, step("Fuse"))],
+    # a template that adds nothing
+    (dict(post_processor=chain("processors", template("A", "b"), level(True, True))), chars(), "ab"),
 ]
 
 
