@@ -2869,7 +2869,7 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     }
     if (n == SIZE_MAX) status = fti_no_memory(err, size * sizeof(fti_place));
     else if (!out->offsets && out->n + n <= out->cap) {
-        if (ids != out->ids + out->n) memcpy(out->ids + out->n, ids, n * sizeof *ids);
+        if (n && ids != out->ids + out->n) memcpy(out->ids + out->n, ids, n * sizeof *ids);
         out->n += n;
     } else fti_put_ids(tok, text, at, piece->end, ids, n, out);
     if (!status && piece->line) fti_line_put(out->memo, piece->line, p, size, ids, n);
@@ -3257,7 +3257,8 @@ static size_t fti_spaces(ft_text t, int behind, int spelled)
     size_t count = 0;
     for (int len = 1; p < end; count++) {
         at = behind ? spelled ? end - 1 : fti_char_before(end) : p;
-        if (spelled ? *at != ' ' : !(fti_class_at(at, &len) & FTI_CP_SPACE) && memcmp(at, "\xC4\xA0", 2)) break;
+        if (spelled ? *at != ' ' : !(fti_class_at(at, &len) & FTI_CP_SPACE) && (len != 2 || memcmp(at, "\xC4\xA0", 2)))
+            break;
         if (behind) end = at; else p += len;
     }
     return count;
