@@ -2835,7 +2835,7 @@ static void fti_put_ids(const ft_tokenizer *tok, const char *text, size_t at, si
     size_t i, begin = at;
     for (i = 0; i < n; i++) {
         uint32_t left = out->offsets ? fti_vocab_at(&tok->vocab, ids[i])->len : 0;
-        if (left > 1 && at < end && b->id[(uint8_t)text[at]] == ids[i]) left = 1;         /* unknown: one byte */
+        if (left > 1 && n > 1 && at < end && b->id[(uint8_t)text[at]] == ids[i]) left = 1;     /* unknown: one byte */
         for (; left && at < end && b->id[(uint8_t)text[at]] < 0; at++) ;
         for (begin = at; left && at < end; at++) left -= b->id[(uint8_t)text[at]] >= 0;
         fti_put(out, ids[i], begin, at);

@@ -97,6 +97,7 @@ ROWS = [      # what the file says, its model, texts
     (dict(pre_tokenizer=step("BertPreTokenizer"), normalizer=BERT), step("WordPiece", unk_token="?", continuing_subword_prefix="##",
      max_input_chars_per_word=9, vocab={"?": 0, "e": 1, "##b": 2, "\u4e2d": 3}), "e\u0301B\u4e2d x\u0301!"),
     (dict(pre_tokenizer=PLAIN), bytes_(unk_token="<s>"), "aq\u00e9"),
+    (dict(pre_tokenizer=level(False, False, False)), bytes_(unk_token="<s>", ignore_merges=True), "<s>", "<s", "<"),
     # the beginning of the text, for Metaspace
     (dict(normalizer=replace("xy", "a"), pre_tokenizer=metaspace("first")), chars(), "xyb ab", "ab xy"),
     (dict(normalizer=step("Prepend", prepend="ab"), pre_tokenizer=chain("pretokenizers", step("FixedLength", length=1), metaspace("first"))), chars(), "ba"),
