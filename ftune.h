@@ -980,13 +980,19 @@ typedef struct fti_json_node {
     uint32_t start, len;          /* bytes of the value in the text; strings without their quotes */
     unsigned key_len : 26;        /* of a member of an object: bytes of its key, which stands before the value */
     unsigned member : 1, type : 3, escaped : 1, key_escaped : 1;        /* 20 bytes a node: files have many */
-    uint32_t next, count;         /* next sibling (0: last); members of an array or object; first child is node + 1 */
+    uint32_t next;                /* next sibling (0: last); the first child is node + 1 */
+    uint32_t count : 31, brief : 1;     /* members of an array or object; brief: they are read again when asked for */
 } fti_json_node;
-typedef struct fti_json { const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes; } fti_json;
+typedef struct fti_json {
+    const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes, room;
+} fti_json;
 static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
 /* The same with another limit on the bytes of nodes; fti_json_parse allows 4 n + 1 MB. */
 static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, const char *name, size_t room,
                                        ft_error *err);
+/* For files of long lists: those keep no nodes. fti_json_child and fti_json_next read a member of one again, into nodes
+ * that the next member takes over: one such list is walked at a time, and its members are used as they come. */
+static ft_status fti_json_parse_brief(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
 static void      fti_json_free(fti_json *j);
 static int       fti_json_child(const fti_json *j, int parent);           /* first member, or -1 */
 static int       fti_json_next(const fti_json *j, int node);              /* next member, or -1 */
@@ -1328,14 +1334,31 @@ static int fti_by_id(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* By id. The added tokens were read first and mostly have the last ids: then the two parts change places. */
+static void fti_vocab_sort(fti_token *t, size_t n)
+{
+    size_t part[3] = { 0, 0, 0 }, i, k;
+    for (i = 1; i < n && t[i - 1].id < t[i].id; i++) ;
+    if (i >= n) return;
+    part[1] = i;
+    part[2] = n;
+    while (i + 1 < n && t[i].id < t[i + 1].id) i++;
+    if (i + 1 < n || t[i].id > t->id) { qsort(t, n, sizeof *t, fti_by_id); return; }
+    for (int turn = 0; turn < 3; turn++)                      /* each backwards, then all */
+        for (i = turn < 2 ? part[turn] : 0, k = turn < 2 ? part[turn + 1] : n; i + 1 < k; i++) {
+            fti_token x = t[--k];
+            t[k] = t[i];
+            t[i] = x;
+        }
+}
+
 /* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or
  * the first (2: DeepSeek adds a token that reads as the bytes of another one do). */
 static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
 {
     enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
     size_t i, k, n = v->n = (size_t)arrlen(v->token);
-    for (i = 1; i < n && v->token[i - 1].id < v->token[i].id; i++) ;
-    if (i < n) qsort(v->token, n, sizeof *v->token, fti_by_id);
+    fti_vocab_sort(v->token, n);
     for (i = k = 0; i < n; i++) {                             /* an added token may also stand in the vocabulary */
         const fti_token *t = &v->token[i], *last = k ? &v->token[k - 1] : NULL;
         if (!last || last->id != t->id) v->token[k++] = *t;
@@ -6972,7 +6995,7 @@ static int fti_untold_tie(const char *dir)
 
 FTUNE_API ft_status ft_config_load(ft_config *c, const char *path, ft_error *err)
 {
-    fti_config_reader r = { { NULL, 0, NULL, NULL, 0 }, err, FTUNE_OK };
+    fti_config_reader r = { { NULL, 0, NULL, NULL, 0, 0 }, err, FTUNE_OK };
     fti_arena a = { NULL };
     fti_file f = { NULL, 0, 0 };
     int is_dir = fti_is_directory(path);
@@ -8818,7 +8841,7 @@ static void fti_lora_read(fti_config_reader *r, ft_lora_config *c)
 
 FTUNE_API ft_status ft_lora_config_load(ft_lora_config *c, const char *dir, ft_error *err)
 {
-    fti_config_reader r = { { NULL, 0, NULL, NULL, 0 }, err, FTUNE_OK };
+    fti_config_reader r = { { NULL, 0, NULL, NULL, 0, 0 }, err, FTUNE_OK };
     fti_arena a = { NULL };
     fti_file f = { NULL, 0, 0 };
     char *file = fti_path_join(&a, dir, "adapter_config.json");
@@ -12133,7 +12156,10 @@ static size_t fti_utf8_valid(const char *p, size_t n)
 typedef struct fti_json_parser {
     fti_json   *j;
     const char *p, *end;
-    size_t      cap;                                  /* nodes there is room for */
+    size_t      cap, most;                            /* nodes there is room for, and may be */
+    size_t      widest;                               /* brief: nodes that a member of a long list takes, 0: none yet */
+    uint32_t    long_list;                            /* the last one begun */
+    int         brief;
     uint32_t    key_len; uint8_t key_escaped;         /* of the member whose value comes next */
     int         depth;
     uint32_t    parent[FTI_JSON_DEPTH], last[FTI_JSON_DEPTH];    /* open containers, newest member of each (0: none) */
@@ -12183,15 +12209,12 @@ static size_t fti_json_bound(const char *p, const char *end)
     return n;
 }
 
-/* Eight bytes at once: none of them is a quote, a backslash, a control character or outside ASCII. */
-static int fti_json_plain(const char *p)
+/* How many of the next eight bytes come before a quote, a backslash, a control character or one outside ASCII. */
+FTI_INLINE int fti_json_plain(const char *p)
 {
-    const uint64_t one = UINT64_C(0x0101010101010101), high = one * 0x80;
-    uint64_t w, quote, slash;
-    memcpy(&w, p, 8);
-    quote = w ^ one * '"';
-    slash = w ^ one * '\\';
-    return !((w | (w - one * 0x20) | (quote - one) | (slash - one)) & high);
+    const uint64_t one = UINT64_C(0x0101010101010101);
+    uint64_t w = fti_read64(p);
+    return fti_first_high(w | (w - one * 0x20) | ((w ^ one * '"') - one) | ((w ^ one * '\\') - one));
 }
 
 /* A string whose opening quote has been read; p ends behind the closing one. */
@@ -12203,7 +12226,7 @@ static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *
     *start = (uint32_t)(p - s->j->text);
     *escaped = 0;
     for (;;) {
-        while (end - p >= 8 && fti_json_plain(p)) p += 8;
+        for (k = 8; k == 8 && end - p >= 8; p += k) k = fti_json_plain(p);
         s->p = p;
         if (p == end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "'\"' at the end of the string");
         if (*p == '"') break;
@@ -12221,7 +12244,7 @@ static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *
             }
             continue;
         }
-        k = fti_utf8_decode(p, end, &cp);
+        k = (unsigned char)*p < 0x80 ? 1 : fti_utf8_decode(p, end, &cp);
         if (!k) return fti_fail(s->err, FTUNE_ERR_UTF8, "%s:%d: expected UTF-8, found byte 0x%02x at byte offset %lu",
                                 s->j->name, fti_lines_before(s->j->text, p), (unsigned char)*p,
                                 (unsigned long)(p - s->j->text));
@@ -12294,6 +12317,20 @@ static fti_json_node *fti_json_node_new(fti_json_parser *s)
     return n;
 }
 
+/* Room for one more node. */
+static ft_status fti_json_grow(fti_json_parser *s)
+{
+    size_t cap = 2 * s->cap < s->most ? 2 * s->cap : s->most;
+    fti_json_node *node;
+    if ((size_t)s->j->n_nodes < s->cap) return FTUNE_OK;
+    if (cap == s->cap) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
+    if (!(node = (fti_json_node *)FTUNE_REALLOC(s->j->node, cap * sizeof *node)))
+        return fti_no_memory(s->err, cap * sizeof *node);
+    s->j->node = node;
+    s->cap = cap;
+    return FTUNE_OK;
+}
+
 /* One value, or the opening bracket of one. */
 static ft_status fti_json_value(fti_json_parser *s)
 {
@@ -12303,8 +12340,7 @@ static ft_status fti_json_value(fti_json_parser *s)
     ft_status e;
     fti_json_space(s);
     if (s->p == s->end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a value");
-    if ((size_t)s->j->n_nodes == s->cap)
-        return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
+    if ((e = fti_json_grow(s))) return e;
     n = fti_json_node_new(s);
     switch (*s->p) {
     case '{': case '[':
@@ -12337,12 +12373,60 @@ static ft_status fti_json_value(fti_json_parser *s)
     }
 }
 
-static ft_status fti_json_run(fti_json_parser *s)
+/* Members of a long list as long as they are strings or numbers: no node is made. */
+static ft_status fti_json_strings(fti_json_parser *s, fti_json_node *top)
+{
+    uint32_t start, len;
+    uint8_t escaped;
+    ft_status e = FTUNE_OK;
+    for (const char *from = s->p; !e; from = s->p, top->count++) {
+        fti_json_space(s);
+        if (s->p < s->end && *s->p == ',') {
+            s->p++;
+            if (top->type == FTI_OBJECT && (e = fti_json_read_key(s))) break;
+            fti_json_space(s);
+            if (s->p < s->end && *s->p == '"') { s->p++; e = fti_json_string(s, &start, &len, &escaped); continue; }
+            if (s->p < s->end && (*s->p == '-' || (*s->p >= '0' && *s->p <= '9'))) { e = fti_json_digits(s); continue; }
+        }
+        s->p = from;
+        break;
+    }
+    return e;
+}
+
+/* A member of a container has been read, the newest there is. Nodes of a long one go again. Long means more than 32
+ * members in a list, 256 where there are objects: of those each is read once at least, by name. */
+enum { FTI_JSON_LIST = 32, FTI_JSON_MEMBERS = 256 };
+static ft_status fti_json_member_end(fti_json_parser *s, fti_json_node *top)
+{
+    fti_json *j = s->j;
+    uint32_t index = (uint32_t)(top - j->node), newest = s->last[s->depth - 1];
+    size_t n = (size_t)j->n_nodes - index - 1;
+    if (!top->brief) {
+        if (top->count <= (top->type == FTI_OBJECT || j->node[newest].type == FTI_OBJECT ? FTI_JSON_MEMBERS
+                           : FTI_JSON_LIST)) return FTUNE_OK;
+        if (s->long_list >= index && s->widest)
+            return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "no long list inside another one");
+        for (int k = 0; k + 1 < s->depth; k++)
+            if (j->node[s->parent[k]].brief)
+                return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "no long list inside another one");
+        top->brief = 1;
+        s->long_list = index;
+    }
+    if (n > s->widest) s->widest = n;
+    j->n_nodes = (int)index + 1;
+    s->last[s->depth - 1] = 0;
+    return fti_json_strings(s, top);
+}
+
+/* A value with all that is in it. */
+static ft_status fti_json_whole_value(fti_json_parser *s)
 {
     ft_status e = fti_json_value(s);
     while (!e && s->depth) {
         fti_json_node *top = &s->j->node[s->parent[s->depth - 1]];
         char close = top->type == FTI_OBJECT ? '}' : ']';
+        if (s->brief && top->count && (e = fti_json_member_end(s, top))) return e;
         fti_json_space(s);
         if (s->p < s->end && *s->p == close) {
             s->p++;
@@ -12358,35 +12442,58 @@ static ft_status fti_json_run(fti_json_parser *s)
         if (top->type == FTI_OBJECT) e = fti_json_read_key(s);
         if (!e) e = fti_json_value(s);
     }
-    if (e) return e;
-    fti_json_space(s);
-    return s->p == s->end ? FTUNE_OK : fti_json_fail(s, FTUNE_ERR_FORMAT, "nothing after the value");
+    return e;
+}
+
+/* s: how many nodes there may be, and whether long lists keep theirs. */
+static ft_status fti_json_run(fti_json *j, fti_json_parser *s, const char *text, size_t n, const char *name,
+                              ft_error *err)
+{
+    ft_status e;
+    memset(j, 0, sizeof *j);
+    j->text = n ? text : "";
+    j->n = n;
+    j->name = name ? name : "JSON";
+    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", j->name);
+    s->j = j;
+    s->err = err;
+    s->p = j->text;
+    s->end = j->text + n;
+    if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s->p += 3;
+    s->cap = s->brief ? 64 : fti_json_bound(s->p, s->end);
+    if (s->cap > s->most) s->cap = s->most;
+    j->node = (fti_json_node *)fti_alloc(s->cap, sizeof *j->node);
+    if (!j->node) return fti_no_memory(err, s->cap * sizeof *j->node);
+    e = fti_json_whole_value(s);
+    if (!e) fti_json_space(s);
+    if (!e && s->p < s->end) e = fti_json_fail(s, FTUNE_ERR_FORMAT, "nothing after the value");
+    if (e) fti_json_free(j);
+    return e;
 }
 
 static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, const char *name, size_t room,
                                        ft_error *err)
 {
     fti_json_parser s;
-    size_t most = room / sizeof *j->node;
-    ft_status e;
-    memset(j, 0, sizeof *j);
     memset(&s, 0, sizeof s);
-    j->text = n ? text : "";
-    j->n = n;
-    j->name = name ? name : "JSON";
-    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", j->name);
-    s.j = j;
-    s.err = err;
-    s.p = j->text;
-    s.end = j->text + n;
-    if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s.p += 3;
-    s.cap = fti_json_bound(s.p, s.end);
-    if (s.cap > most) s.cap = most;
-    j->node = (fti_json_node *)fti_alloc(s.cap, sizeof *j->node);
-    if (!j->node) return fti_no_memory(err, s.cap * sizeof *j->node);
-    e = fti_json_run(&s);
-    if (e) fti_json_free(j);
-    return e;
+    s.most = room / sizeof *j->node;
+    return fti_json_run(j, &s, text, n, name, err);
+}
+
+/* The nodes that are kept never take more than 2 bytes for each byte of text, and 8 KiB. */
+static ft_status fti_json_parse_brief(fti_json *j, const char *text, size_t n, const char *name, ft_error *err)
+{
+    fti_json_parser s;
+    fti_json_node *node;
+    ft_status e;
+    memset(&s, 0, sizeof s);
+    s.brief = 1;
+    s.most = (2 * n + 8192) / sizeof *j->node;
+    if ((e = fti_json_run(j, &s, text, n, name, err))) return e;
+    j->room = j->n_nodes + (int)s.widest;
+    node = (fti_json_node *)FTUNE_REALLOC(j->node, (size_t)j->room * sizeof *node);
+    if (node) j->node = node; else fti_json_free(j);
+    return node ? FTUNE_OK : fti_no_memory(err, (size_t)j->room * sizeof *node);
 }
 
 /* Nodes never take more than 4 bytes for each byte of text, and 1 MiB: a file of commas is refused, not stored. */
@@ -12406,14 +12513,106 @@ static int fti_json_is(const fti_json *j, int node, fti_json_type type)
     return node >= 0 && j->node[node].type == type;
 }
 
+/* The first quote or backslash, eight bytes at once; end: none. */
+FTI_INLINE const char *fti_json_quote(const char *p, const char *end)
+{
+    const uint64_t one = UINT64_C(0x0101010101010101);
+    for (int n = 8; n == 8 && end - p >= 8; p += n) {
+        uint64_t w = fti_read64(p), quote = w ^ one * '"', slash = w ^ one * '\\';
+        n = fti_first_high(((quote - one) & ~quote) | ((slash - one) & ~slash));
+    }
+    while (p < end && *p != '"' && *p != '\\') p++;
+    return p < end ? p : end;
+}
+
+/* Members of long lists, read before: of a string, number or word only the end is looked for. NULL: it is no such, or
+ * somebody writes to the file meanwhile. */
+static const char *fti_json_scalar(const fti_json *j, fti_json_node *n, const char *p)
+{
+    const char *end = j->text + j->n, *from;
+    fti_json_node x = { 0, 0, 0, 0, FTI_NUMBER, 0, 0, 0, 0, 0 };
+    while (p < end && (unsigned char)*p <= ' ') p++;
+    from = p;
+    if (p < end && *p == '"') {
+        x.type = FTI_STRING;
+        for (from = ++p; (p = fti_json_quote(p, end)) < end && *p == '\\'; p += 2) x.escaped = 1;
+    } else if (p < end && *p != '[' && *p != '{') {
+        if (*p > '9') x.type = *p == 'n' ? FTI_NULL : *p == 'f' ? FTI_FALSE : FTI_TRUE;
+        while (p < end && (unsigned char)*p > ' ' && *p != ',' && *p != ']' && *p != '}') p++;
+        if (p == from) return NULL;
+    } else return NULL;
+    if (p >= end) return NULL;
+    x.start = (uint32_t)(from - j->text);
+    x.len = (uint32_t)(p - from);
+    *n = x;
+    return p + (x.type == FTI_STRING);
+}
+
+/* A list of such in brackets. */
+static const char *fti_json_scalars(const fti_json *j, fti_json_node *n, const char *p)
+{
+    const char *end = j->text + j->n, *from;
+    fti_json_node x = { 0, 0, 0, 0, FTI_ARRAY, 0, 0, 0, 0, 0 };
+    int most = j->room - j->n_nodes - 1;
+    while (p < end && (unsigned char)*p <= ' ') p++;
+    for (from = p; p < end && *p == (x.count ? ',' : '['); x.count++) {
+        fti_json_node *last = n + x.count;
+        if ((int)x.count == most || !(p = fti_json_scalar(j, last + 1, p + 1))) return NULL;
+        if (x.count) last->next = (uint32_t)(last + 1 - j->node);
+        while (p < end && (unsigned char)*p <= ' ') p++;
+    }
+    if (p >= end || *p != ']' || p == from) return NULL;
+    x.start = (uint32_t)(from - j->text);
+    x.len = (uint32_t)(++p - from);
+    *n = x;
+    return p;
+}
+
+/* The member that begins at p, into the nodes behind those that are kept. The one after it will be the same node. */
+static int fti_json_again(const fti_json *j, const char *p, int member)
+{
+    fti_json_node *n = j->node + j->n_nodes, key = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 };
+    const char *end = j->text + j->n, *q;
+    if (member) {
+        if (!(p = fti_json_scalar(j, &key, p))) return -1;
+        while (p < end && *p != ':') p++;
+        if (p++ >= end) return -1;
+    }
+    if (!(q = fti_json_scalar(j, n, p)) && !(q = fti_json_scalars(j, n, p))) {
+        fti_json own = *j;
+        fti_json_parser s;
+        s.j = &own;
+        s.p = p;
+        s.end = end;
+        s.cap = s.most = (size_t)j->room;
+        s.depth = s.brief = 0;
+        s.err = NULL;
+        if (fti_json_whole_value(&s)) return -1;
+        q = s.p;
+    }
+    n->member = member & 1;
+    n->key_len = key.len & 0x3FFFFFF;
+    n->key_escaped = key.escaped;
+    while (q < end && (unsigned char)*q <= ' ') q++;
+    n->next = q < end && *q == ',' ? (uint32_t)j->n_nodes : 0;
+    return j->n_nodes;
+}
+
 static int fti_json_child(const fti_json *j, int parent)
 {
-    return parent >= 0 && j->node[parent].count ? parent + 1 : -1;
+    const fti_json_node *x = &j->node[parent < 0 ? 0 : parent];
+    if (parent < 0 || !x->count) return -1;
+    return x->brief ? fti_json_again(j, j->text + x->start + 1, x->type == FTI_OBJECT) : parent + 1;
 }
 
 static int fti_json_next(const fti_json *j, int node)
 {
-    return node >= 0 && j->node[node].next ? (int)j->node[node].next : -1;
+    const fti_json_node *x = &j->node[node < 0 ? 0 : node];
+    const char *p = j->text + x->start + x->len;
+    if (node < 0 || !x->next) return -1;
+    if ((int)x->next != node) return (int)x->next;
+    for (p += x->type == FTI_STRING; p < j->text + j->n && *p != ','; p++) { }
+    return fti_json_again(j, p + 1, x->member);
 }
 
 /* One character of a raw string, its escape undone: bytes written to out. */
@@ -12502,10 +12701,11 @@ static int fti_json_named(const fti_json *j, int node, const char *key)
 static int fti_json_get(const fti_json *j, int object, const char *key)
 {
     int found = -1;
+    uint32_t start = 0;
     if (!fti_json_is(j, object, FTI_OBJECT)) return -1;
     for (int i = fti_json_child(j, object); i >= 0; i = fti_json_next(j, i))
-        if (fti_json_named(j, i, key)) found = i;
-    return found;
+        if (fti_json_named(j, i, key)) { found = i; start = fti_json_key_start(j, i) - 1; }
+    return found >= 0 && j->node[object].brief ? fti_json_again(j, j->text + start, 1) : found;
 }
 
 static ft_text fti_json_text(const fti_json *j, int node, fti_arena *a)
@@ -16838,7 +17038,7 @@ static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const ch
     if (!(c->path = fti_path_join(&tok->arena, dir, "tokenizer_config.json"))) return fti_no_memory(err, strlen(dir));
     if (!fti_file_exists(c->path)) return FTUNE_OK;
     if ((status = fti_file_open(&c->file, c->path, err))) return status;
-    if ((status = fti_json_parse(&c->json, c->file.data, c->file.size, c->path, err))) return status;
+    if ((status = fti_json_parse_brief(&c->json, c->file.data, c->file.size, c->path, err))) return status;
     c->found = 1;
     return FTUNE_OK;
 }
@@ -17189,17 +17389,74 @@ static int fti_room_for(fti_room *r, fti_arena *a, size_t n)
     return (r->p = (char *)fti_arena_alloc(a, r->left)) != NULL;
 }
 
-/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes. */
+/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
+ * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
+typedef struct fti_expected {
+    fti_map at;                                               /* text of an added token -> place in the list */
+    uint8_t begins[256];                                      /* bytes that one begins with */
+    int64_t *id;                                              /* of each: that of the vocabulary, or -1 */
+} fti_expected;
+
+static int fti_added_list(const fti_json *j) { return fti_json_get(j, 0, "added_tokens"); }
+
+static ft_status fti_expected_begin(fti_expected *x, ft_tokenizer *tok, const fti_json *j, ft_error *err)
+{
+    int list = fti_added_list(j), node, k = 0, n = list < 0 ? 0 : (int)j->node[list].count;
+    memset(x, 0, sizeof *x);
+    if (!n) return FTUNE_OK;
+    if (!(x->id = (int64_t *)fti_alloc((size_t)n, sizeof *x->id))) return fti_no_memory(err, (size_t)n * sizeof *x->id);
+    for (node = fti_json_child(j, list); node >= 0; node = fti_json_next(j, node), k++) {
+        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+        x->id[k] = -1;
+        if (!content.p || !fti_map_put(&x->at, content.p, content.n, k)) return fti_no_memory(err, content.n);
+        x->begins[content.n ? (uint8_t)*content.p : 0] = 1;
+    }
+    return FTUNE_OK;
+}
+
+/* A token of the vocabulary. */
+FTI_INLINE void fti_expected_token(fti_expected *x, const char *p, size_t n, int64_t id)
+{
+    int32_t i = x->begins[n ? (uint8_t)*p : 0] ? fti_map_get(&x->at, p, n) : -1;
+    if (i >= 0) x->id[i] = id;
+}
+
+/* count: tokens of the vocabulary. */
+static ft_status fti_expected_end(fti_expected *x, ft_tokenizer *tok, const fti_json *j, uint32_t count,
+                                  ft_status status, ft_error *err)
+{
+    int64_t next = count;
+    int node = x->id ? fti_json_child(j, fti_added_list(j)) : -1, k = 0;
+    for (; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
+        int known = x->id[k] >= 0;
+        if (!known) x->id[k] = next++;
+        if (!known && !fti_push(tok->apart, (int32_t)x->id[k])) status = fti_no_memory(err, sizeof id);
+        else if (id != x->id[k])
+            status = fti_fail(err, FTUNE_ERR_FORMAT,
+                              "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
+                              fti_json_line(j, node), k, (long)x->id[k], known ? "its id in the vocabulary"
+                              : "the next free one", (long)id);
+    }
+    FTUNE_FREE(x->id);
+    fti_map_free(&x->at);
+    return status;
+}
+
+/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes; object 0: it is the whole
+ * file, vocab.json. */
 static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, int spelled, ft_error *err)
 {
     fti_arena keys = { 0 };                                   /* those written with escapes */
     fti_room room = { NULL, 0 };
+    fti_expected added = { 0 };
     int node;
     ft_status status = FTUNE_OK;
     if (!fti_json_is(j, object, FTI_OBJECT))
         return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, "vocab", "an object of tokens and ids", err);
     if (!fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, j->node[object].count);
-    for (node = fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
+    if (object) status = fti_expected_begin(&added, tok, j, err);
+    for (node = status ? -1 : fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
         ft_text key;
         int64_t id = fti_json_whole(j, node);
         if (arrlen(tok->vocab.token) % 1024 == 0) fti_arena_free(&keys);
@@ -17211,12 +17468,13 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
             size_t n = spelled ? fti_spelled(key.p, key.n, room.p) : key.n;
             if (!spelled && n) memcpy(room.p, key.p, n);
             if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)) status = fti_no_memory(err, n);
+            fti_expected_token(&added, key.p, key.n, id);
             room.p += n;
             room.left -= n;
         }
     }
     fti_arena_free(&keys);
-    return status;
+    return fti_expected_end(&added, tok, j, j->node[object].count, status, err);
 }
 
 /* line: of name, or the node of j. */
@@ -17356,6 +17614,8 @@ static ft_status fti_fields_check(const fti_json *j, int object, const char *wha
     char place[128];
     if (!fti_json_is(j, object, FTI_OBJECT))
         return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, what, "an object", err);
+    if (j->node[object].brief)
+        return fti_json_refuse(j, object, FTUNE_ERR_UNSUPPORTED, what, "at most 256 fields", err);
     for (const char *f = fields; *f; f += strspn(f, " ")) {
         size_t n = strcspn(f, ":"), k = 0;
         char kind = f[n + 1], may = f[n + 2], name[32];
@@ -17873,9 +18133,12 @@ static ft_status fti_around_add(ft_tokenizer *tok, int after, int at, int64_t id
 
 static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
 {
-    int node, id, after = 0, at = 0, table = fti_json_get(j, part, "special_tokens");
+    int node, id, after = 0, at = 0, table = fti_json_get(j, part, "special_tokens"), list = fti_json_get(j, part, "single");
+    fti_arena keys = { 0 };                                   /* one at a time, if it is written with escapes */
     ft_status status = FTUNE_OK;
-    node = fti_json_child(j, fti_json_get(j, part, "single"));
+    if (j->node[list].brief)                                  /* the table may be long: one such is read at a time */
+        return fti_json_refuse(j, list, FTUNE_ERR_UNSUPPORTED, "single", "at most 256 steps", err);
+    node = fti_json_child(j, list);
     for (; node >= 0 && !status; node = fti_json_next(j, node)) {
         int special = fti_json_get(j, node, "SpecialToken"), text = fti_json_get(j, node, "Sequence");
         ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
@@ -17887,8 +18150,10 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
             return fti_json_refuse(j, text, FTUNE_ERR_UNSUPPORTED, "single", "the sequence A", err);
         if (text >= 0) { after++; continue; }                 /* the text itself */
         for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
-            ft_text key = fti_json_key(j, id, &tok->arena);
-            if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
+            ft_text key = fti_json_key(j, id, &keys);
+            int found = name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n);
+            fti_arena_free(&keys);
+            if (found) break;
         }
         if (id < 0)
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token",
@@ -17920,52 +18185,6 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
                 status = fti_around_add(tok, k, 0, fti_json_whole(j, fti_json_next(j, pair)), j, node, err);
             }
     }
-    return status;
-}
-
-/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
- * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
-static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-{
-    int vocab = fti_json_get(j, fti_json_get(j, 0, "model"), "vocab"), list = fti_json_get(j, 0, "added_tokens"),
-        node, k = 0;
-    int64_t next = vocab < 0 ? 0 : j->node[vocab].count;
-    fti_map at = { 0 };
-    fti_arena texts = { 0 };
-    int64_t *expected;
-    ft_status status = FTUNE_OK;
-    int n = list < 0 ? 0 : (int)j->node[list].count;
-    if (!n || vocab < 0) return FTUNE_OK;
-    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected)))
-        return fti_no_memory(err, (size_t)n * sizeof *expected);
-    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
-        expected[k] = -1;
-        if (!content.p || !fti_map_put(&at, content.p, content.n, k)) status = fti_no_memory(err, content.n);
-    }
-    for (node = fti_json_child(j, vocab), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        int array = fti_json_is(j, node, FTI_ARRAY);          /* Unigram: [piece, score], the id is the place */
-        ft_text text;
-        int32_t i;
-        if (k % 1024 == 0) fti_arena_free(&texts);
-        text = array ? fti_json_text(j, fti_json_child(j, node), &texts) : fti_json_key(j, node, &texts);
-        i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
-        if (i >= 0) expected[i] = array ? k : fti_json_int(j, node, -1);
-    }
-    for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
-        int known = expected[k] >= 0;
-        if (!known) expected[k] = next++;
-        if (!known && !fti_push(tok->apart, (int32_t)expected[k])) status = fti_no_memory(err, sizeof id);
-        else if (id != expected[k])
-            status = fti_fail(err, FTUNE_ERR_FORMAT,
-                              "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
-                              fti_json_line(j, node), k, (long)expected[k], known ? "its id in the vocabulary"
-                              : "the next free one", (long)id);
-    }
-    FTUNE_FREE(expected);
-    fti_arena_free(&texts);
-    fti_map_free(&at);
     return status;
 }
 
@@ -18017,7 +18236,6 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
     for (; node >= 0 && !status; node = fti_json_next(j, node))
         status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
-    if (!status) status = fti_added_check(tok, j, err);
     if (!status) status = fti_json_model(tok, j, err);
     if (!status) status = fti_added_finish(tok, j->name, err);
     if (!status) status = fti_post_processor(tok, j, err);
@@ -18577,6 +18795,7 @@ FTI_JSON_LOADER(fti_json_unigram)
 {
     int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
     fti_room room = { NULL, 0 };
+    fti_expected added;
     fti_sp *m;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     int32_t id = 0;
@@ -18588,20 +18807,25 @@ FTI_JSON_LOADER(fti_json_unigram)
     m->unknown_score = 0;
     m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score);
     if (!m->score || !fti_fit(tok->vocab.token, m->n)) return fti_no_memory(err, m->n * sizeof(double));
-    for (node = fti_json_child(j, vocab); node >= 0; node = fti_json_next(j, node), id++) {
+    status = fti_expected_begin(&added, tok, j, err);
+    for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
         int text = fti_json_child(j, node), score = fti_json_next(j, text);
         size_t n;
         if (!fti_json_is(j, node, FTI_ARRAY) || j->node[node].count != 2 || !fti_json_is(j, text, FTI_STRING)
-            || !fti_json_is(j, score, FTI_NUMBER))
-            return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
-        if (!fti_room_for(&room, &tok->arena, j->node[text].len)) return fti_no_memory(err, j->node[text].len);
+            || !fti_json_is(j, score, FTI_NUMBER)) {
+            status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
+            break;
+        }
+        if (!fti_room_for(&room, &tok->arena, j->node[text].len)) { status = fti_no_memory(err, 16384); break; }
         n = fti_json_undo_to(room.p, j->text + j->node[text].start, j->node[text].len);
-        if (!fti_vocab_add(&tok->vocab, id, room.p, n)) return fti_no_memory(err, n);
+        if (!fti_vocab_add(&tok->vocab, id, room.p, n)) { status = fti_no_memory(err, n); break; }
+        fti_expected_token(&added, room.p, n, id);
         room.p += n;
         room.left -= n;
         m->score[id + 1] = fti_sp_json_score(j, score);
         if (!id || m->score[id + 1] < m->unknown_score) m->unknown_score = m->score[id + 1];
     }
+    if ((status = fti_expected_end(&added, tok, j, j->node[vocab].count, status, err))) return status;
     m->score[0] = -HUGE_VAL;
     m->unknown_score -= 10;
     status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
@@ -18814,9 +19038,9 @@ static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t s
 {
     fti_json j = { 0 };
     int model;
-    ft_status status = fti_json_parse(&j, data, size, path, err);
+    ft_status status = fti_json_parse_brief(&j, data, size, path, err);
     if (!status) status = fti_no_half(data, data + size, path, err);
-    model = status ? -1 : fti_json_get(&j, 0, "model");
+    model = status || j.node->brief ? -1 : fti_json_get(&j, 0, "model");        /* brief: a vocab.json */
     if (!status && model >= 0 && !fti_json_is(&j, model, FTI_NUMBER))     /* a number: the id of a token "model" */
         status = fti_load_tokenizer_json(tok, &j, dir, err);
     else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
