@@ -940,6 +940,7 @@ typedef struct fti_arena { struct fti_block *top; } fti_arena;
 static void *fti_arena_alloc(fti_arena *a, size_t bytes);                 /* 16-byte aligned, zeroed; NULL: no memory */
 static char *fti_arena_copy(fti_arena *a, const char *p, size_t n);       /* adds a terminating 0 */
 static void  fti_arena_free(fti_arena *a);
+static size_t fti_arena_bytes(const fti_arena *a);                        /* what its blocks take */
 
 /* Growing text. ok turns 0 when memory runs out and stays 0, so a writer checks once at the end. */
 typedef struct fti_buf { char *p; size_t n, cap; int failed; } fti_buf;
@@ -1178,6 +1179,8 @@ typedef struct fti_vocab {
     fti_token *token; size_t n;         /* ascending ids; in most files token[i].id == i */
     fti_bucket  *slot;  size_t cap;       /* bytes -> id */
     uint64_t mix;                       /* of this table alone: no file can be made whose tokens share a slot */
+    uint32_t *order; size_t n_order;    /* instead of the table: places of the tokens in the order of their texts */
+    size_t room; int may_search;        /* bytes the table may take, 0: any number; will a search do instead? */
 } fti_vocab;
 #define FTI_HIDDEN 0x80000000u          /* no piece of text becomes this token as a whole: merging never makes it */
 
@@ -1197,6 +1200,9 @@ typedef struct fti_added_set {
 enum { FTI_LONGEST_TOKEN = 1024 };
 
 typedef struct fti_attribute { char name[32]; int32_t id; } fti_attribute;
+
+/* Room for many small texts, one after the other. */
+typedef struct fti_room { char *p; size_t left; } fti_room;
 
 #define FTI_MAX_AROUND 8
 #define FTI_MEMOS      64
@@ -1218,6 +1224,9 @@ struct ft_tokenizer {
     fti_attribute attribute[16];
     int           n_attributes;
     fti_arena     arena;                /* bytes of tokens */
+    fti_room      text;                 /* for the next of them */
+    size_t        room;                 /* bytes that loading may take: see fti_left */
+    int           terse;                /* BPE: 1: tables as small as they can be, 2: some are left out, too */
     size_t        expressions;          /* bytes of the regular expressions read so far */
     struct fti_memo *memo[FTI_MEMOS];   /* those that no call has at the moment */
 };
@@ -1307,11 +1316,30 @@ static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, siz
     return v->cap ? fti_vocab_slot(v, key, fti_vocab_start(v, fti_vocab_hash(v, key, n)), p, n, mask) : NULL;
 }
 
+static int fti_text_order(const char *p, size_t n, const char *q, size_t k)
+{
+    int c = memcmp(p, q, n < k ? n : k);
+    return c ? c : (n > k) - (n < k);
+}
+
+static int32_t fti_vocab_search(const fti_vocab *v, const char *p, size_t n)
+{
+    size_t lo = 0, hi = v->n_order;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        const fti_token *t = &v->token[v->order[mid]];
+        int c = fti_text_order(t->p, t->len, p, n);
+        if (!c) return t->id;
+        if (c < 0) lo = mid + 1; else hi = mid;
+    }
+    return -1;
+}
+
 /* The id of a token, or -1. */
 static int32_t fti_vocab_find(const struct fti_vocab *v, const char *p, size_t n)
 {
     const fti_bucket *s = n && n < FTI_HIDDEN ? fti_vocab_bucket(v, p, n, ~FTI_HIDDEN) : NULL;
-    return s ? s->id : -1;
+    return s ? s->id : v->order ? fti_vocab_search(v, p, n) : -1;
 }
 
 /* The same for tokens that a piece of text may become as a whole. */
@@ -1352,12 +1380,51 @@ static void fti_vocab_sort(fti_token *t, size_t n)
         }
 }
 
-/* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or
- * the first (2: DeepSeek adds a token that reads as the bytes of another one do). */
-static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
+static int fti_key_order(const void *a, const void *b)
 {
-    enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
-    size_t i, k, n = v->n = (size_t)arrlen(v->token);
+    const fti_token *x = *(const fti_token *const *)a, *y = *(const fti_token *const *)b;
+    int c = fti_text_order(x->p, x->len, y->p, y->len);
+    return c ? c : (x->id > y->id) - (x->id < y->id);
+}
+
+static ft_status fti_same_text(const fti_token *t, const char *name, int32_t id, ft_error *err)
+{
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
+                    t->len < 100 ? (int)t->len : 100, t->p, (int)id, (int)t->id);
+}
+
+static ft_status fti_too_terse(const char *name, size_t n, ft_error *err)
+{
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected fewer tokens in a file of this size, found %lu", name,
+                    (unsigned long)n);
+}
+
+/* v->order, for a file of so few bytes a token that it is not worth a table. Pointers are sorted, and places put where
+ * they were. same_text: see below. */
+static ft_status fti_vocab_order(fti_vocab *v, int same_text, const char *name, ft_error *err)
+{
+    size_t n = (size_t)arrlen(v->token), i, k;
+    const fti_token **key;
+    int was_same = 0;
+    if (v->room && v->room / sizeof *key < n) return fti_too_terse(name, n, err);
+    if (!(key = (const fti_token **)fti_alloc(n + 1, sizeof *key))) return fti_no_memory(err, n * sizeof *key);
+    for (i = k = 0; i < n; i++) if (v->token[i].len) key[k++] = &v->token[i];
+    qsort((void *)key, k, sizeof *key, fti_key_order);
+    v->order = (uint32_t *)(void *)key;
+    for (n = k, i = v->n_order = 0; i < n; i++) {
+        const fti_token *t = key[i], *next = i + 1 < n ? key[i + 1] : NULL;
+        int same = next && next->len == t->len && !memcmp(next->p, t->p, t->len);
+        if (same && !same_text) return fti_same_text(next, name, t->id, err);
+        if (same_text == 2 ? !was_same : !same) v->order[v->n_order++] = (uint32_t)(t - v->token);
+        was_same = same;
+    }
+    return FTUNE_OK;
+}
+
+/* Sort, and refuse ids given twice. */
+static ft_status fti_vocab_sorted(fti_vocab *v, const char *name, ft_error *err)
+{
+    size_t i, k, n = (size_t)arrlen(v->token);
     fti_vocab_sort(v->token, n);
     for (i = k = 0; i < n; i++) {                             /* an added token may also stand in the vocabulary */
         const fti_token *t = &v->token[i], *last = k ? &v->token[k - 1] : NULL;
@@ -1369,9 +1436,28 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
                             (int)t->id);
     }
     if (n) arrsetlen(v->token, k);
-    n = v->n = k;
+    v->n = k;
+    return FTUNE_OK;
+}
+
+/* Sort, and build the table. A text with two ids is an error (same_text 0), keeps the last (1) or the first (2: DeepSeek
+ * adds a token that reads as the bytes of another one do). */
+static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
+{
+    enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
+    ft_status status = fti_vocab_sorted(v, name, err);
+    size_t i, k, n = v->n;
+    if (status) return status;
     FTUNE_FREE(v->slot);
+    v->slot = NULL;
     v->cap = n + n / 5 * 2 + 8;
+    if (v->room && v->cap > v->room / sizeof *v->slot) {
+        v->cap = v->room / sizeof *v->slot;
+        if (v->cap < n + n / 10 + 8) {
+            v->cap = 0;
+            return v->may_search ? fti_vocab_order(v, same_text, name, err) : fti_too_terse(name, n, err);
+        }
+    }
     if (!(v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot)))
         return fti_no_memory(err, v->cap * sizeof *v->slot);
     v->mix = fti_secret(v->slot);
@@ -1386,10 +1472,7 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
         for (; (s = &v->slot[k])->len; k = k + 1 < v->cap ? k + 1 : 0)
             if (s->key == key && s->len == t->len
                 && (t->len <= 8 || fti_same(fti_vocab_at(v, s->id)->p, t->p, t->len))) break;
-        if (s->len && !same_text)
-            return fti_fail(err, FTUNE_ERR_FORMAT,
-                            "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
-                            t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
+        if (s->len && !same_text) return fti_same_text(t, name, s->id, err);
         if (s->len && same_text == 2) continue;
         s->key = key;
         s->id = t->id;
@@ -1402,7 +1485,9 @@ static void fti_vocab_free(fti_vocab *v)
 {
     arrfree(v->token);
     FTUNE_FREE(v->slot);
+    FTUNE_FREE(v->order);
     v->slot = NULL;
+    v->order = NULL;
     v->n = v->cap = 0;
 }
 
@@ -3442,6 +3527,62 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     FTUNE_FREE(tok);
 }
 
+/* Up to n bytes at tok->text.p; the caller moves p and left on by what it used. False: no memory. */
+static int fti_text_room(ft_tokenizer *tok, size_t n)
+{
+    fti_room *r = &tok->text;
+    if (r->left >= n) return 1;
+    r->left = n > 8192 ? n : 8192;
+    return (r->p = (char *)fti_arena_alloc(&tok->arena, r->left)) != NULL;
+}
+
+static const char *fti_text_copy(ft_tokenizer *tok, const char *p, size_t n)
+{
+    if (!fti_text_room(tok, n + 1)) return NULL;             /* with nothing in it there is still a place */
+    memcpy(tok->text.p, p, n);
+    tok->text.p += n;
+    tok->text.left -= n;
+    return tok->text.p - n;
+}
+
+/* While it is read a file takes 4 bytes for each of its own and 1 MiB at most: so many are left, besides more, which will
+ * be needed later. Where a file says much in few bytes, tables become smaller, or it is refused. What is not counted here
+ * is taken from tok->room. */
+static size_t fti_left(const ft_tokenizer *tok, size_t more)
+{
+    size_t held = more + sizeof *tok + 8192 + fti_arena_bytes(&tok->arena) + tok->expressions
+        + arrcap(tok->vocab.token) * sizeof *tok->vocab.token + tok->vocab.cap * sizeof *tok->vocab.slot
+        + (arrcap(tok->raw.at) + arrcap(tok->normal.at)) * sizeof *tok->raw.at
+        + (arrcap(tok->special) + arrcap(tok->apart)) * sizeof *tok->special;
+    return !tok->room ? SIZE_MAX / 2 : tok->room > held ? tok->room - held : 0;
+}
+
+static void fti_spend(ft_tokenizer *tok, size_t bytes)
+{
+    if (tok->room) tok->room = tok->room > bytes ? tok->room - bytes : 1;
+}
+
+/* Before fti_vocab_finish: the table may take what is left, and if that is little a search has to do. */
+static void fti_vocab_room(ft_tokenizer *tok, size_t more)
+{
+    tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
+    tok->vocab.may_search = 1;
+}
+
+/* The same for BPE over bytes, whose tables are many. symbols: how many arrays of as many numbers as there are tokens
+ * or, joins, merges it takes. */
+static void fti_bpe_room(ft_tokenizer *tok, size_t merges, int joins)
+{
+    size_t n = arrlenu(tok->vocab.token), slot = sizeof *tok->vocab.slot;
+    size_t more = 65536 * 6 + 16384 * 8 - 65536 * 2 + 1536 * 8 + 4096 + (2 * n + 256 + (joins ? merges : 0)) * 4;
+    size_t faster = 65536 * 8 + FTI_TOGETHER_WORDS * 8, left = fti_left(tok, more);
+    size_t wide = merges + merges / 4 + 8, tight = merges + merges / 10 + 8;
+    tok->terse = left >= (n + n / 5 * 2 + 8) * slot + wide * 8 + faster ? 0
+        : left >= (n + n / 10 + 8) * slot + tight * 8 + faster ? 1 : 2;
+    more += (tok->terse ? tight : wide) * 8 + (tok->terse < 2 ? faster : 0);
+    tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
+}
+
 /* An added token: into its set and into the vocabulary. content is copied. */
 static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, int special, int single_word,
                                int lstrip, int rstrip,
@@ -3449,8 +3590,12 @@ static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, i
 {
     fti_added a = { NULL, (uint32_t)content.n, id, (uint8_t)special, (uint8_t)single_word, (uint8_t)lstrip,
         (uint8_t)rstrip, (uint8_t)normalized };
+    const fti_added_set *set = normalized ? &tok->normal : &tok->raw;
+    size_t n = arrlenu(set->at);
     if (!content.n) return FTUNE_OK;
-    if (!(a.p = fti_arena_copy(&tok->arena, content.p, content.n))
+    if (n == arrcap(set->at) && fti_left(tok, 0) / (3 * sizeof a) < n)         /* it doubles, and moves */
+        return fti_too_terse("added tokens", n, err);
+    if (!(a.p = fti_text_copy(tok, content.p, content.n))
         || !(normalized ? fti_push(tok->normal.at, a) : fti_push(tok->raw.at, a))
         || (special && !fti_push(tok->special, id)) || !fti_vocab_add(&tok->vocab, id, a.p, a.n))
         return fti_no_memory(err, content.n);
@@ -3476,6 +3621,7 @@ static int fti_added_apart(ft_tokenizer *tok, int32_t least)
     const fti_added_set *sets[2];
     sets[0] = &tok->raw;
     sets[1] = &tok->normal;
+    if (!fti_fit(tok->apart, arrlenu(tok->raw.at) + arrlenu(tok->normal.at))) return 0;
     for (int i = 0; i < 2; i++)
         for (ptrdiff_t k = 0; k < arrlen(sets[i]->at); k++)
             if (sets[i]->at[k].id >= least && !fti_push(tok->apart, sets[i]->at[k].id)) return 0;
@@ -3530,9 +3676,10 @@ static ft_status fti_bpe_limits(size_t tokens, size_t merges, const char *name, 
                     FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES, (unsigned long)tokens, (unsigned long)merges);
 }
 
-/* NULL: no memory. */
-static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
+/* terse: see ft_tokenizer; chars: symbols are never bytes, but 0 may be one without any pair. NULL: no memory. */
+static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges, int terse, int chars)
 {
+    size_t pairs = chars ? 1 : 65536;
     fti_bpe *b = (fti_bpe *)fti_calloc(1, sizeof *b);
     uint32_t i;
     if (!b) return NULL;
@@ -3540,24 +3687,24 @@ static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
     b->n_merges = n_merges;
     b->form = -1;
     b->mix = fti_secret(b);
-    b->pair_cap = (size_t)n_merges + n_merges / 4 + 8;
-    b->byte_pair = (uint16_t *)fti_alloc(65536, sizeof *b->byte_pair);
+    b->pair_cap = (size_t)n_merges + n_merges / (terse ? 10 : 4) + 8;
+    b->byte_pair = (uint16_t *)fti_alloc(pairs, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
     b->pair_bits = (uint64_t *)fti_calloc(16384, sizeof *b->pair_bits);
-    b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
-    b->over = (uint16_t *)fti_alloc(65536, sizeof *b->over);
+    if (terse < 2 && !chars) b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
+    b->over = (uint16_t *)fti_alloc(pairs, sizeof *b->over);
     b->over_bits = (uint64_t *)fti_calloc(1024, sizeof *b->over_bits);
     b->over_three = (uint64_t *)fti_calloc(512, sizeof *b->over_three);
     b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
-    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->over_three
-        || !b->id) {
+    if (!b->byte_pair || !b->pair || !b->pair_bits || (terse < 2 && !chars && !b->edge) || !b->over || !b->over_bits
+        || !b->over_three || !b->id) {
         fti_bpe_free(b);
         return NULL;
     }
     b->asked = 8;                                             /* up to there a look-up is quick */
-    memset(b->over, 0xFF, 65536 * sizeof *b->over);
-    for (i = 0; i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
-    memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
+    memset(b->over, 0xFF, pairs * sizeof *b->over);
+    for (i = 0; b->edge && i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
+    memset(b->byte_pair, 0xFF, pairs * sizeof *b->byte_pair);
     memset(b->id, 0xFF, n_symbols * sizeof *b->id);
     return b;
 }
@@ -3643,7 +3790,7 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
     size_t i;
     if (fti_bpe_limits(v->n, n, name, err)) return FTUNE_ERR_UNSUPPORTED;
     tok->family = &fti_family_bpe;
-    tok->model = b = fti_bpe_new(256 + (uint32_t)v->n, (uint32_t)n);
+    tok->model = b = fti_bpe_new(256 + (uint32_t)v->n, (uint32_t)n, tok->terse, 0);
     if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol))
         || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
         return fti_no_memory(err, n * sizeof *b->join);
@@ -3736,7 +3883,7 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
     b->whole = whole;
     if (whole || m->improper) b->asked = INT32_MAX;
     fti_bpe_finish(tok, b);
-    return m->improper || fti_bpe_chars(tok, b, m->symbol);
+    return m->improper || tok->terse > 1 || fti_bpe_chars(tok, b, m->symbol);
 }
 
 static void fti_merges_free(fti_merges *m)
@@ -11859,7 +12006,7 @@ static void *fti_arena_alloc(fti_arena *a, size_t bytes)
     if (bytes > SIZE_MAX / 4) return NULL;
     bytes = (bytes + 15) & ~(size_t)15;
     if (!b || b->size - b->used < bytes) {
-        size = step < 262144 ? 2 * step : step;            /* 1, 2, 4 ... 256 KiB: little waste, few blocks */
+        size = step < 65536 ? 2 * step : step;             /* 1, 2, 4 ... 64 KiB: little waste, few blocks */
         if (size < bytes) size = bytes; else step = size;
         b = (struct fti_block *)FTUNE_MALLOC(sizeof *b + size);
         if (!b) return NULL;
@@ -11878,6 +12025,13 @@ static char *fti_arena_copy(fti_arena *a, const char *p, size_t n)
     char *copy = n < SIZE_MAX ? (char *)fti_arena_alloc(a, n + 1) : NULL;
     if (copy && n) memcpy(copy, p, n);
     return copy;
+}
+
+static size_t fti_arena_bytes(const fti_arena *a)
+{
+    size_t n = 0;
+    for (const struct fti_block *b = a->top; b; b = b->below) n += sizeof *b + b->size;
+    return n;
 }
 
 static void fti_arena_free(fti_arena *a)
@@ -15702,10 +15856,14 @@ static void fti_steps_free(ft_tokenizer *tok)
  * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
  * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
  *   unit  base << 8 | the byte that leads here, or FTI_TRIE_EMPTY, which is no byte of UTF-8
- *   id    of the string that ends here, or -1 */
+ *   id    of the string that ends here, or -1
+ * A node for each last byte may be more than the file is worth (DESIGN: 4 bytes for each of its own). Then, where only one
+ * string goes on, it is a tail: the slot of its next byte is byte << 8 | FTI_TRIE_TAIL with the string's id, and the text
+ * has to go on as the string does. */
 typedef struct fti_branch { uint32_t unit; int32_t id; } fti_branch;
-typedef struct fti_trie { fti_branch *slot; size_t n, room, longest; uint32_t root; } fti_trie;
-enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_MOST = 1 << 23 };
+typedef struct fti_trie { fti_branch *slot; size_t n, room, most, longest; uint32_t root; int tails, full; } fti_trie;
+/* most: slots it may have, old ones counted while they move; full: it wanted more */
+enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_TAIL = 0xFF, FTI_TRIE_MOST = 1 << 23 };
 
 /* From the node with this base over byte c: true and the new base, and the id of the string so far or -1. */
 FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *id)
@@ -15717,19 +15875,19 @@ FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c,
     return 1;
 }
 
+/* Where the step over the next byte, p[at], failed: the string that goes on alone there, if p[n] has it all; or NULL. */
+FTI_INLINE const fti_token *fti_trie_tail(const fti_branch *s, const fti_vocab *v, const char *p, size_t at, size_t n)
+{
+    const fti_token *t;
+    if (s->unit != ((uint32_t)(unsigned char)p[at] << 8 | FTI_TRIE_TAIL)) return NULL;
+    t = fti_vocab_at(v, s->id);
+    return t->len <= n && !memcmp(t->p + at, p + at, t->len - at) ? t : NULL;
+}
+
 static void fti_trie_free(fti_trie *t)
 {
     FTUNE_FREE(t->slot);
     t->slot = NULL;
-}
-
-static int fti_key_order(const void *a, const void *b)
-{
-    const fti_token *x = *(const fti_token *const *)a, *y = *(const fti_token *const *)b;
-    int c = memcmp(x->p, y->p, x->len < y->len ? x->len : y->len);
-    if (c) return c;
-    if (x->len != y->len) return x->len < y->len ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
 }
 
 /* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
@@ -15739,7 +15897,9 @@ enum { FTI_TRIE_WINDOW = 24 };
 
 static int fti_trie_room(fti_trie *t, size_t room)
 {
-    fti_branch *slot = (fti_branch *)FTUNE_REALLOC(t->slot, room * sizeof *slot);
+    fti_branch *slot = NULL;
+    if (room + t->room > t->most) t->full = 1;
+    else slot = (fti_branch *)FTUNE_REALLOC(t->slot, room * sizeof *slot);
     if (slot) t->slot = slot;
     t->room = slot ? room : t->room;
     return slot != NULL;
@@ -15793,28 +15953,42 @@ static uint32_t fti_trie_place(fti_trie *t, fti_trie_block *blocks, const unsign
     return base;
 }
 
-/* Build from tokens, which are sorted here; of equal texts the last id counts. Block 0 stays empty: base 0 is none. */
-static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys)
+/* Build from tokens, which are sorted here; of equal texts the last id counts. Block 0 stays empty: base 0 is none.
+ * eighths: so many more slots than nodes, at the beginning. */
+static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys, size_t eighths)
 {
     typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
     fti_trie_block blocks[FTI_TRIE_WINDOW];
     range *stack = NULL, r = { 0, n_keys, 0, 0 };
+    size_t nodes = 0, fewer = 0;
     int ok;
-    memset(t, 0, sizeof *t);
     qsort(keys, n_keys, sizeof *keys, fti_key_order);
-    for (size_t i = 0, nodes = 512; i <= n_keys; i++) {     /* so many nodes, and some gaps: room at once */
-        size_t same = 0;
-        if (i == n_keys) { if (!fti_trie_room(t, nodes + nodes / 256 + 256)) return 0; break; }
-        while (i && same < keys[i - 1]->len && same < keys[i]->len && keys[i]->p[same] == keys[i - 1]->p[same]) same++;
-        nodes += keys[i]->len - same;
-        if (keys[i]->len > t->longest) t->longest = keys[i]->len;
+    for (size_t i = 0, last = 0; i < n_keys; i++) {         /* so many nodes, and some gaps: room at once */
+        size_t same = 0, len = keys[i]->len, own;           /* bytes it shares with the next one, and branches off at */
+        while (i + 1 < n_keys && same < len && same < keys[i + 1]->len
+               && keys[i]->p[same] == keys[i + 1]->p[same]) same++;
+        own = (last > same ? last : same) + 1;
+        nodes += len - last;
+        fewer += (own < len ? own : len) - last;
+        if (len > t->longest) t->longest = len;
+        last = same;
     }
+    nodes += 768 + nodes / 256;
+    fewer += 768 + fewer / 256;
+    if (t->tails) fewer += fewer / 8 * eighths; else nodes += nodes / 8 * eighths;
+    if (nodes > t->most) t->tails = 1;
+    if (!fti_trie_room(t, t->tails ? fewer : nodes)) return 0;
     ok = fti_trie_grow(t, blocks) && fti_trie_grow(t, blocks) && fti_push(stack, r);
     while (ok && arrlen(stack)) {
         unsigned char label[256];
         size_t begin[257];
         int n = 0;
         r = arrpop(stack);
+        if (t->tails && r.hi - r.lo == 1 && r.depth && keys[r.lo]->len > r.depth) {
+            t->slot[r.slot].unit = t->slot[r.slot].unit << 8 | FTI_TRIE_TAIL;
+            t->slot[r.slot].id = keys[r.lo]->id;
+            continue;
+        }
         while (r.lo < r.hi && keys[r.lo]->len == r.depth) t->slot[r.slot].id = keys[r.lo++]->id;
         for (size_t i = r.lo; i < r.hi; i++) {
             unsigned char c = (unsigned char)keys[i]->p[r.depth];
@@ -15837,17 +16011,24 @@ static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys)
 }
 
 /* The tree over the tokens that this is true of; with none its root is 0. */
-static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id))
+static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id), size_t most)
 {
     const fti_vocab *v = &tok->vocab;
     const fti_token **keys;
-    size_t n = 0, i;
-    int ok = 1;
+    size_t n = 0, i, eighths = 0;
+    int ok, tails;
     for (i = 0; i < v->n; i++) n += v->token[i].len && v->token[i].id < FTI_TRIE_MOST && wanted(tok, v->token[i].id);
     if (!(keys = (const fti_token **)fti_alloc(n + 1, sizeof *keys))) return 0;
     for (i = n = 0; i < v->n; i++)
         if (v->token[i].len && v->token[i].id < FTI_TRIE_MOST && wanted(tok, v->token[i].id)) keys[n++] = &v->token[i];
-    ok = fti_trie_build(t, keys, n);
+    t->most = most / sizeof *t->slot;
+    do {                                                    /* full: it had more gaps; begin anew with room for them */
+        tails = t->tails;
+        fti_trie_free(t);
+        t->n = t->room = t->longest = t->root = t->full = 0;
+        ok = fti_trie_build(t, keys, n, eighths);
+        eighths = t->tails > tails ? 1 : eighths + 1;
+    } while (!ok && t->full && eighths < 16 && t->room);
     FTUNE_FREE((void *)keys);
     return ok;
 }
@@ -15864,6 +16045,7 @@ typedef struct fti_sp_rules {
 } fti_sp_rules;
 
 typedef struct fti_sp {
+    const fti_vocab *vocab;
     int unigram, json, words;           /* words: WordLevel, a piece of text is a token or unknown */
     int control;                        /* control tokens are pieces, too */
     struct fti_sp *parsing;             /* this one with control tokens, if it has some: most is shared; or NULL */
@@ -15896,12 +16078,16 @@ typedef struct fti_sp {
 static size_t fti_sp_user(const fti_sp *m, const fti_sp_rules *s, const char *p, size_t n, int32_t *id)
 {
     uint32_t base = m->user.root;
-    size_t found = 0;
+    size_t found = 0, i;
     int32_t value;
+    const fti_token *t;
     if (!m->user.root || s == &m->out) return 0;
-    for (size_t i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
+    for (i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
         if (value >= 0) { found = i + 1; *id = value; }
-    return found;
+    t = i < n ? fti_trie_tail(&m->user.slot[base ^ (unsigned char)p[i]], m->vocab, p, i, n) : NULL;
+    if (!t) return found;
+    *id = t->id;
+    return t->len;
 }
 
 /* One character or match of the text, rewritten: text[i, i + length) -> to. Spaces become U+2581; a space after a space
@@ -16227,14 +16413,16 @@ static void fti_sp_backtrack_links(fti_sp_run *r, fti_sp_window *w, size_t end)
 }
 
 /* The pieces that begin at p, and the character of len bytes itself when it is no piece. Returns where the longest one
- * ends. Where no piece ends the score is that of none, which is never better. */
+ * ends. Where no piece ends the score is that of none, which is never better. tails: the tree has such. */
 FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node *node, const unsigned char *p, size_t len,
-                                                    const unsigned char *end, int json)
+                                                    const unsigned char *end, int json, int tails)
 {
     const fti_branch *slot = m->pieces.slot;
     const double *score = m->score + 1, till = node->score, unknown = m->unknown_score;
-    const unsigned char *reach = p + len, *stop = p + len;
+    const unsigned char *from = p, *reach = p + len, *stop = p + len;
     const uint64_t byte = (uint64_t)1 << 32;
+    const fti_token *tail = NULL;
+    fti_sp_node *first = node;
     uint32_t at, state = m->pieces.root;
     uint64_t length = len * byte;
     for (at = 0; p < stop; p++) {
@@ -16242,10 +16430,14 @@ FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node
         if ((slot[at].unit & 0xFF) != *p) break;
         state = slot[at].unit >> 8;
     }
+    if (tails && p < stop)
+        tail = fti_trie_tail(slot + at, m->vocab, (const char *)from, (size_t)(p - from), (size_t)(end - from));
     node += len;
-    if (p == stop && score[slot[at].id] > -HUGE_VAL) fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
+    if ((p == stop || (tail && tail->len == len)) && score[slot[at].id] > -HUGE_VAL)
+        fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
     else fti_sp_reach(node, json ? unknown + till : (double)((float)unknown + (float)till), length, json);
-    for (; p < end; reach = slot[at].id >= 0 ? p : reach) {
+    if (tails && p < stop && (!tail || tail->len <= len)) return reach;
+    for (; !tail && p < end; reach = slot[at].id >= 0 ? p : reach) {
         at = state ^ *p;
         if ((slot[at].unit & 0xFF) != *p) break;
         state = slot[at].unit >> 8;
@@ -16253,7 +16445,12 @@ FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node
         p++;
         fti_sp_reach(++node, score[slot[at].id] + till, length | at, json);
     }
-    return reach;
+    if (!tails) return reach;
+    if (!tail && p < end)
+        tail = fti_trie_tail(slot + at, m->vocab, (const char *)from, (size_t)(p - from), (size_t)(end - from));
+    if (!tail) return reach;
+    fti_sp_reach(first + tail->len, score[slot[at].id] + till, tail->len * byte | at, json);
+    return from + tail->len;
 }
 
 /* What lies before byte end is decided: put it, and move on. */
@@ -16271,7 +16468,7 @@ FTI_INLINE void fti_sp_unigram_put(fti_sp_run *r, fti_sp_window *w, size_t zero,
 
 /* A place that no piece crosses is on every path, so everything before it is decided and may be put. It keeps its score,
  * for the sums of the original go on. */
-FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
+FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json, int tails)
 {
     const unsigned char *text = (const unsigned char *)r->p, *p = text, *end = p + r->n, *reach = p, *zero = p, *q;
     size_t len, ahead = r->m->pieces.longest + 4;
@@ -16296,7 +16493,7 @@ FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
             }
             if (!fti_sp_window_fit(&w, (size_t)(p - zero) + more)) break;
         }
-        q = fti_sp_unigram_from(r->m, w.node + (p - zero), p, len, end, json);
+        q = fti_sp_unigram_from(r->m, w.node + (p - zero), p, len, end, json, tails);
         if (q > reach) reach = q;
     }
     if (p >= end) fti_sp_unigram_put(r, &w, (size_t)(zero - text), r->n);
@@ -16305,7 +16502,11 @@ FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
     return p >= end;
 }
 
-static int fti_sp_unigram(fti_sp_run *r) { return r->m->json ? fti_sp_unigram_as(r, 1) : fti_sp_unigram_as(r, 0); }
+static int fti_sp_unigram(fti_sp_run *r)
+{
+    if (r->m->pieces.tails) return fti_sp_unigram_as(r, r->m->json, 1);
+    return r->m->json ? fti_sp_unigram_as(r, 1, 0) : fti_sp_unigram_as(r, 0, 0);
+}
 
 /* ---- BPE over characters ---- */
 
@@ -16852,6 +17053,7 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
     if (!m) return NULL;
     tok->family = &fti_family_sp;
     tok->model = m;
+    m->vocab = &tok->vocab;
     m->unk = -1;
     m->in.space = m->out.space = "\xE2\x96\x81";
     m->prefix = m->suffix = ft_text_of("");
@@ -17039,6 +17241,8 @@ static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const ch
     if (!fti_file_exists(c->path)) return FTUNE_OK;
     if ((status = fti_file_open(&c->file, c->path, err))) return status;
     if ((status = fti_json_parse_brief(&c->json, c->file.data, c->file.size, c->path, err))) return status;
+    tok->room += 4 * c->file.size;
+    fti_spend(tok, (size_t)c->json.room * sizeof *c->json.node);
     c->found = 1;
     return FTUNE_OK;
 }
@@ -17057,7 +17261,9 @@ static int fti_flag(const fti_json *j, int node, const char *name, int otherwise
 static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, int64_t id, int all_special,
                                 ft_error *err)
 {
-    ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+    int text = fti_json_get(j, node, "content");
+    ft_text content = fti_json_text(j, text, &tok->arena);
+    if (!content.p && fti_json_is(j, text, FTI_STRING)) return fti_no_memory(err, j->node[text].len);
     if (!content.p || !content.n || id < 0 || id >= INT32_MAX)
         return fti_fail(err, FTUNE_ERR_FORMAT,
                         "%s: line %d: expected an added token with content and an id below 2147483647, found %s",
@@ -17071,15 +17277,22 @@ static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, 
 static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err)
 {
     int node = c->found ? fti_json_get(&c->json, 0, "added_tokens_decoder") : -1;
+    size_t count = node < 0 ? 0 : c->json.node[node].count;
+    fti_arena keys = { 0 };
     ft_status status = FTUNE_OK;
+    if (fti_left(tok, 0) / 64 < count) return fti_too_terse(c->path, count, err);
+    if (!fti_fit(tok->vocab.token, count) || !fti_fit(tok->raw.at, count) || !fti_fit(tok->special, count))
+        return fti_no_memory(err, count);
     for (*n = 0, node = fti_json_child(&c->json, node); node >= 0 && !status; node = fti_json_next(&c->json, node),
          ++*n) {
-        ft_text key = fti_json_key(&c->json, node, &tok->arena);
+        ft_text key = fti_json_key(&c->json, node, &keys);
         int64_t id = 0;
         size_t i;
         for (i = 0; i < key.n && key.p[i] >= '0' && key.p[i] <= '9' && id < INT32_MAX; i++) id = id * 10
             + (key.p[i] - '0');
-        status = fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
+        status = !key.p ? fti_no_memory(err, sizeof id)
+            : fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
+        fti_arena_free(&keys);
     }
     return status;
 }
@@ -17255,7 +17468,7 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
 static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
 {
     fti_vocab *v = &tok->vocab;
-    fti_bpe *b = fti_bpe_new(n_ranks, n_ranks - 256);
+    fti_bpe *b = fti_bpe_new(n_ranks, n_ranks - 256, tok->terse, 0);
     uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
     size_t i;
     int ok;
@@ -17276,7 +17489,7 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
         symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
         b->id[symbol[i]] = t->id;
     }
-    ok = fti_rank_pairs(b, v, symbol) && fti_bpe_chars(tok, b, symbol);
+    ok = fti_rank_pairs(b, v, symbol) && (tok->terse > 1 || fti_bpe_chars(tok, b, symbol));
     if (b->late) b->asked = INT32_MAX;
     fti_bpe_finish(tok, b);
     FTUNE_FREE(symbol);
@@ -17327,6 +17540,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
         if ((space = (const char *)memchr(p, ' ', (size_t)(stop - p))) != NULL) n_bytes += (size_t)(space - p) / 4 * 3;
         p = stop + (stop < end);
     }
+    if (fti_left(tok, n_bytes) / sizeof *tok->vocab.token < lines + 512) return fti_too_terse(name, lines, err);
     bytes = (char *)fti_arena_alloc(&tok->arena, n_bytes + 1);
     if (!bytes || !fti_fit(tok->vocab.token, lines + 512)) return fti_no_memory(err, size);
     for (p = data, line = 1; p < end; line++)
@@ -17346,6 +17560,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
     if (!status) status = fti_config_added(tok, &config, 1, &n_added, err);
     if (!status && !n_added && known) status = fti_known_special(tok, known, err);
     if (!status && !fti_added_apart(tok, 0)) status = fti_no_memory(err, n_ranks);
+    if (!status) fti_bpe_room(tok, n_ranks - 256, 0);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, name, err);
     for (line = 0; line < 256 && !status; line++) {
         char byte = (char)line;
@@ -17378,15 +17593,6 @@ static size_t fti_spelled(const char *p, size_t n, char *out)
         q += len;
     }
     return k;
-}
-
-/* Room for up to n bytes of one of many small texts; the caller moves p and left on by what it used. */
-typedef struct fti_room { char *p; size_t left; } fti_room;
-static int fti_room_for(fti_room *r, fti_arena *a, size_t n)
-{
-    if (r->left >= n) return 1;
-    r->left = n > 16384 ? n : 16384;
-    return (r->p = (char *)fti_arena_alloc(a, r->left)) != NULL;
 }
 
 /* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
@@ -17448,12 +17654,13 @@ static ft_status fti_expected_end(fti_expected *x, ft_tokenizer *tok, const fti_
 static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, int spelled, ft_error *err)
 {
     fti_arena keys = { 0 };                                   /* those written with escapes */
-    fti_room room = { NULL, 0 };
     fti_expected added = { 0 };
     int node;
     ft_status status = FTUNE_OK;
     if (!fti_json_is(j, object, FTI_OBJECT))
         return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, "vocab", "an object of tokens and ids", err);
+    if (fti_left(tok, 0) / sizeof *tok->vocab.token < j->node[object].count)
+        return fti_too_terse(j->name, j->node[object].count, err);
     if (!fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, j->node[object].count);
     if (object) status = fti_expected_begin(&added, tok, j, err);
     for (node = status ? -1 : fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
@@ -17461,16 +17668,17 @@ static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object
         int64_t id = fti_json_whole(j, node);
         if (arrlen(tok->vocab.token) % 1024 == 0) fti_arena_free(&keys);
         key = fti_json_key(j, node, &keys);
-        if (!key.p || !fti_room_for(&room, &tok->arena, key.n)) status = fti_no_memory(err, j->node[node].key_len);
+        if (!key.p || !fti_text_room(tok, key.n)) status = fti_no_memory(err, j->node[node].key_len);
         else if (id < 0 || id >= INT32_MAX)
             status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "an id from 0 to 2147483646", err);
         else {
-            size_t n = spelled ? fti_spelled(key.p, key.n, room.p) : key.n;
-            if (!spelled && n) memcpy(room.p, key.p, n);
-            if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)) status = fti_no_memory(err, n);
+            char *p = tok->text.p;
+            size_t n = spelled ? fti_spelled(key.p, key.n, p) : key.n;
+            if (!spelled && n) memcpy(p, key.p, n);
+            if (!fti_vocab_add(&tok->vocab, (int32_t)id, p, n)) status = fti_no_memory(err, n);
             fti_expected_token(&added, key.p, key.n, id);
-            room.p += n;
-            room.left -= n;
+            tok->text.p += n;
+            tok->text.left -= n;
         }
     }
     fti_arena_free(&keys);
@@ -18009,6 +18217,7 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
     fti_bpe *b;
     ft_status status;
     status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
+    if (!status) fti_bpe_room(tok, j->node[fti_json_get(j, model, "merges")].count, 1);
     if (!status) status = fti_vocab_finish(&tok->vocab, 2, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
     if (!status) status = fti_json_normalizer(tok, j, err);
@@ -18026,16 +18235,24 @@ static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *er
     return fti_bpe_pre_tokenizer(tok, j, err);
 }
 
+/* Lines with two characters or more. */
+static size_t fti_merge_lines(const char *p, size_t size)
+{
+    const char *end = p + size, *stop;
+    size_t lines = 1;
+    for (; p < end && (stop = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p = stop + 1)
+        lines += stop - p > 1;
+    return lines;
+}
+
 /* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
 static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t size, const char *name, ft_error *err)
 {
     const char *p = data, *end = data + size;
     fti_merges m = { 0 };
     ft_status status;
-    size_t lines = 0;
     int line = 0;
-    for (; p < end && (p = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p++) lines++;
-    status = fti_merges_begin(tok, &m, lines + 1, name, err);
+    status = fti_merges_begin(tok, &m, fti_merge_lines(data, size), name, err);
     for (p = data; p < end && !status; line++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *q;
         ft_text left = { p, 0 }, right = { NULL, 0 };
@@ -18098,8 +18315,12 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     if (!status) status = fti_config_added(tok, &config, 0, &n_added, err);
     if (!status && !n_added && known) status = fti_known_special(tok, known, err);
     if (!status && !fti_added_apart(tok, last + 1)) status = fti_no_memory(err, sizeof last);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_file_open(&merges, path, err);
+    if (!status) {
+        tok->room += 4 * merges.size;
+        fti_bpe_room(tok, fti_merge_lines(merges.data, merges.size), 1);
+        status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    }
     if (!status) status = fti_load_merges(tok, merges.data, merges.size, path, err);
     if (!status) {
         fti_bpe *b = (fti_bpe *)tok->model;
@@ -18153,6 +18374,7 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
             ft_text key = fti_json_key(j, id, &keys);
             int found = name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n);
             fti_arena_free(&keys);
+            if (!key.p) return fti_no_memory(err, j->node[id].key_len);
             if (found) break;
         }
         if (id < 0)
@@ -18249,25 +18471,32 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
 
 /* ---- WordPiece: vocab.txt, tokenizer.json ------------------------------------------------------------------------ */
 
-/* The tokens that tokenizer_config.json added, by their text. */
-static int fti_added_map(const ft_tokenizer *tok, fti_map *m)
+/* A token of vocab.txt or a .model. One that tokenizer_config.json added stands in the vocabulary already, where v->order
+ * finds it, and has to agree. */
+static ft_status fti_model_token(ft_tokenizer *tok, int32_t id, ft_text t, int control, const char *name, ft_error *err)
 {
-    for (ptrdiff_t i = 0; i < arrlen(tok->vocab.token); i++)
-        if (!fti_map_put(m, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
-    return 1;
-}
-
-/* A token of vocab.txt or a .model. One that was added stands in the vocabulary already, and has to agree. */
-static ft_status fti_model_token(ft_tokenizer *tok, const fti_map *added, int32_t id, ft_text t, int control,
-                                 const char *name, ft_error *err)
-{
-    int32_t known = fti_map_get(added, t.p, t.n);
+    int32_t known = fti_vocab_search(&tok->vocab, t.p, t.n);
     if (t.n >= FTI_HIDDEN || (known >= 0 && known != id))
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %d", name,
                         fti_most(t.n), t.p, (int)known, (int)id);
     if (known >= 0) return FTUNE_OK;
     if (control) return fti_added_add(tok, t, id, 1, 0, 0, 0, 0, err);
-    return fti_vocab_add(&tok->vocab, id, t.p, t.n) ? FTUNE_OK : fti_no_memory(err, t.n);
+    t.p = fti_text_copy(tok, t.p, t.n);
+    return t.p && fti_vocab_add(&tok->vocab, id, t.p, t.n) ? FTUNE_OK : fti_no_memory(err, t.n);
+}
+
+/* Before the first such token, and after the last. */
+static ft_status fti_model_begin(ft_tokenizer *tok, size_t n, const char *name, ft_error *err)
+{
+    if (fti_left(tok, arrlenu(tok->vocab.token) * sizeof(char *)) / sizeof *tok->vocab.token < n)
+        return fti_too_terse(name, n, err);
+    return fti_fit(tok->vocab.token, n) ? fti_vocab_order(&tok->vocab, 1, name, err) : fti_no_memory(err, n);
+}
+
+static void fti_model_end(ft_tokenizer *tok)
+{
+    FTUNE_FREE(tok->vocab.order);
+    tok->vocab.order = NULL;
 }
 
 static void fti_wp_note(fti_wordpiece *w, int inside, const char *p, size_t n)
@@ -18358,14 +18587,13 @@ static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
 static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t size, int n_config, const char *path,
                                      ft_error *err)
 {
-    char *copy = fti_arena_copy(&tok->arena, data, size);
-    fti_map added = { 0 };
-    const char *p = copy, *end = copy ? copy + size : NULL;
-    ft_status status = FTUNE_OK;
+    const char *p = data, *end = data + size;
+    ft_status status;
     size_t lines = 8;
     int32_t id = 0;
-    for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
-    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_added_map(tok, &added)) status = fti_no_memory(err, size);
+    for (const char *q = p, *stop; q < end && (stop = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q = stop + 1)
+        lines += stop > q;
+    status = fti_model_begin(tok, lines, path, err);
     for (; p < end && !status; id++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
         ft_text piece = { p, 0 };
@@ -18376,10 +18604,10 @@ static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t
         piece.n = (size_t)(stop - p);
         for (int i = 0; i < 5 && !n_config; i++)
             control |= piece.n == strlen(fti_bert_special[i][0]) && !memcmp(p, fti_bert_special[i][0], piece.n);
-        if (piece.n) status = fti_model_token(tok, &added, id, piece, control, path, err);
+        if (piece.n) status = fti_model_token(tok, id, piece, control, path, err);
         p = next;
     }
-    fti_map_free(&added);
+    fti_model_end(tok);
     if (!status && !fti_added_apart(tok, id)) status = fti_no_memory(err, sizeof id);
     return status;
 }
@@ -18402,6 +18630,7 @@ FTI_LOADER(fti_load_wordpiece)
     if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
     if (!status && !(w = fti_wordpiece_new(tok))) status = fti_no_memory(err, sizeof *w);
     if (!status && !fti_wordpiece_switches(tok, w, &config, opt->lowercase)) status = fti_no_memory(err, sizeof *w);
+    if (!status) fti_vocab_room(tok, sizeof *w + 16384);
     if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
     if (!status && (w->unk = fti_vocab_find(&tok->vocab, "[UNK]", 5)) < 0)
         status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
@@ -18447,6 +18676,7 @@ FTI_JSON_LOADER(fti_json_wordpiece)
                         "found %ld", j->name, (long)longest);
     w->max_chars = (int)longest;
     status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) fti_vocab_room(tok, sizeof *w + 16384);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
@@ -18505,7 +18735,7 @@ static fti_proto fti_proto_of(const char *p, size_t n)
 /* What the two specs say and we need. */
 typedef struct fti_sp_file {
     const char *name;
-    size_t n;                           /* pieces */
+    size_t n, control;                  /* pieces; about so many of them are control tokens */
     int model_type, byte_fallback, vocab_size;
     int64_t unk, bos, eos, pad;
     ft_text table[2];                   /* rules of the normalizer and of the denormalizer */
@@ -18563,6 +18793,10 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %lu: expected a text, found none", f->name,
                             (unsigned long)f->n);
         if (c.field == 1) f->n++;
+        if (c.field == 1 && c.bytes.p[c.bytes.n - 2] == 3 << 3) {             /* its type, mostly the last field */
+            char type = c.bytes.p[c.bytes.n - 1];
+            f->control += type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
+        }
         else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, -1, err);
         else if (c.field == 3 || c.field == 5) status = fti_sp_read_spec(m, f, c.bytes, c.field == 5, err);
     }
@@ -18579,8 +18813,8 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
     return status;
 }
 
-static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_map *added, int32_t id,
-                                   ft_text message, ft_error *err)
+static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, int32_t id, ft_text message,
+                                   ft_error *err)
 {
     fti_proto c = fti_proto_of(message.p, message.n);
     ft_text piece = { "", 0 };
@@ -18597,26 +18831,30 @@ static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_fi
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, "
                         "found another thing", f->name, (int)id);
     m->type[id] = (uint8_t)type;
-    m->given[id] = score;
+    if (m->unigram) m->score[id + 1] = score; else m->given[id] = score;
     if (type == FTI_SP_UNKNOWN) m->unk = id;
     if (type == FTI_SP_UNUSED) m->unused = 1;
-    return fti_model_token(tok, added, id, piece, type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN, f->name, err);
+    return fti_model_token(tok, id, piece, type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN, f->name, err);
 }
 
 static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data,
                                     size_t size, ft_error *err)
 {
     fti_proto c = fti_proto_of(data, size);
-    fti_map added = { 0 };
-    ft_status status = FTUNE_OK;
+    ft_status status;
     int32_t id = 0;
+    size_t scores = m->unigram ? (m->n + 1) * sizeof *m->score : m->n * sizeof *m->given;
+    fti_spend(tok, m->n + scores + (m->unigram ? 0 : FTI_SP_NEIGHBOURS / 8 + 128));
+    if ((status = fti_model_begin(tok, m->n + 16, f->name, err))) return status;
+    if (fti_left(tok, 0) / 32 < f->control) return fti_too_terse(f->name, m->n, err);
+    if (!fti_fit(tok->raw.at, f->control) || !fti_fit(tok->special, f->control)) return fti_no_memory(err, m->n);
     m->type = (uint8_t *)fti_calloc(m->n, 1);
-    m->given = (float *)fti_calloc(m->n, sizeof *m->given);
-    if (!fti_added_map(tok, &added) || !m->type || !m->given || !fti_fit(tok->vocab.token, m->n + 16))
-        status = fti_no_memory(err, m->n);
+    if (m->unigram) m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score);
+    else m->given = (float *)fti_alloc(m->n, sizeof *m->given);
+    if (!m->type || !(m->unigram ? (void *)m->score : (void *)m->given)) status = fti_no_memory(err, m->n);
     while (!status && fti_proto_next(&c) > 0)
-        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &added, id++, c.bytes, err);
-    fti_map_free(&added);
+        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, id++, c.bytes, err);
+    fti_model_end(tok);
     if (!status && m->unk < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
     return status;
@@ -18664,31 +18902,37 @@ static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_
     return status;
 }
 
-static ft_status fti_sp_tree(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
+static ft_status fti_sp_tree(fti_trie *t, ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
                              const char *name, ft_error *err)
 {
-    if (!fti_trie_of(t, tok, wanted)) return fti_no_memory(err, tok->vocab.n * sizeof(char *));
+    size_t n = tok->vocab.n, most = fti_left(tok, n * sizeof(char *));     /* to sort them, now and for v->order */
+    if (!fti_trie_of(t, tok, wanted, most))
+        return t->full ? fti_too_terse(name, n, err) : fti_no_memory(err, n * sizeof(char *));
+    fti_spend(tok, t->room * sizeof *t->slot);
     return t->longest <= FTI_LONGEST_TOKEN ? FTUNE_OK
         : fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected pieces of at most %d bytes, found one of %lu", name,
                    (int)FTI_LONGEST_TOKEN, (unsigned long)t->longest);
 }
 
-static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
+static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, fti_sp_file *f, ft_error *err)
 {
     ft_status status = FTUNE_OK;
     m->unknown_score = FLT_MAX;
     m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
     for (size_t i = 0; i < m->n; i++) {
         const fti_token *t = fti_vocab_at(&tok->vocab, (int32_t)i);
+        double given = m->unigram ? m->score[i + 1] : m->given[i];
         if (m->type[i] == FTI_SP_USER && t) m->in.map.begins[(unsigned char)*t->p] = 1;
         if (m->type[i] != FTI_SP_NORMAL) continue;
-        if (m->given[i] < m->unknown_score) m->unknown_score = m->given[i];
-        if (m->given[i] > m->best_score) m->best_score = m->given[i];
+        if (given < m->unknown_score) m->unknown_score = given;
+        if (given > m->best_score) m->best_score = given;
     }
     m->unknown_score = (float)m->unknown_score - 10.0f;
     m->strip = m->in.tidy ? 3 : m->in.dummy_prefix;
-    if (f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
-    if (!status) status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
+    for (int k = 0; k < 2; k++)
+        if (!(f->table[k].p = fti_arena_copy(&tok->arena, f->table[k].p, f->table[k].n)))
+            return fti_no_memory(err, f->table[k].n);
+    status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
     if (!status) status = fti_map_read(&m->out.map, f->table[1].p, f->table[1].n, f->name, err);
     m->in.spaces = !m->in.map.begins[' '];
     m->out.spaces = !m->out.map.begins[' '];
@@ -18696,36 +18940,36 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *
     if (!status) status = fti_sp_tree(&m->user, tok, fti_sp_is_user, f->name, err);
     if (status || !m->unigram) return status ? status : fti_sp_finish_bpe(tok, m, err);
     if ((status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, f->name, err))) return status;
-    if (!(m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score)))
-        return fti_no_memory(err, m->n * sizeof *m->score);
     m->score[0] = -HUGE_VAL;
     for (size_t i = 0; i < m->n; i++)                       /* user-defined pieces are nearly free */
-        m->score[i + 1] = m->type[i] != FTI_SP_USER ? m->given[i]
-            : (float)ft_token_bytes(tok, (int32_t)i).n * (float)m->best_score - 0.1;
-    FTUNE_FREE(m->given);
-    m->given = NULL;
+        if (m->type[i] == FTI_SP_USER)
+            m->score[i + 1] = (float)ft_token_bytes(tok, (int32_t)i).n * (float)m->best_score - 0.1;
     return FTUNE_OK;
 }
 
 FTI_LOADER(fti_load_sentencepiece)
 {
     fti_config_file config;
-    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { { NULL, 0 }, { NULL, 0 } } };
+    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, 0, { { NULL, 0 }, { NULL, 0 } } };
     fti_sp *m = fti_sp_new(tok);
-    char *copy = fti_arena_copy(&tok->arena, data, size);
     int n_config = 0, chatglm3 = 0;
     ft_status status;
     (void)opt;
-    if (!m || !copy) return fti_no_memory(err, size);
-    if ((status = fti_sp_read(m, &f, copy, size, err))) return status;
+    if (!m) return fti_no_memory(err, sizeof *m);
+    fti_spend(tok, sizeof *m);
+    if ((status = fti_sp_read(m, &f, data, size, err))) return status;
+    if (!(m->unk_surface.p = fti_arena_copy(&tok->arena, m->unk_surface.p, m->unk_surface.n))) return fti_no_memory(err, size);
     if (!m->unigram) tok->family = &fti_family_sp_bpe;
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
-    if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
+    if (!status) status = fti_sp_read_pieces(tok, m, &f, data, size, err);
     if (!status) status = fti_sp_chatglm3(tok, m, &chatglm3, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status) status = fti_vocab_sorted(&tok->vocab, path, err);
     if (!status) status = fti_added_finish(tok, path, err);
     if (!status) status = fti_sp_finish(tok, m, &f, err);
+    if (!status) fti_vocab_room(tok, 0);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status && f.byte_fallback) status = fti_sp_bytes(tok, m, path, err);
     if (!status) status = fti_sp_around(tok, m, &f, chatglm3, err);
     if (!status) status = fti_config_attributes(tok, &config, 1, err);
     fti_config_close(&config);
@@ -18794,7 +19038,6 @@ static double fti_sp_json_score(const fti_json *j, int node)
 FTI_JSON_LOADER(fti_json_unigram)
 {
     int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
-    fti_room room = { NULL, 0 };
     fti_expected added;
     fti_sp *m;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
@@ -18805,8 +19048,11 @@ FTI_JSON_LOADER(fti_json_unigram)
     m->unigram = 1;
     m->n = j->node[vocab].count;
     m->unknown_score = 0;
+    if (fti_left(tok, 0) / (sizeof *m->score + sizeof *tok->vocab.token) < m->n)
+        return fti_too_terse(j->name, m->n, err);
     m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score);
     if (!m->score || !fti_fit(tok->vocab.token, m->n)) return fti_no_memory(err, m->n * sizeof(double));
+    fti_spend(tok, (m->n + 1) * sizeof *m->score * (arrlen(tok->special) ? 2 : 1));     /* two: fti_sp_json_parsing */
     status = fti_expected_begin(&added, tok, j, err);
     for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
         int text = fti_json_child(j, node), score = fti_json_next(j, text);
@@ -18816,19 +19062,22 @@ FTI_JSON_LOADER(fti_json_unigram)
             status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
             break;
         }
-        if (!fti_room_for(&room, &tok->arena, j->node[text].len)) { status = fti_no_memory(err, 16384); break; }
-        n = fti_json_undo_to(room.p, j->text + j->node[text].start, j->node[text].len);
-        if (!fti_vocab_add(&tok->vocab, id, room.p, n)) { status = fti_no_memory(err, n); break; }
-        fti_expected_token(&added, room.p, n, id);
-        room.p += n;
-        room.left -= n;
+        if (!fti_text_room(tok, j->node[text].len)) { status = fti_no_memory(err, j->node[text].len); break; }
+        n = fti_json_undo_to(tok->text.p, j->text + j->node[text].start, j->node[text].len);
+        if (!fti_vocab_add(&tok->vocab, id, tok->text.p, n)) { status = fti_no_memory(err, n); break; }
+        fti_expected_token(&added, tok->text.p, n, id);
+        tok->text.p += n;
+        tok->text.left -= n;
         m->score[id + 1] = fti_sp_json_score(j, score);
         if (!id || m->score[id + 1] < m->unknown_score) m->unknown_score = m->score[id + 1];
     }
     if ((status = fti_expected_end(&added, tok, j, j->node[vocab].count, status, err))) return status;
     m->score[0] = -HUGE_VAL;
     m->unknown_score -= 10;
-    status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
+    status = fti_vocab_sorted(&tok->vocab, j->name, err);
+    if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
+    if (!status) fti_vocab_room(tok, 2 * sizeof *m);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
     node = fti_json_get(j, model, "unk_id");
     if (!status && fti_json_is(j, node, FTI_NUMBER)) {
         int64_t unk = fti_json_int(j, node, -1);
@@ -18838,7 +19087,6 @@ FTI_JSON_LOADER(fti_json_unigram)
         m->unk = (int32_t)unk;
     }
     if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
     if (!status && !fti_sp_json_parsing(tok, m)) status = fti_no_memory(err, m->n * sizeof(char *));
     return status;
 }
@@ -18860,14 +19108,21 @@ static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
     }
 }
 
+/* As fti_bpe_room. With control tokens in the vocabulary there may be two tables. */
+static void fti_sp_json_bpe_room(ft_tokenizer *tok, size_t merges, int neighbours)
+{
+    size_t n = arrlenu(tok->vocab.token), slots = (n + n / 5 * 2 + 8) * sizeof *tok->vocab.slot;
+    size_t tables = arrlenu(tok->special) > arrlenu(tok->apart) || (neighbours && arrlenu(tok->special)) ? 2 : 1;
+    size_t fixed = 65536 * 4 + 16384 * 8 + 1536 * 8 + 2 * sizeof(fti_sp) + 4096, numbers = (n + 256 + merges) * 4;
+    size_t more = tables * (fixed + numbers) + (neighbours ? FTI_SP_NEIGHBOURS / 8 + 128 : 0);
+    tok->terse = fti_left(tok, more) < slots + tables * (merges + merges / 4 + 8) * 8;
+    tok->vocab.room = tok->room ? fti_left(tok, more + tables * (merges + merges / (tok->terse ? 10 : 4) + 8) * 8) | 1 : 0;
+}
+
 static fti_bpe *fti_sp_json_bpe(const ft_tokenizer *tok, uint32_t n_merges)
 {
-    fti_bpe *b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, n_merges);
+    fti_bpe *b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, n_merges, tok->terse, 1);
     if (!b) return NULL;
-    FTUNE_FREE(b->edge);                                      /* no pairs of bytes: over_bits stays 0 */
-    FTUNE_FREE(b->over);
-    b->edge = NULL;
-    b->over = NULL;
     b->join = (uint32_t *)fti_calloc(b->n_merges, sizeof *b->join);
     b->of_char = (uint32_t *)fti_calloc(65536, sizeof *b->of_char);
     if (b->join && b->of_char) return b;
@@ -18942,6 +19197,7 @@ FTI_JSON_LOADER(fti_json_char_bpe)
             status = fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, name[i], "up to 60 bytes", err);
     }
     if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) fti_sp_json_bpe_room(tok, j->node[merges].count, !m->prefix.n && !m->suffix.n);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_bpe_limits(tok->vocab.n, j->node[merges].count, j->name, err);
     if (status) return status;
@@ -18972,6 +19228,7 @@ FTI_JSON_LOADER(fti_json_word_level)
     ft_text unk;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) fti_vocab_room(tok, 2 * sizeof *m + 16384);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     m->words = 1;
@@ -19040,6 +19297,7 @@ static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t s
     int model;
     ft_status status = fti_json_parse_brief(&j, data, size, path, err);
     if (!status) status = fti_no_half(data, data + size, path, err);
+    if (!status) fti_spend(tok, (size_t)j.room * sizeof *j.node);
     model = status || j.node->brief ? -1 : fti_json_get(&j, 0, "model");        /* brief: a vocab.json */
     if (!status && model >= 0 && !fti_json_is(&j, model, FTI_NUMBER))     /* a number: the id of a token "model" */
         status = fti_load_tokenizer_json(tok, &j, dir, err);
@@ -19054,6 +19312,7 @@ static ft_status fti_load_beside(ft_tokenizer *tok, const char *dir, const ft_to
     char *name = fti_path_join(&tok->arena, dir, "vocab.json");
     fti_file f = { 0 };
     ft_status status = name ? fti_file_open(&f, name, err) : fti_no_memory(err, strlen(dir));
+    tok->room = 4 * f.size + 1048576;                         /* and merges.txt, when it is opened again */
     if (!status) status = fti_load_any_json(tok, f.data, f.size, name, dir, opt, err);
     fti_file_close(&f);
     return status;
@@ -19063,6 +19322,7 @@ static ft_status fti_load_data(ft_tokenizer *tok, const char *data, size_t size,
                                const ft_tokenizer_options *opt, ft_error *err)
 {
     size_t space = 0;
+    tok->room = 4 * size + 1048576;
     while (space < size && strchr(" \t\r\n", data[space]) && data[space]) space++;
     if (space == size) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
     if (size > 40 && !memcmp(data, "version https://git-lfs", 23))
