@@ -3510,6 +3510,7 @@ FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *na
 /* ---- second reading: building ------------------------------------------------------------------------------------ */
 
 static void fti_steps_free(ft_tokenizer *tok);
+static size_t fti_steps_bytes(const ft_tokenizer *tok);
 
 FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 {
@@ -3550,7 +3551,7 @@ static const char *fti_text_copy(ft_tokenizer *tok, const char *p, size_t n)
  * is taken from tok->room. */
 static size_t fti_left(const ft_tokenizer *tok, size_t more)
 {
-    size_t held = more + sizeof *tok + 8192 + fti_arena_bytes(&tok->arena) + tok->expressions
+    size_t held = more + sizeof *tok + 8192 + fti_arena_bytes(&tok->arena) + fti_steps_bytes(tok)
         + arrcap(tok->vocab.token) * sizeof *tok->vocab.token + tok->vocab.cap * sizeof *tok->vocab.slot
         + (arrcap(tok->raw.at) + arrcap(tok->normal.at)) * sizeof *tok->raw.at
         + (arrcap(tok->special) + arrcap(tok->apart)) * sizeof *tok->special;
@@ -15806,6 +15807,12 @@ static void fti_decoders_run(const ft_tokenizer *tok, const int32_t *ids, size_t
     fti_texts_free(&list);
 }
 
+static size_t fti_steps_bytes(const ft_tokenizer *tok)
+{
+    return arrcap(tok->steps) * sizeof *tok->steps + arrcap(tok->cuts) * sizeof *tok->cuts
+        + arrcap(tok->decoders) * sizeof *tok->decoders + tok->expressions;
+}
+
 static void fti_steps_free(ft_tokenizer *tok)
 {
     for (ptrdiff_t i = 0; i < arrlen(tok->steps); i++) fti_regex_free(tok->steps[i].from.regex);
@@ -17892,10 +17899,11 @@ static ft_status fti_json_check(const fti_json *j, ft_error *err)
 {
     static const char *const list[][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
         { "decoder", "decoders" }, { "post_processor", "processors" } };
-    int version = fti_json_get(j, 0, "version"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens")), k;
+    int version = fti_json_get(j, 0, "version"), node, k;
     ft_status status = fti_fields_check(j, 0, "tokenizer", "version:s= added_tokens:l= model:o", err);
     if (!status && version >= 0 && !fti_json_equals(j, version, "1.0"))
         return fti_json_refuse(j, version, FTUNE_ERR_UNSUPPORTED, "version", "1.0", err);
+    node = fti_json_child(j, fti_json_get(j, 0, "added_tokens"));
     for (k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
         char what[40];
         snprintf(what, sizeof what, "added_tokens[%d]", k);
@@ -18115,10 +18123,9 @@ static const fti_splitter *fti_json_splitter(ft_tokenizer *tok, const fti_json *
 
 /* Pre-tokenizers of byte-level BPE, of which the last is ByteLevel. Its expression, or a known one in
  * front of it, is a scanner's; what comes before cuts first. */
-static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, fti_bpe *b, ft_error *err)
 {
     fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers"), next;
-    fti_bpe *b = (fti_bpe *)tok->model;
     const fti_splitter *none = fti_splitter_find("none", NULL);
     ft_status status = FTUNE_OK;
     for (int node, after; !status && (node = fti_json_step(j, &w)) >= 0; ) {
@@ -18214,25 +18221,27 @@ static int fti_added_spelled(ft_tokenizer *tok)
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     int model = fti_json_get(j, 0, "model"), k;
-    fti_bpe *b;
-    ft_status status;
-    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
+    fti_bpe how = { 0 }, *b;                                  /* expressions first: tables take what they leave */
+    ft_status status = fti_json_normalizer(tok, j, err);
+    if (!status) status = fti_json_decoder(tok, j, err);
+    if (!status) status = fti_bpe_pre_tokenizer(tok, j, &how, err);
+    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
     if (!status) fti_bpe_room(tok, j->node[fti_json_get(j, model, "merges")].count, 1);
     if (!status) status = fti_vocab_finish(&tok->vocab, 2, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
-    if (!status) status = fti_json_normalizer(tok, j, err);
-    if (!status) status = fti_json_decoder(tok, j, err);
     if (!status) status = fti_json_parts(tok, j, err);
     if (status) return status;
     k = arrlen(tok->decoders) == 1 ? tok->decoders->what : -1;
     if (k == FTI_DECODE_BYTES && !fti_added_spelled(tok)) return fti_no_memory(err, sizeof *b);
     if (k == FTI_DECODE_BYTES || k == FTI_DECODE_SPACED) arrfree(tok->decoders);       /* the bytes themselves */
     b = (fti_bpe *)tok->model;
+    b->splitter = how.splitter;
+    b->prefix_space = how.prefix_space;
     if (arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_FORM) {
         b->form = tok->steps->form;
         arrfree(tok->steps);
     }
-    return fti_bpe_pre_tokenizer(tok, j, err);
+    return FTUNE_OK;
 }
 
 /* Lines with two characters or more. */
@@ -18450,12 +18459,12 @@ static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *
 
 static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, const char *dir, ft_error *err)
 {
-    int model = fti_json_get(j, 0, "model"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens"));
+    int model = fti_json_get(j, 0, "model"), node;
     fti_config_file config;
     ft_text unk;
     ft_status status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_json_check(j, err);
-    for (; node >= 0 && !status; node = fti_json_next(j, node))
+    for (node = status ? -1 : fti_json_child(j, fti_added_list(j)); node >= 0 && !status; node = fti_json_next(j, node))
         status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
     if (!status) status = fti_json_model(tok, j, err);
