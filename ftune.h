@@ -1389,8 +1389,8 @@ static int fti_key_order(const void *a, const void *b)
 
 static ft_status fti_same_text(const fti_token *t, const char *name, int32_t id, ft_error *err)
 {
-    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
-                    t->len < 100 ? (int)t->len : 100, t->p, (int)id, (int)t->id);
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one id for each token, found \"%.*s\" with ids %d and %d",
+                    name, fti_most(t->len), t->p, (int)id, (int)t->id);
 }
 
 static ft_status fti_too_terse(const char *name, size_t n, ft_error *err)
@@ -1440,8 +1440,8 @@ static ft_status fti_vocab_sorted(fti_vocab *v, const char *name, ft_error *err)
     return FTUNE_OK;
 }
 
-/* Sort, and build the table. A text with two ids is an error (same_text 0), keeps the last (1) or the first (2: DeepSeek
- * adds a token that reads as the bytes of another one do). */
+/* Sort, and build the table. A text with two ids is an error (same_text 0), keeps the last (1) or the first (2:
+ * DeepSeek adds a token that reads as the bytes of another one do). */
 static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
 {
     enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
@@ -3532,23 +3532,23 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 static int fti_text_room(ft_tokenizer *tok, size_t n)
 {
     fti_room *r = &tok->text;
-    if (r->left >= n) return 1;
+    if (r->p && r->left >= n) return 1;
     r->left = n > 8192 ? n : 8192;
     return (r->p = (char *)fti_arena_alloc(&tok->arena, r->left)) != NULL;
 }
 
 static const char *fti_text_copy(ft_tokenizer *tok, const char *p, size_t n)
 {
-    if (!fti_text_room(tok, n + 1)) return NULL;             /* with nothing in it there is still a place */
+    if (!fti_text_room(tok, n)) return NULL;
     memcpy(tok->text.p, p, n);
     tok->text.p += n;
     tok->text.left -= n;
     return tok->text.p - n;
 }
 
-/* While it is read a file takes 4 bytes for each of its own and 1 MiB at most: so many are left, besides more, which will
- * be needed later. Where a file says much in few bytes, tables become smaller, or it is refused. What is not counted here
- * is taken from tok->room. */
+/* While it is read a file takes 4 bytes for each of its own and 1 MiB at most: so many are left, besides more, which
+ * will be needed later. Where a file says much in few bytes tables become smaller, or it is refused. What is not
+ * counted here has been taken from tok->room. */
 static size_t fti_left(const ft_tokenizer *tok, size_t more)
 {
     size_t held = more + sizeof *tok + 8192 + fti_arena_bytes(&tok->arena) + fti_steps_bytes(tok)
@@ -3570,12 +3570,12 @@ static void fti_vocab_room(ft_tokenizer *tok, size_t more)
     tok->vocab.may_search = 1;
 }
 
-/* The same for BPE over bytes, whose tables are many. symbols: how many arrays of as many numbers as there are tokens
- * or, joins, merges it takes. */
+/* The same for BPE over bytes, whose tables are many: those it needs, with ids and symbols of tokens and, joins, those
+ * of merges; those of b->edge, b->of_char and b->together; the pairs. */
 static void fti_bpe_room(ft_tokenizer *tok, size_t merges, int joins)
 {
     size_t n = arrlenu(tok->vocab.token), slot = sizeof *tok->vocab.slot;
-    size_t more = 65536 * 6 + 16384 * 8 - 65536 * 2 + 1536 * 8 + 4096 + (2 * n + 256 + (joins ? merges : 0)) * 4;
+    size_t more = 65536 * 4 + 16384 * 8 + 1536 * 8 + 4096 + (2 * n + 256 + (joins ? merges : 0)) * 4;
     size_t faster = 65536 * 8 + FTI_TOGETHER_WORDS * 8, left = fti_left(tok, more);
     size_t wide = merges + merges / 4 + 8, tight = merges + merges / 10 + 8;
     tok->terse = left >= (n + n / 5 * 2 + 8) * slot + wide * 8 + faster ? 0
@@ -15864,9 +15864,9 @@ static void fti_steps_free(ft_tokenizer *tok)
  * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
  *   unit  base << 8 | the byte that leads here, or FTI_TRIE_EMPTY, which is no byte of UTF-8
  *   id    of the string that ends here, or -1
- * A node for each last byte may be more than the file is worth (DESIGN: 4 bytes for each of its own). Then, where only one
- * string goes on, it is a tail: the slot of its next byte is byte << 8 | FTI_TRIE_TAIL with the string's id, and the text
- * has to go on as the string does. */
+ * A node for each byte may be more than the file may take (see fti_left). Then, where only one string goes on, it is a
+ * tail: the slot of its next byte is byte << 8 | FTI_TRIE_TAIL with the string's id, and the text has to go on as the
+ * string does. */
 typedef struct fti_branch { uint32_t unit; int32_t id; } fti_branch;
 typedef struct fti_trie { fti_branch *slot; size_t n, room, most, longest; uint32_t root; int tails, full; } fti_trie;
 /* most: slots it may have, old ones counted while they move; full: it wanted more */
@@ -15882,7 +15882,7 @@ FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c,
     return 1;
 }
 
-/* Where the step over the next byte, p[at], failed: the string that goes on alone there, if p[n] has it all; or NULL. */
+/* Where the step over p[at] failed: the string that goes on alone there, if p[n] has all of it; or NULL. */
 FTI_INLINE const fti_token *fti_trie_tail(const fti_branch *s, const fti_vocab *v, const char *p, size_t at, size_t n)
 {
     const fti_token *t;
@@ -16017,8 +16017,9 @@ static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys, si
     return ok;
 }
 
-/* The tree over the tokens that this is true of; with none its root is 0. */
-static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id), size_t most)
+/* The tree over the tokens that this is true of; with none its root is 0. most: bytes it may take. */
+static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
+                       size_t most)
 {
     const fti_vocab *v = &tok->vocab;
     const fti_token **keys;
@@ -17656,8 +17657,8 @@ static ft_status fti_expected_end(fti_expected *x, ft_tokenizer *tok, const fti_
     return status;
 }
 
-/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes; object 0: it is the whole
- * file, vocab.json. */
+/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes; object 0: it is the
+ * whole file, vocab.json. */
 static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, int spelled, ft_error *err)
 {
     fti_arena keys = { 0 };                                   /* those written with escapes */
@@ -18363,7 +18364,8 @@ static ft_status fti_around_add(ft_tokenizer *tok, int after, int at, int64_t id
 
 static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
 {
-    int node, id, after = 0, at = 0, table = fti_json_get(j, part, "special_tokens"), list = fti_json_get(j, part, "single");
+    int node, id, after = 0, at = 0, table = fti_json_get(j, part, "special_tokens");
+    int list = fti_json_get(j, part, "single");
     fti_arena keys = { 0 };                                   /* one at a time, if it is written with escapes */
     ft_status status = FTUNE_OK;
     if (j->node[list].brief)                                  /* the table may be long: one such is read at a time */
@@ -18480,8 +18482,8 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
 
 /* ---- WordPiece: vocab.txt, tokenizer.json ------------------------------------------------------------------------ */
 
-/* A token of vocab.txt or a .model. One that tokenizer_config.json added stands in the vocabulary already, where v->order
- * finds it, and has to agree. */
+/* A token of vocab.txt or a .model. One that tokenizer_config.json added stands in the vocabulary already, where
+ * v->order finds it, and has to agree. */
 static ft_status fti_model_token(ft_tokenizer *tok, int32_t id, ft_text t, int control, const char *name, ft_error *err)
 {
     int32_t known = fti_vocab_search(&tok->vocab, t.p, t.n);
@@ -18600,8 +18602,10 @@ static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t
     ft_status status;
     size_t lines = 8;
     int32_t id = 0;
-    for (const char *q = p, *stop; q < end && (stop = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q = stop + 1)
+    for (const char *q = p, *stop; q < end; q = stop + 1) {
+        if (!(stop = (const char *)memchr(q, '\n', (size_t)(end - q)))) break;
         lines += stop > q;
+    }
     status = fti_model_begin(tok, lines, path, err);
     for (; p < end && !status; id++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
@@ -18967,7 +18971,8 @@ FTI_LOADER(fti_load_sentencepiece)
     if (!m) return fti_no_memory(err, sizeof *m);
     fti_spend(tok, sizeof *m);
     if ((status = fti_sp_read(m, &f, data, size, err))) return status;
-    if (!(m->unk_surface.p = fti_arena_copy(&tok->arena, m->unk_surface.p, m->unk_surface.n))) return fti_no_memory(err, size);
+    m->unk_surface.p = fti_arena_copy(&tok->arena, m->unk_surface.p, m->unk_surface.n);
+    if (!m->unk_surface.p) return fti_no_memory(err, m->unk_surface.n);
     if (!m->unigram) tok->family = &fti_family_sp_bpe;
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
@@ -19121,11 +19126,11 @@ static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
 static void fti_sp_json_bpe_room(ft_tokenizer *tok, size_t merges, int neighbours)
 {
     size_t n = arrlenu(tok->vocab.token), slots = (n + n / 5 * 2 + 8) * sizeof *tok->vocab.slot;
-    size_t tables = arrlenu(tok->special) > arrlenu(tok->apart) || (neighbours && arrlenu(tok->special)) ? 2 : 1;
-    size_t fixed = 65536 * 4 + 16384 * 8 + 1536 * 8 + 2 * sizeof(fti_sp) + 4096, numbers = (n + 256 + merges) * 4;
-    size_t more = tables * (fixed + numbers) + (neighbours ? FTI_SP_NEIGHBOURS / 8 + 128 : 0);
+    size_t tables = arrlenu(tok->special) ? 2 : 1, fixed = 65536 * 4 + 16384 * 8 + 1536 * 8 + 2 * sizeof(fti_sp) + 4096;
+    size_t more = tables * (fixed + (n + 256 + merges) * 4) + (neighbours ? FTI_SP_NEIGHBOURS / 8 + 128 : 0);
     tok->terse = fti_left(tok, more) < slots + tables * (merges + merges / 4 + 8) * 8;
-    tok->vocab.room = tok->room ? fti_left(tok, more + tables * (merges + merges / (tok->terse ? 10 : 4) + 8) * 8) | 1 : 0;
+    more += tables * (merges + merges / (tok->terse ? 10 : 4) + 8) * 8;
+    tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
 }
 
 static fti_bpe *fti_sp_json_bpe(const ft_tokenizer *tok, uint32_t n_merges)
