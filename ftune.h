@@ -12635,7 +12635,7 @@ static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, 
     return fti_json_run(j, &s, text, n, name, err);
 }
 
-/* The nodes that are kept never take more than 2 bytes for each byte of text, and 8 KiB. */
+/* The nodes that are kept never take more than 3 bytes for each byte of text, and 8 KiB. */
 static ft_status fti_json_parse_brief(fti_json *j, const char *text, size_t n, const char *name, ft_error *err)
 {
     fti_json_parser s;
@@ -12643,7 +12643,7 @@ static ft_status fti_json_parse_brief(fti_json *j, const char *text, size_t n, c
     ft_status e;
     memset(&s, 0, sizeof s);
     s.brief = 1;
-    s.most = (2 * n + 8192) / sizeof *j->node;
+    s.most = (3 * n + 8192) / sizeof *j->node;
     if ((e = fti_json_run(j, &s, text, n, name, err))) return e;
     j->room = j->n_nodes + (int)s.widest;
     node = (fti_json_node *)FTUNE_REALLOC(j->node, (size_t)j->room * sizeof *node);

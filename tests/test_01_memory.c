@@ -221,15 +221,15 @@ static const struct { const char *name; void (*make)(files *f, size_t n, char ho
 
 static ft_status load(ft_tokenizer **tok, const files *f, const char *name, ft_error *err)
 {
-    char path[3][1100];
+    char path[3][1200];
     size_t size = f->main.n + f->config.n + f->merges.n, before;
     ft_tokenizer_options o = ft_tokenizer_options_default();
     ft_status status;
-    snprintf(path[0], sizeof path[0], "%s", test_tmp("memory"));
-    CHECK_OK(fti_make_directory(path[0], err), *err);
-    snprintf(path[1], sizeof path[1], "%s/tokenizer_config.json", path[0]);
-    snprintf(path[2], sizeof path[2], "%s/merges.txt", path[0]);
-    strcat(path[0], "/vocab");
+    const char *dir = test_tmp("memory");
+    CHECK_OK(fti_make_directory(dir, err), *err);
+    snprintf(path[0], sizeof path[0], "%s/vocab", dir);
+    snprintf(path[1], sizeof path[1], "%s/tokenizer_config.json", dir);
+    snprintf(path[2], sizeof path[2], "%s/merges.txt", dir);
     remove(path[1]);
     remove(path[2]);
     CHECK(test_write(path[0], f->main.p, f->main.n));
@@ -290,6 +290,62 @@ static void same_ids(const ft_tokenizer *a, const ft_tokenizer *b, const char *n
     CHECK_MSG(!different, "%s: %d of 300 texts have other ids with smaller tables", name, different);
 }
 
+/* Lists without nodes read as those with nodes do. */
+static void show(const fti_json *j, int node, fti_buf *out)
+{
+    const fti_json_node *x = &j->node[node];
+    fti_arena a = { 0 };
+    ft_text key = x->member ? fti_json_key(j, node, &a) : ft_text_of(""), text = ft_text_of("");
+    if (x->type < FTI_ARRAY) { text.p = j->text + x->start; text.n = x->len; }
+    fti_buf_fmt(out, "%d %u %.*s:%.*s%s(", (int)x->type, x->count, (int)key.n, key.p, (int)text.n, text.p, x->escaped ? "\\" : "");
+    for (int i = fti_json_child(j, node); i >= 0; i = fti_json_next(j, i)) show(j, i, out);
+    fti_buf_str(out, ")");
+    fti_arena_free(&a);
+}
+
+static void test_long_lists(void)
+{
+    static const char *const member[] = { "\"a\"", "\"\\\"b,\\\\\"", "[ \"x\" , \"\\u00e9]\" ]", "[]", "[ ]", "{}", "12", "-0.5e3", "true", "false",
+        " null ", "\"\"", "[\"a\",-1]", "[[1],{\"a longer name\":[2,3]},\"and a longer text\"]", "{\"content\":\"\xC3\xA9\",\"id\":7,\"l\":[1,{}]}", "\"0123456789abc\\n\"" };
+    ft_rng rng;
+    ft_rng_seed(&rng, 1);
+    for (int row = 0, brief = 0; row < 400 || !brief; row++) {
+        fti_buf b = { 0 }, found = { 0 }, expected = { 0 };
+        fti_json j = { 0 };
+        ft_error err = { FTUNE_OK, "" };
+        int object = (int)ft_rng_below(&rng, 2), n = (int)ft_rng_below(&rng, 600), one = row % 2 ? (int)ft_rng_below(&rng, 16) : -1, last;
+        fti_buf_str(&b, "{\"first\":1,\"list\":");
+        fti_buf_str(&b, object ? "{" : "[");
+        for (int i = 0; i < n; i++) {
+            fti_buf_str(&b, i ? "\n, " : " ");
+            if (object) fti_buf_fmt(&b, i % 7 ? "\"k%d\": " : "\"\\\\k\\\"%d\" : ", i);
+            fti_buf_str(&b, member[one >= 0 ? one : (int)ft_rng_below(&rng, 16)]);
+        }
+        fti_buf_str(&b, object ? " }" : " ]");
+        fti_buf_str(&b, ",\"last\":[2]}");
+        CHECK_OK(fti_json_parse(&j, b.p, b.n, "full", &err), err);
+        show(&j, 0, &expected);
+        fti_json_free(&j);
+        CHECK_OK(fti_json_parse_brief(&j, b.p, b.n, "brief", &err), err);
+        show(&j, 0, &found);
+        CHECK_MSG(found.n == expected.n && !memcmp(found.p, expected.p, found.n), "list %d of %d members: %.200s", row, n, b.p);
+        last = fti_json_child(&j, fti_json_get(&j, 0, "last"));
+        CHECK_INT(fti_json_int(&j, last, 0), 2);
+        if (object && n > 5) {
+            char key[16];
+            snprintf(key, sizeof key, "k%d", n / 7 * 7 - 1);
+            last = fti_json_get(&j, fti_json_get(&j, 0, "list"), key);
+            CHECK(last >= 0 && fti_json_named(&j, last, key));
+        }
+        brief |= j.node[fti_json_get(&j, 0, "list")].brief;
+        CHECK(!j.node[fti_json_get(&j, 0, "list")].brief || j.n_nodes < 8);
+        fti_json_free(&j);
+        fti_buf_free(&b);
+        fti_buf_free(&found);
+        fti_buf_free(&expected);
+    }
+}
+
 /* A long list of added tokens: all of them are found. */
 static void test_added(void)
 {
@@ -321,6 +377,7 @@ static void test_added(void)
 int main(void)
 {
     int terse = 0;
+    test_long_lists();
     test_added();
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) {
         files f = { { 0 }, { 0 }, { 0 } };
