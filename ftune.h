@@ -12755,18 +12755,18 @@ static int fti_json_again(const fti_json *j, const char *p, int member)
 
 static int fti_json_child(const fti_json *j, int parent)
 {
-    const fti_json_node *x = &j->node[parent < 0 ? 0 : parent];
-    if (parent < 0 || !x->count) return -1;
+    const fti_json_node *x = parent < 0 ? NULL : &j->node[parent];
+    if (!x || !x->count) return -1;
     return x->brief ? fti_json_again(j, j->text + x->start + 1, x->type == FTI_OBJECT) : parent + 1;
 }
 
 static int fti_json_next(const fti_json *j, int node)
 {
-    const fti_json_node *x = &j->node[node < 0 ? 0 : node];
-    const char *p = j->text + x->start + x->len;
-    if (node < 0 || !x->next) return -1;
+    const fti_json_node *x = node < 0 ? NULL : &j->node[node];
+    const char *p;
+    if (!x || !x->next) return -1;
     if ((int)x->next != node) return (int)x->next;
-    for (p += x->type == FTI_STRING; p < j->text + j->n && *p != ','; p++) { }
+    for (p = j->text + x->start + x->len + (x->type == FTI_STRING); p < j->text + j->n && *p != ','; p++) { }
     return fti_json_again(j, p + 1, x->member);
 }
 
