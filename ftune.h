@@ -950,6 +950,7 @@ typedef struct fti_arena { struct fti_block *top; } fti_arena;
 static void *fti_arena_alloc(fti_arena *a, size_t bytes);                 /* 16-byte aligned, zeroed; NULL: no memory */
 static char *fti_arena_copy(fti_arena *a, const char *p, size_t n);       /* adds a terminating 0 */
 static void  fti_arena_free(fti_arena *a);
+static size_t fti_arena_bytes(const fti_arena *a);                        /* what its blocks take */
 
 /* Growing text. ok turns 0 when memory runs out and stays 0, so a writer checks once at the end. */
 typedef struct fti_buf { char *p; size_t n, cap; int failed; } fti_buf;
@@ -990,13 +991,19 @@ typedef struct fti_json_node {
     uint32_t start, len;          /* bytes of the value in the text; strings without their quotes */
     unsigned key_len : 26;        /* of a member of an object: bytes of its key, which stands before the value */
     unsigned member : 1, type : 3, escaped : 1, key_escaped : 1;        /* 20 bytes a node: files have many */
-    uint32_t next, count;         /* next sibling (0: last); members of an array or object; first child is node + 1 */
+    uint32_t next;                /* next sibling (0: last); the first child is node + 1 */
+    uint32_t count : 31, brief : 1;     /* members of an array or object; brief: they are read again when asked for */
 } fti_json_node;
-typedef struct fti_json { const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes; } fti_json;
+typedef struct fti_json {
+    const char *text; size_t n; const char *name; fti_json_node *node; int n_nodes, room;
+} fti_json;
 static ft_status fti_json_parse(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
 /* The same with another limit on the bytes of nodes; fti_json_parse allows 4 n + 1 MB. */
 static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, const char *name, size_t room,
                                        ft_error *err);
+/* For files of long lists: those keep no nodes. fti_json_child and fti_json_next read a member of one again, into nodes
+ * that the next member takes over: one such list is walked at a time, and its members are used as they come. */
+static ft_status fti_json_parse_brief(fti_json *j, const char *text, size_t n, const char *name, ft_error *err);
 static void      fti_json_free(fti_json *j);
 static int       fti_json_child(const fti_json *j, int parent);           /* first member, or -1 */
 static int       fti_json_next(const fti_json *j, int node);              /* next member, or -1 */
@@ -1187,6 +1194,8 @@ typedef struct fti_vocab {
     uint64_t mix;                       /* of this table alone: no file can be made whose tokens share a slot */
     int32_t *unspelt;                   /* stb array, ascending ids: they stand in a vocabulary of spelled bytes, but
                                          * spell none ("\n" beside U+010A): no text becomes them */
+    uint32_t *order; size_t n_order;    /* instead of the table: places of the tokens in the order of their texts */
+    size_t room; int may_search;        /* bytes the table may take, 0: any number; will a search do instead? */
 } fti_vocab;
 #define FTI_HIDDEN 0x80000000u          /* no piece of text becomes this token as a whole: merging never makes it */
 
@@ -1208,6 +1217,9 @@ typedef struct fti_shown { int32_t id; ft_text text; } fti_shown;
 enum { FTI_LONGEST_TOKEN = 1024 };
 
 typedef struct fti_attribute { char name[32]; int32_t id; } fti_attribute;
+
+/* Room for many small texts, one after the other. */
+typedef struct fti_room { char *p; size_t left; } fti_room;
 
 #define FTI_MAX_AROUND 8
 #define FTI_MEMOS      64
@@ -1233,6 +1245,9 @@ struct ft_tokenizer {
     fti_attribute attribute[16];
     int           n_attributes;
     fti_arena     arena;                /* bytes of tokens */
+    fti_room      text;                 /* for the next of them */
+    size_t        room;                 /* bytes that loading may take: see fti_left */
+    int           terse;                /* BPE: 1: tables as small as they can be, 2: some are left out, too */
     size_t        expressions;          /* bytes of the regular expressions read so far */
     struct fti_memo *memo[FTI_MEMOS];   /* those that no call has at the moment */
 };
@@ -1337,11 +1352,30 @@ static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, siz
     return fti_vocab_slot(v, key, fti_vocab_start(v, hash), p, n, mask);
 }
 
+static int fti_text_order(const char *p, size_t n, const char *q, size_t k)
+{
+    int c = memcmp(p, q, n < k ? n : k);
+    return c ? c : (n > k) - (n < k);
+}
+
+static int32_t fti_vocab_search(const fti_vocab *v, const char *p, size_t n)
+{
+    size_t lo = 0, hi = v->n_order;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        const fti_token *t = &v->token[v->order[mid]];
+        int c = fti_text_order(t->p, t->len, p, n);
+        if (!c) return t->id;
+        if (c < 0) lo = mid + 1; else hi = mid;
+    }
+    return -1;
+}
+
 /* The id of a token, or -1. */
 static int32_t fti_vocab_find(const struct fti_vocab *v, const char *p, size_t n)
 {
     const fti_bucket *s = n && n < FTI_HIDDEN ? fti_vocab_bucket(v, p, n, ~FTI_HIDDEN) : NULL;
-    return s ? s->id : -1;
+    return s ? s->id : v->order ? fti_vocab_search(v, p, n) : -1;
 }
 
 /* The same for tokens that a piece of text may become as a whole. */
@@ -1367,14 +1401,70 @@ static int fti_by_id(const void *a, const void *b)
 static int fti_has_id(const int32_t *ids, int32_t id);
 static int fti_spells_token(const fti_token *letters, const fti_token *bytes);
 
-/* Sort, refuse ids given twice, build the table. A text with two ids is an error (same_text 0), keeps the last (1) or
- * the first (2: DeepSeek adds a token that reads as the bytes of another one do). */
-static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
+/* By id. The added tokens were read first and mostly have the last ids: then the two parts change places. */
+static void fti_vocab_sort(fti_token *t, size_t n)
 {
-    enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
-    size_t i, k, n = v->n = (size_t)arrlen(v->token);
-    for (i = 1; i < n && v->token[i - 1].id < v->token[i].id; i++) ;
-    if (i < n) qsort(v->token, n, sizeof *v->token, fti_by_id);
+    size_t part[3] = { 0, 0, 0 }, i, k;
+    for (i = 1; i < n && t[i - 1].id < t[i].id; i++) ;
+    if (i >= n) return;
+    part[1] = i;
+    part[2] = n;
+    while (i + 1 < n && t[i].id < t[i + 1].id) i++;
+    if (i + 1 < n || t[i].id > t->id) { qsort(t, n, sizeof *t, fti_by_id); return; }
+    for (int turn = 0; turn < 3; turn++)                      /* each backwards, then all */
+        for (i = turn < 2 ? part[turn] : 0, k = turn < 2 ? part[turn + 1] : n; i + 1 < k; i++) {
+            fti_token x = t[--k];
+            t[k] = t[i];
+            t[i] = x;
+        }
+}
+
+static int fti_key_order(const void *a, const void *b)
+{
+    const fti_token *x = *(const fti_token *const *)a, *y = *(const fti_token *const *)b;
+    int c = fti_text_order(x->p, x->len, y->p, y->len);
+    return c ? c : (x->id > y->id) - (x->id < y->id);
+}
+
+static ft_status fti_same_text(const fti_token *t, const char *name, int32_t id, ft_error *err)
+{
+    return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected one id for each token, found \"%.*s\" with ids %d and %d",
+                    name, fti_most(t->len), t->p, (int)id, (int)t->id);
+}
+
+static ft_status fti_too_terse(const char *name, size_t n, ft_error *err)
+{
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected fewer tokens in a file of this size, found %lu", name,
+                    (unsigned long)n);
+}
+
+/* v->order, for a file of so few bytes a token that it is not worth a table. Pointers are sorted, and places put where
+ * they were. same_text: see below. */
+static ft_status fti_vocab_order(fti_vocab *v, int same_text, const char *name, ft_error *err)
+{
+    size_t n = (size_t)arrlen(v->token), i, k;
+    const fti_token **key;
+    int was_same = 0;
+    if (v->room && v->room / sizeof *key < n) return fti_too_terse(name, n, err);
+    if (!(key = (const fti_token **)fti_alloc(n + 1, sizeof *key))) return fti_no_memory(err, n * sizeof *key);
+    for (i = k = 0; i < n; i++) if (v->token[i].len) key[k++] = &v->token[i];
+    qsort((void *)key, k, sizeof *key, fti_key_order);
+    v->order = (uint32_t *)(void *)key;
+    for (n = k, i = v->n_order = 0; i < n; i++) {
+        const fti_token *t = key[i], *next = i + 1 < n ? key[i + 1] : NULL;
+        int same = next && next->len == t->len && !memcmp(next->p, t->p, t->len);
+        if (same && !same_text) return fti_same_text(next, name, t->id, err);
+        if (same_text == 2 ? !was_same : !same) v->order[v->n_order++] = (uint32_t)(t - v->token);
+        was_same = same;
+    }
+    return FTUNE_OK;
+}
+
+/* Sort, and refuse ids given twice. */
+static ft_status fti_vocab_sorted(fti_vocab *v, int same_text, const char *name, ft_error *err)
+{
+    size_t i, k, n = (size_t)arrlen(v->token);
+    fti_vocab_sort(v->token, n);
     for (i = k = 0; i < n; i++) {                             /* an added token may also stand in the vocabulary */
         const fti_token *t = &v->token[i], *last = k ? &v->token[k - 1] : NULL;
         if (!last || last->id != t->id) v->token[k++] = *t;
@@ -1383,18 +1473,38 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
         } else if (last->len != t->len || memcmp(last->p, t->p, t->len))
             return fti_fail(err, FTUNE_ERR_FORMAT,
                             "%s: expected one token for each id, found \"%.*s\" and \"%.*s\" for %d", name,
-                            last->len < 60 ? (int)last->len : 60, last->p, t->len < 60 ? (int)t->len : 60, t->p,
-                            (int)t->id);
+                            fti_most(last->len), last->p, fti_most(t->len), t->p, (int)t->id);
     }
     if (n) arrsetlen(v->token, k);
-    n = v->n = k;
+    v->n = k;
+    return FTUNE_OK;
+}
+
+/* Sort, and build the table. A text with two ids is an error (same_text 0), keeps the last (1) or the first (2:
+ * DeepSeek adds a token that reads as the bytes of another one do). */
+static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name, ft_error *err)
+{
+    enum { AHEAD = 8 };                                       /* slots are fetched so many tokens early */
+    ft_status status = fti_vocab_sorted(v, same_text, name, err);
+    size_t i, k, n = v->n, words, room;
+    if (status) return status;
     FTUNE_FREE(v->slot);
     FTUNE_FREE(v->bits);
+    v->slot = NULL;
+    v->bits = NULL;
     v->cap = n + n / 5 * 2 + 8;
-    for (k = 2, v->bits_shift = 63; k < n / 16; k *= 2) v->bits_shift--;
-    v->bits = (uint64_t *)fti_calloc(k, sizeof *v->bits);
+    for (words = 2, v->bits_shift = 63; words < n / 16; words *= 2) v->bits_shift--;
+    room = v->room > words * sizeof *v->bits ? v->room - words * sizeof *v->bits : 0;
+    if (v->room && v->cap > room / sizeof *v->slot) {
+        v->cap = room / sizeof *v->slot;
+        if (v->cap < n + n / 10 + 8) {
+            v->cap = 0;
+            return v->may_search ? fti_vocab_order(v, same_text, name, err) : fti_too_terse(name, n, err);
+        }
+    }
+    v->bits = (uint64_t *)fti_calloc(words, sizeof *v->bits);
     v->slot = (fti_bucket *)fti_calloc(v->cap, sizeof *v->slot);
-    if (!v->slot || !v->bits) return fti_no_memory(err, v->cap * sizeof *v->slot + k * sizeof *v->bits);
+    if (!v->slot || !v->bits) return fti_no_memory(err, v->cap * sizeof *v->slot + words * sizeof *v->bits);
     v->mix = fti_secret(v->slot);
     for (i = 0; n && i < n + AHEAD; i++) {
         const fti_token *t = &v->token[i < AHEAD ? 0 : i - AHEAD], *later = &v->token[i < n ? i : 0];
@@ -1409,10 +1519,7 @@ static ft_status fti_vocab_finish(fti_vocab *v, int same_text, const char *name,
         for (; (s = &v->slot[k])->len; k = k + 1 < v->cap ? k + 1 : 0)
             if (s->key == key && s->len == t->len
                 && (t->len <= 8 || fti_same(fti_vocab_at(v, s->id)->p, t->p, t->len))) break;
-        if (s->len && !same_text)
-            return fti_fail(err, FTUNE_ERR_FORMAT,
-                            "%s: expected one id for each token, found \"%.*s\" with ids %d and %d", name,
-                            t->len < 100 ? (int)t->len : 100, t->p, (int)s->id, (int)t->id);
+        if (s->len && !same_text) return fti_same_text(t, name, s->id, err);
         if (s->len && same_text == 2 && !fti_has_id(v->unspelt, s->id)) continue;
         s->key = key;
         s->id = t->id;
@@ -1427,8 +1534,10 @@ static void fti_vocab_free(fti_vocab *v)
     arrfree(v->unspelt);
     FTUNE_FREE(v->slot);
     FTUNE_FREE(v->bits);
+    FTUNE_FREE(v->order);
     v->slot = NULL;
     v->bits = NULL;
+    v->order = NULL;
     v->n = v->cap = 0;
 }
 
@@ -3721,6 +3830,7 @@ FTUNE_API ft_status ft_tokenizer_set_attribute(ft_tokenizer *tok, const char *na
 /* ---- second reading: building ------------------------------------------------------------------------------------ */
 
 static void fti_steps_free(ft_tokenizer *tok);
+static size_t fti_steps_bytes(const ft_tokenizer *tok);
 
 FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
 {
@@ -3741,6 +3851,62 @@ FTUNE_API void ft_tokenizer_free(ft_tokenizer *tok)
     FTUNE_FREE(tok);
 }
 
+/* Up to n bytes at tok->text.p; the caller moves p and left on by what it used. False: no memory. */
+static int fti_text_room(ft_tokenizer *tok, size_t n)
+{
+    fti_room *r = &tok->text;
+    if (r->p && r->left >= n) return 1;
+    r->left = n > 8192 ? n : 8192;
+    return (r->p = (char *)fti_arena_alloc(&tok->arena, r->left)) != NULL;
+}
+
+static const char *fti_text_copy(ft_tokenizer *tok, const char *p, size_t n)
+{
+    if (!fti_text_room(tok, n)) return NULL;
+    memcpy(tok->text.p, p, n);
+    tok->text.p += n;
+    tok->text.left -= n;
+    return tok->text.p - n;
+}
+
+/* While it is read a file takes 4 bytes for each of its own and 1 MiB at most: so many are left, besides more, which
+ * will be needed later. Where a file says much in few bytes tables become smaller, or it is refused. What is not
+ * counted here has been taken from tok->room. */
+static size_t fti_left(const ft_tokenizer *tok, size_t more)
+{
+    size_t held = more + sizeof *tok + 8192 + fti_arena_bytes(&tok->arena) + fti_steps_bytes(tok)
+        + arrcap(tok->vocab.token) * sizeof *tok->vocab.token + tok->vocab.cap * sizeof *tok->vocab.slot
+        + (arrcap(tok->raw.at) + arrcap(tok->normal.at)) * sizeof *tok->raw.at
+        + (arrcap(tok->special) + arrcap(tok->apart)) * sizeof *tok->special;
+    return !tok->room ? SIZE_MAX / 2 : tok->room > held ? tok->room - held : 0;
+}
+
+static void fti_spend(ft_tokenizer *tok, size_t bytes)
+{
+    if (tok->room) tok->room = tok->room > bytes ? tok->room - bytes : 1;
+}
+
+/* Before fti_vocab_finish: the table may take what is left, and if that is little a search has to do. */
+static void fti_vocab_room(ft_tokenizer *tok, size_t more)
+{
+    tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
+    tok->vocab.may_search = 1;
+}
+
+/* The same for BPE over bytes, whose tables are many: those it needs, with ids and symbols of tokens and, joins, those
+ * of merges; those of b->edge, b->of_char and b->together; the pairs. */
+static void fti_bpe_room(ft_tokenizer *tok, size_t merges, int joins)
+{
+    size_t n = arrlenu(tok->vocab.token), slot = sizeof *tok->vocab.slot;
+    size_t more = 65536 * 4 + 16384 * 8 + 1536 * 8 + 4096 + (2 * n + 256 + (joins ? merges : 0)) * 4;
+    size_t faster = 65536 * 8 + FTI_TOGETHER_WORDS * 8, left = fti_left(tok, more);
+    size_t wide = merges + merges / 4 + 8, tight = merges + merges / 10 + 8;
+    tok->terse = left >= (n + n / 5 * 2 + 8) * slot + wide * 8 + faster ? 0
+        : left >= (n + n / 10 + 8) * slot + tight * 8 + faster ? 1 : 2;
+    more += (tok->terse ? tight : wide) * 8 + (tok->terse < 2 ? faster : 0);
+    tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
+}
+
 /* An added token: into its set and into the vocabulary. content is copied. */
 static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, int special, int single_word,
                                int lstrip, int rstrip,
@@ -3748,8 +3914,12 @@ static ft_status fti_added_add(ft_tokenizer *tok, ft_text content, int32_t id, i
 {
     fti_added a = { NULL, (uint32_t)content.n, id, (uint8_t)special, (uint8_t)single_word, (uint8_t)lstrip,
         (uint8_t)rstrip, (uint8_t)normalized };
+    const fti_added_set *set = normalized ? &tok->normal : &tok->raw;
+    size_t n = arrlenu(set->at);
     if (!content.n) return FTUNE_OK;
-    if (!(a.p = fti_arena_copy(&tok->arena, content.p, content.n))
+    if (n == arrcap(set->at) && fti_left(tok, 0) / (3 * sizeof a) < n)         /* it doubles, and moves */
+        return fti_too_terse("added tokens", n, err);
+    if (!(a.p = fti_text_copy(tok, content.p, content.n))
         || !(normalized ? fti_push(tok->normal.at, a) : fti_push(tok->raw.at, a))
         || (special && !fti_push(tok->special, id)) || !fti_vocab_add(&tok->vocab, id, a.p, a.n))
         return fti_no_memory(err, content.n);
@@ -3775,6 +3945,7 @@ static int fti_added_apart(ft_tokenizer *tok, int32_t least)
     const fti_added_set *sets[2];
     sets[0] = &tok->raw;
     sets[1] = &tok->normal;
+    if (!fti_fit(tok->apart, arrlenu(tok->raw.at) + arrlenu(tok->normal.at))) return 0;
     for (int i = 0; i < 2; i++)
         for (ptrdiff_t k = 0; k < arrlen(sets[i]->at); k++)
             if (sets[i]->at[k].id >= least && !fti_push(tok->apart, sets[i]->at[k].id)) return 0;
@@ -3861,9 +4032,10 @@ static ft_status fti_bpe_limits(size_t tokens, size_t merges, const char *name, 
                     FTI_PAIR_SYMBOLS - 256, FTI_PAIR_MERGES, (unsigned long)tokens, (unsigned long)merges);
 }
 
-/* NULL: no memory. */
-static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
+/* terse: see ft_tokenizer; chars: symbols are never bytes, but 0 may be one without any pair. NULL: no memory. */
+static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges, int terse, int chars)
 {
+    size_t pairs = chars ? 1 : 65536;
     fti_bpe *b = (fti_bpe *)fti_calloc(1, sizeof *b);
     uint32_t i;
     if (!b) return NULL;
@@ -3871,24 +4043,24 @@ static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges)
     b->n_merges = n_merges;
     b->form = -1;
     b->mix = fti_secret(b);
-    b->pair_cap = (size_t)n_merges + n_merges / 4 + 8;
-    b->byte_pair = (uint16_t *)fti_alloc(65536, sizeof *b->byte_pair);
+    b->pair_cap = (size_t)n_merges + n_merges / (terse ? 10 : 4) + 8;
+    b->byte_pair = (uint16_t *)fti_alloc(pairs, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
     b->pair_bits = (uint64_t *)fti_calloc(16384, sizeof *b->pair_bits);
-    b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
-    b->over = (uint16_t *)fti_alloc(65536, sizeof *b->over);
+    if (terse < 2 && !chars) b->edge = (fti_edge *)fti_alloc(65536, sizeof *b->edge);
+    b->over = (uint16_t *)fti_alloc(pairs, sizeof *b->over);
     b->over_bits = (uint64_t *)fti_calloc(1024, sizeof *b->over_bits);
     b->over_three = (uint64_t *)fti_calloc(512, sizeof *b->over_three);
     b->id = (int32_t *)fti_alloc(n_symbols, sizeof *b->id);
-    if (!b->byte_pair || !b->pair || !b->pair_bits || !b->edge || !b->over || !b->over_bits || !b->over_three
-        || !b->id) {
+    if (!b->byte_pair || !b->pair || !b->pair_bits || (terse < 2 && !chars && !b->edge) || !b->over || !b->over_bits
+        || !b->over_three || !b->id) {
         fti_bpe_free(b);
         return NULL;
     }
     b->asked = 8;                                             /* up to there a look-up is quick */
-    memset(b->over, 0xFF, 65536 * sizeof *b->over);
-    for (i = 0; i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
-    memset(b->byte_pair, 0xFF, 65536 * sizeof *b->byte_pair);
+    memset(b->over, 0xFF, pairs * sizeof *b->over);
+    for (i = 0; b->edge && i < 65536; i++) b->edge[i].left = b->edge[i].right = FTI_LATE;
+    memset(b->byte_pair, 0xFF, pairs * sizeof *b->byte_pair);
     memset(b->id, 0xFF, n_symbols * sizeof *b->id);
     return b;
 }
@@ -3974,7 +4146,7 @@ static ft_status fti_merges_begin(ft_tokenizer *tok, fti_merges *m, size_t n, co
     size_t i;
     if (fti_bpe_limits(v->n, n, name, err)) return FTUNE_ERR_UNSUPPORTED;
     tok->family = &fti_family_bpe;
-    tok->model = b = fti_bpe_new(256 + (uint32_t)v->n, (uint32_t)n);
+    tok->model = b = fti_bpe_new(256 + (uint32_t)v->n, (uint32_t)n, tok->terse, 0);
     if (!b || !(m->symbol = (uint32_t *)fti_alloc(v->n, sizeof *m->symbol))
         || !(b->join = (uint32_t *)fti_calloc(n, sizeof *b->join)))
         return fti_no_memory(err, n * sizeof *b->join);
@@ -4078,7 +4250,7 @@ static int fti_merges_end(ft_tokenizer *tok, fti_merges *m, int whole, int32_t u
     b->whole = whole;
     if (whole || m->improper) b->asked = INT32_MAX;
     fti_bpe_finish(tok, b);
-    return m->improper || fti_bpe_chars(tok, b, m->symbol);
+    return m->improper || tok->terse > 1 || fti_bpe_chars(tok, b, m->symbol);
 }
 
 static void fti_merges_free(fti_merges *m)
@@ -7337,7 +7509,7 @@ static int fti_untold_tie(const char *dir)
 
 FTUNE_API ft_status ft_config_load(ft_config *c, const char *path, ft_error *err)
 {
-    fti_config_reader r = { { NULL, 0, NULL, NULL, 0 }, err, FTUNE_OK };
+    fti_config_reader r = { { NULL, 0, NULL, NULL, 0, 0 }, err, FTUNE_OK };
     fti_arena a = { NULL };
     fti_file f = { NULL, 0, 0 };
     int is_dir = fti_is_directory(path);
@@ -9181,7 +9353,7 @@ static void fti_lora_read(fti_config_reader *r, ft_lora_config *c)
 
 FTUNE_API ft_status ft_lora_config_load(ft_lora_config *c, const char *dir, ft_error *err)
 {
-    fti_config_reader r = { { NULL, 0, NULL, NULL, 0 }, err, FTUNE_OK };
+    fti_config_reader r = { { NULL, 0, NULL, NULL, 0, 0 }, err, FTUNE_OK };
     fti_arena a = { NULL };
     fti_file f = { NULL, 0, 0 };
     char *file = fti_path_join(&a, dir, "adapter_config.json");
@@ -12199,7 +12371,7 @@ static void *fti_arena_alloc(fti_arena *a, size_t bytes)
     if (bytes > SIZE_MAX / 4) return NULL;
     bytes = (bytes + 15) & ~(size_t)15;
     if (!b || b->size - b->used < bytes) {
-        size = step < 262144 ? 2 * step : step;            /* 1, 2, 4 ... 256 KiB: little waste, few blocks */
+        size = step < 65536 ? 2 * step : step;             /* 1, 2, 4 ... 64 KiB: little waste, few blocks */
         if (size < bytes) size = bytes; else step = size;
         b = (struct fti_block *)FTUNE_MALLOC(sizeof *b + size);
         if (!b) return NULL;
@@ -12218,6 +12390,13 @@ static char *fti_arena_copy(fti_arena *a, const char *p, size_t n)
     char *copy = n < SIZE_MAX ? (char *)fti_arena_alloc(a, n + 1) : NULL;
     if (copy && n) memcpy(copy, p, n);
     return copy;
+}
+
+static size_t fti_arena_bytes(const fti_arena *a)
+{
+    size_t n = 0;
+    for (const struct fti_block *b = a->top; b; b = b->below) n += sizeof *b + b->size;
+    return n;
 }
 
 static void fti_arena_free(fti_arena *a)
@@ -12496,7 +12675,10 @@ static size_t fti_utf8_valid(const char *p, size_t n)
 typedef struct fti_json_parser {
     fti_json   *j;
     const char *p, *end;
-    size_t      cap;                                  /* nodes there is room for */
+    size_t      cap, most;                            /* nodes there is room for, and may be */
+    size_t      widest;                               /* brief: nodes that a member of a long list takes, 0: none yet */
+    uint32_t    long_list;                            /* the last one begun */
+    int         brief;
     uint32_t    key_len; uint8_t key_escaped;         /* of the member whose value comes next */
     int         depth;
     uint32_t    parent[FTI_JSON_DEPTH], last[FTI_JSON_DEPTH];    /* open containers, newest member of each (0: none) */
@@ -12546,15 +12728,12 @@ static size_t fti_json_bound(const char *p, const char *end)
     return n;
 }
 
-/* Eight bytes at once: none of them is a quote, a backslash, a control character or outside ASCII. */
-static int fti_json_plain(const char *p)
+/* How many of the next eight bytes come before a quote, a backslash, a control character or one outside ASCII. */
+FTI_INLINE int fti_json_plain(const char *p)
 {
-    const uint64_t one = UINT64_C(0x0101010101010101), high = one * 0x80;
-    uint64_t w, quote, slash;
-    memcpy(&w, p, 8);
-    quote = w ^ one * '"';
-    slash = w ^ one * '\\';
-    return !((w | (w - one * 0x20) | (quote - one) | (slash - one)) & high);
+    const uint64_t one = UINT64_C(0x0101010101010101);
+    uint64_t w = fti_read64(p);
+    return fti_first_high(w | (w - one * 0x20) | ((w ^ one * '"') - one) | ((w ^ one * '\\') - one));
 }
 
 /* A string whose opening quote has been read; p ends behind the closing one. */
@@ -12566,7 +12745,7 @@ static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *
     *start = (uint32_t)(p - s->j->text);
     *escaped = 0;
     for (;;) {
-        while (end - p >= 8 && fti_json_plain(p)) p += 8;
+        for (k = 8; k == 8 && end - p >= 8; p += k) k = fti_json_plain(p);
         s->p = p;
         if (p == end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "'\"' at the end of the string");
         if (*p == '"') break;
@@ -12584,7 +12763,7 @@ static ft_status fti_json_string(fti_json_parser *s, uint32_t *start, uint32_t *
             }
             continue;
         }
-        k = fti_utf8_decode(p, end, &cp);
+        k = (unsigned char)*p < 0x80 ? 1 : fti_utf8_decode(p, end, &cp);
         if (!k) return fti_fail(s->err, FTUNE_ERR_UTF8, "%s:%d: expected UTF-8, found byte 0x%02x at byte offset %lu",
                                 s->j->name, fti_lines_before(s->j->text, p), (unsigned char)*p,
                                 (unsigned long)(p - s->j->text));
@@ -12657,6 +12836,20 @@ static fti_json_node *fti_json_node_new(fti_json_parser *s)
     return n;
 }
 
+/* Room for one more node. */
+static ft_status fti_json_grow(fti_json_parser *s)
+{
+    size_t cap = 2 * s->cap < s->most ? 2 * s->cap : s->most;
+    fti_json_node *node;
+    if ((size_t)s->j->n_nodes < s->cap) return FTUNE_OK;
+    if (cap == s->cap) return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
+    if (!(node = (fti_json_node *)FTUNE_REALLOC(s->j->node, cap * sizeof *node)))
+        return fti_no_memory(s->err, cap * sizeof *node);
+    s->j->node = node;
+    s->cap = cap;
+    return FTUNE_OK;
+}
+
 /* One value, or the opening bracket of one. */
 static ft_status fti_json_value(fti_json_parser *s)
 {
@@ -12666,8 +12859,7 @@ static ft_status fti_json_value(fti_json_parser *s)
     ft_status e;
     fti_json_space(s);
     if (s->p == s->end) return fti_json_fail(s, FTUNE_ERR_FORMAT, "a value");
-    if ((size_t)s->j->n_nodes == s->cap)
-        return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "fewer values in a text of this size");
+    if ((e = fti_json_grow(s))) return e;
     n = fti_json_node_new(s);
     switch (*s->p) {
     case '{': case '[':
@@ -12700,12 +12892,60 @@ static ft_status fti_json_value(fti_json_parser *s)
     }
 }
 
-static ft_status fti_json_run(fti_json_parser *s)
+/* Members of a long list as long as they are strings or numbers: no node is made. */
+static ft_status fti_json_strings(fti_json_parser *s, fti_json_node *top)
+{
+    uint32_t start, len;
+    uint8_t escaped;
+    ft_status e = FTUNE_OK;
+    for (const char *from = s->p; !e; from = s->p, top->count++) {
+        fti_json_space(s);
+        if (s->p < s->end && *s->p == ',') {
+            s->p++;
+            if (top->type == FTI_OBJECT && (e = fti_json_read_key(s))) break;
+            fti_json_space(s);
+            if (s->p < s->end && *s->p == '"') { s->p++; e = fti_json_string(s, &start, &len, &escaped); continue; }
+            if (s->p < s->end && (*s->p == '-' || (*s->p >= '0' && *s->p <= '9'))) { e = fti_json_digits(s); continue; }
+        }
+        s->p = from;
+        break;
+    }
+    return e;
+}
+
+/* A member of a container has been read, the newest there is. Nodes of a long one go again. Long means more than 32
+ * members in a list, 256 where there are objects: of those each is read once at least, by name. */
+enum { FTI_JSON_LIST = 32, FTI_JSON_MEMBERS = 256 };
+static ft_status fti_json_member_end(fti_json_parser *s, fti_json_node *top)
+{
+    fti_json *j = s->j;
+    uint32_t index = (uint32_t)(top - j->node), newest = s->last[s->depth - 1];
+    size_t n = (size_t)j->n_nodes - index - 1;
+    if (!top->brief) {
+        if (top->count <= (top->type == FTI_OBJECT || j->node[newest].type == FTI_OBJECT ? FTI_JSON_MEMBERS
+                           : FTI_JSON_LIST)) return FTUNE_OK;
+        if (s->long_list >= index && s->widest)
+            return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "no long list inside another one");
+        for (int k = 0; k + 1 < s->depth; k++)
+            if (j->node[s->parent[k]].brief)
+                return fti_json_fail(s, FTUNE_ERR_UNSUPPORTED, "no long list inside another one");
+        top->brief = 1;
+        s->long_list = index;
+    }
+    if (n > s->widest) s->widest = n;
+    j->n_nodes = (int)index + 1;
+    s->last[s->depth - 1] = 0;
+    return fti_json_strings(s, top);
+}
+
+/* A value with all that is in it. */
+static ft_status fti_json_whole_value(fti_json_parser *s)
 {
     ft_status e = fti_json_value(s);
     while (!e && s->depth) {
         fti_json_node *top = &s->j->node[s->parent[s->depth - 1]];
         char close = top->type == FTI_OBJECT ? '}' : ']';
+        if (s->brief && top->count && (e = fti_json_member_end(s, top))) return e;
         fti_json_space(s);
         if (s->p < s->end && *s->p == close) {
             s->p++;
@@ -12721,35 +12961,58 @@ static ft_status fti_json_run(fti_json_parser *s)
         if (top->type == FTI_OBJECT) e = fti_json_read_key(s);
         if (!e) e = fti_json_value(s);
     }
-    if (e) return e;
-    fti_json_space(s);
-    return s->p == s->end ? FTUNE_OK : fti_json_fail(s, FTUNE_ERR_FORMAT, "nothing after the value");
+    return e;
+}
+
+/* s: how many nodes there may be, and whether long lists keep theirs. */
+static ft_status fti_json_run(fti_json *j, fti_json_parser *s, const char *text, size_t n, const char *name,
+                              ft_error *err)
+{
+    ft_status e;
+    memset(j, 0, sizeof *j);
+    j->text = n ? text : "";
+    j->n = n;
+    j->name = name ? name : "JSON";
+    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", j->name);
+    s->j = j;
+    s->err = err;
+    s->p = j->text;
+    s->end = j->text + n;
+    if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s->p += 3;
+    s->cap = s->brief ? 64 : fti_json_bound(s->p, s->end);
+    if (s->cap > s->most) s->cap = s->most;
+    j->node = (fti_json_node *)fti_alloc(s->cap, sizeof *j->node);
+    if (!j->node) return fti_no_memory(err, s->cap * sizeof *j->node);
+    e = fti_json_whole_value(s);
+    if (!e) fti_json_space(s);
+    if (!e && s->p < s->end) e = fti_json_fail(s, FTUNE_ERR_FORMAT, "nothing after the value");
+    if (e) fti_json_free(j);
+    return e;
 }
 
 static ft_status fti_json_parse_within(fti_json *j, const char *text, size_t n, const char *name, size_t room,
                                        ft_error *err)
 {
     fti_json_parser s;
-    size_t most = room / sizeof *j->node;
-    ft_status e;
-    memset(j, 0, sizeof *j);
     memset(&s, 0, sizeof s);
-    j->text = n ? text : "";
-    j->n = n;
-    j->name = name ? name : "JSON";
-    if (n >= UINT32_MAX) return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected JSON of less than 4 GiB", j->name);
-    s.j = j;
-    s.err = err;
-    s.p = j->text;
-    s.end = j->text + n;
-    if (n >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) s.p += 3;
-    s.cap = fti_json_bound(s.p, s.end);
-    if (s.cap > most) s.cap = most;
-    j->node = (fti_json_node *)fti_alloc(s.cap, sizeof *j->node);
-    if (!j->node) return fti_no_memory(err, s.cap * sizeof *j->node);
-    e = fti_json_run(&s);
-    if (e) fti_json_free(j);
-    return e;
+    s.most = room / sizeof *j->node;
+    return fti_json_run(j, &s, text, n, name, err);
+}
+
+/* The nodes that are kept never take more than 3 bytes for each byte of text, and 8 KiB. */
+static ft_status fti_json_parse_brief(fti_json *j, const char *text, size_t n, const char *name, ft_error *err)
+{
+    fti_json_parser s;
+    fti_json_node *node;
+    ft_status e;
+    memset(&s, 0, sizeof s);
+    s.brief = 1;
+    s.most = (3 * n + 8192) / sizeof *j->node;
+    if ((e = fti_json_run(j, &s, text, n, name, err))) return e;
+    j->room = j->n_nodes + (int)s.widest;
+    node = (fti_json_node *)FTUNE_REALLOC(j->node, (size_t)j->room * sizeof *node);
+    if (node) j->node = node; else fti_json_free(j);
+    return node ? FTUNE_OK : fti_no_memory(err, (size_t)j->room * sizeof *node);
 }
 
 /* Nodes never take more than 4 bytes for each byte of text, and 1 MiB: a file of commas is refused, not stored. */
@@ -12769,14 +13032,106 @@ static int fti_json_is(const fti_json *j, int node, fti_json_type type)
     return node >= 0 && j->node[node].type == type;
 }
 
+/* The first quote or backslash, eight bytes at once; end: none. */
+FTI_INLINE const char *fti_json_quote(const char *p, const char *end)
+{
+    const uint64_t one = UINT64_C(0x0101010101010101);
+    for (int n = 8; n == 8 && end - p >= 8; p += n) {
+        uint64_t w = fti_read64(p), quote = w ^ one * '"', slash = w ^ one * '\\';
+        n = fti_first_high(((quote - one) & ~quote) | ((slash - one) & ~slash));
+    }
+    while (p < end && *p != '"' && *p != '\\') p++;
+    return p < end ? p : end;
+}
+
+/* Members of long lists, read before: of a string, number or word only the end is looked for. NULL: it is no such, or
+ * somebody writes to the file meanwhile. */
+static const char *fti_json_scalar(const fti_json *j, fti_json_node *n, const char *p)
+{
+    const char *end = j->text + j->n, *from;
+    fti_json_node x = { 0, 0, 0, 0, FTI_NUMBER, 0, 0, 0, 0, 0 };
+    while (p < end && (unsigned char)*p <= ' ') p++;
+    from = p;
+    if (p < end && *p == '"') {
+        x.type = FTI_STRING;
+        for (from = ++p; (p = fti_json_quote(p, end)) < end && *p == '\\'; p += 2) x.escaped = 1;
+    } else if (p < end && *p != '[' && *p != '{') {
+        if (*p > '9') x.type = *p == 'n' ? FTI_NULL : *p == 'f' ? FTI_FALSE : FTI_TRUE;
+        while (p < end && (unsigned char)*p > ' ' && *p != ',' && *p != ']' && *p != '}') p++;
+        if (p == from) return NULL;
+    } else return NULL;
+    if (p >= end) return NULL;
+    x.start = (uint32_t)(from - j->text);
+    x.len = (uint32_t)(p - from);
+    *n = x;
+    return p + (x.type == FTI_STRING);
+}
+
+/* A list of such in brackets. */
+static const char *fti_json_scalars(const fti_json *j, fti_json_node *n, const char *p)
+{
+    const char *end = j->text + j->n, *from;
+    fti_json_node x = { 0, 0, 0, 0, FTI_ARRAY, 0, 0, 0, 0, 0 };
+    int most = j->room - j->n_nodes - 1;
+    while (p < end && (unsigned char)*p <= ' ') p++;
+    for (from = p; p < end && *p == (x.count ? ',' : '['); x.count++) {
+        fti_json_node *last = n + x.count;
+        if ((int)x.count == most || !(p = fti_json_scalar(j, last + 1, p + 1))) return NULL;
+        if (x.count) last->next = (uint32_t)(last + 1 - j->node);
+        while (p < end && (unsigned char)*p <= ' ') p++;
+    }
+    if (p >= end || *p != ']' || p == from) return NULL;
+    x.start = (uint32_t)(from - j->text);
+    x.len = (uint32_t)(++p - from);
+    *n = x;
+    return p;
+}
+
+/* The member that begins at p, into the nodes behind those that are kept. The one after it will be the same node. */
+static int fti_json_again(const fti_json *j, const char *p, int member)
+{
+    fti_json_node *n = j->node + j->n_nodes, key = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 };
+    const char *end = j->text + j->n, *q;
+    if (member) {
+        if (!(p = fti_json_scalar(j, &key, p))) return -1;
+        while (p < end && *p != ':') p++;
+        if (p++ >= end) return -1;
+    }
+    if (!(q = fti_json_scalar(j, n, p)) && !(q = fti_json_scalars(j, n, p))) {
+        fti_json own = *j;
+        fti_json_parser s;
+        s.j = &own;
+        s.p = p;
+        s.end = end;
+        s.cap = s.most = (size_t)j->room;
+        s.depth = s.brief = 0;
+        s.err = NULL;
+        if (fti_json_whole_value(&s)) return -1;
+        q = s.p;
+    }
+    n->member = member & 1;
+    n->key_len = key.len & 0x3FFFFFF;
+    n->key_escaped = key.escaped;
+    while (q < end && (unsigned char)*q <= ' ') q++;
+    n->next = q < end && *q == ',' ? (uint32_t)j->n_nodes : 0;
+    return j->n_nodes;
+}
+
 static int fti_json_child(const fti_json *j, int parent)
 {
-    return parent >= 0 && j->node[parent].count ? parent + 1 : -1;
+    const fti_json_node *x = parent < 0 ? NULL : &j->node[parent];
+    if (!x || !x->count) return -1;
+    return x->brief ? fti_json_again(j, j->text + x->start + 1, x->type == FTI_OBJECT) : parent + 1;
 }
 
 static int fti_json_next(const fti_json *j, int node)
 {
-    return node >= 0 && j->node[node].next ? (int)j->node[node].next : -1;
+    const fti_json_node *x = node < 0 ? NULL : &j->node[node];
+    const char *p;
+    if (!x || !x->next) return -1;
+    if ((int)x->next != node) return (int)x->next;
+    for (p = j->text + x->start + x->len + (x->type == FTI_STRING); p < j->text + j->n && *p != ','; p++) { }
+    return fti_json_again(j, p + 1, x->member);
 }
 
 /* One character of a raw string, its escape undone: bytes written to out. */
@@ -12865,10 +13220,11 @@ static int fti_json_named(const fti_json *j, int node, const char *key)
 static int fti_json_get(const fti_json *j, int object, const char *key)
 {
     int found = -1;
+    uint32_t start = 0;
     if (!fti_json_is(j, object, FTI_OBJECT)) return -1;
     for (int i = fti_json_child(j, object); i >= 0; i = fti_json_next(j, i))
-        if (fti_json_named(j, i, key)) found = i;
-    return found;
+        if (fti_json_named(j, i, key)) { found = i; start = fti_json_key_start(j, i) - 1; }
+    return found >= 0 && j->node[object].brief ? fti_json_again(j, j->text + start, 1) : found;
 }
 
 static ft_text fti_json_text(const fti_json *j, int node, fti_arena *a)
@@ -15965,6 +16321,12 @@ static void fti_decoders_run(const ft_tokenizer *tok, const int32_t *ids, size_t
     fti_texts_free(&list);
 }
 
+static size_t fti_steps_bytes(const ft_tokenizer *tok)
+{
+    return arrcap(tok->steps) * sizeof *tok->steps + arrcap(tok->cuts) * sizeof *tok->cuts
+        + arrcap(tok->decoders) * sizeof *tok->decoders + tok->expressions;
+}
+
 static void fti_steps_free(ft_tokenizer *tok)
 {
     for (ptrdiff_t i = 0; i < arrlen(tok->steps); i++) fti_regex_free(tok->steps[i].from.regex);
@@ -16018,10 +16380,14 @@ static void fti_steps_free(ft_tokenizer *tok)
  * and it is its child if the slot says so (a double array after Aoe 1989, in the XOR form of Yata's darts-clone). One
  * look per byte finds all pieces that begin at a place, which is what the search of Unigram asks.
  *   unit  base << 8 | the byte that leads here, or FTI_TRIE_EMPTY, which is no byte of UTF-8
- *   id    of the string that ends here, or -1 */
+ *   id    of the string that ends here, or -1
+ * A node for each byte may be more than the file may take (see fti_left). Then, where only one string goes on, it is a
+ * tail: the slot of its next byte is byte << 8 | FTI_TRIE_TAIL with the string's id, and the text has to go on as the
+ * string does. */
 typedef struct fti_branch { uint32_t unit; int32_t id; } fti_branch;
-typedef struct fti_trie { fti_branch *slot; size_t n, room, longest; uint32_t root; } fti_trie;
-enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_MOST = 1 << 23 };
+typedef struct fti_trie { fti_branch *slot; size_t n, room, most, longest; uint32_t root; int tails, full; } fti_trie;
+/* most: slots it may have, old ones counted while they move; full: it wanted more */
+enum { FTI_TRIE_EMPTY = 0xFE, FTI_TRIE_TAIL = 0xFF, FTI_TRIE_MOST = 1 << 23 };
 
 /* From the node with this base over byte c: true and the new base, and the id of the string so far or -1. */
 FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c, int32_t *id)
@@ -16033,19 +16399,19 @@ FTI_INLINE int fti_trie_step(const fti_trie *t, uint32_t *base, unsigned char c,
     return 1;
 }
 
+/* Where the step over p[at] failed: the string that goes on alone there, if p[n] has all of it; or NULL. */
+FTI_INLINE const fti_token *fti_trie_tail(const fti_branch *s, const fti_vocab *v, const char *p, size_t at, size_t n)
+{
+    const fti_token *t;
+    if (s->unit != ((uint32_t)(unsigned char)p[at] << 8 | FTI_TRIE_TAIL)) return NULL;
+    t = fti_vocab_at(v, s->id);
+    return t->len <= n && !memcmp(t->p + at, p + at, t->len - at) ? t : NULL;
+}
+
 static void fti_trie_free(fti_trie *t)
 {
     FTUNE_FREE(t->slot);
     t->slot = NULL;
-}
-
-static int fti_key_order(const void *a, const void *b)
-{
-    const fti_token *x = *(const fti_token *const *)a, *y = *(const fti_token *const *)b;
-    int c = memcmp(x->p, y->p, x->len < y->len ? x->len : y->len);
-    if (c) return c;
-    if (x->len != y->len) return x->len < y->len ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
 }
 
 /* While building: which slots of a block of 256 are taken, which bases are in use (two nodes with one base would share
@@ -16055,7 +16421,9 @@ enum { FTI_TRIE_WINDOW = 24 };
 
 static int fti_trie_room(fti_trie *t, size_t room)
 {
-    fti_branch *slot = (fti_branch *)FTUNE_REALLOC(t->slot, room * sizeof *slot);
+    fti_branch *slot = NULL;
+    if (room + t->room > t->most) t->full = 1;
+    else slot = (fti_branch *)FTUNE_REALLOC(t->slot, room * sizeof *slot);
     if (slot) t->slot = slot;
     t->room = slot ? room : t->room;
     return slot != NULL;
@@ -16109,28 +16477,42 @@ static uint32_t fti_trie_place(fti_trie *t, fti_trie_block *blocks, const unsign
     return base;
 }
 
-/* Build from tokens, which are sorted here; of equal texts the last id counts. Block 0 stays empty: base 0 is none. */
-static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys)
+/* Build from tokens, which are sorted here; of equal texts the last id counts. Block 0 stays empty: base 0 is none.
+ * eighths: so many more slots than nodes, at the beginning. */
+static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys, size_t eighths)
 {
     typedef struct { size_t lo, hi; uint32_t depth, slot; } range;
     fti_trie_block blocks[FTI_TRIE_WINDOW];
     range *stack = NULL, r = { 0, n_keys, 0, 0 };
+    size_t nodes = 0, fewer = 0;
     int ok;
-    memset(t, 0, sizeof *t);
     qsort(keys, n_keys, sizeof *keys, fti_key_order);
-    for (size_t i = 0, nodes = 512; i <= n_keys; i++) {     /* so many nodes, and some gaps: room at once */
-        size_t same = 0;
-        if (i == n_keys) { if (!fti_trie_room(t, nodes + nodes / 256 + 256)) return 0; break; }
-        while (i && same < keys[i - 1]->len && same < keys[i]->len && keys[i]->p[same] == keys[i - 1]->p[same]) same++;
-        nodes += keys[i]->len - same;
-        if (keys[i]->len > t->longest) t->longest = keys[i]->len;
+    for (size_t i = 0, last = 0; i < n_keys; i++) {         /* so many nodes, and some gaps: room at once */
+        size_t same = 0, len = keys[i]->len, own;           /* bytes it shares with the next one, and branches off at */
+        while (i + 1 < n_keys && same < len && same < keys[i + 1]->len
+               && keys[i]->p[same] == keys[i + 1]->p[same]) same++;
+        own = (last > same ? last : same) + 1;
+        nodes += len - last;
+        fewer += (own < len ? own : len) - last;
+        if (len > t->longest) t->longest = len;
+        last = same;
     }
+    nodes += 768 + nodes / 256;
+    fewer += 768 + fewer / 256;
+    if (t->tails) fewer += fewer / 8 * eighths; else nodes += nodes / 8 * eighths;
+    if (nodes > t->most) t->tails = 1;
+    if (!fti_trie_room(t, t->tails ? fewer : nodes)) return 0;
     ok = fti_trie_grow(t, blocks) && fti_trie_grow(t, blocks) && fti_push(stack, r);
     while (ok && arrlen(stack)) {
         unsigned char label[256];
         size_t begin[257];
         int n = 0;
         r = arrpop(stack);
+        if (t->tails && r.hi - r.lo == 1 && r.depth && keys[r.lo]->len > r.depth) {
+            t->slot[r.slot].unit = t->slot[r.slot].unit << 8 | FTI_TRIE_TAIL;
+            t->slot[r.slot].id = keys[r.lo]->id;
+            continue;
+        }
         while (r.lo < r.hi && keys[r.lo]->len == r.depth) t->slot[r.slot].id = keys[r.lo++]->id;
         for (size_t i = r.lo; i < r.hi; i++) {
             unsigned char c = (unsigned char)keys[i]->p[r.depth];
@@ -16152,18 +16534,26 @@ static int fti_trie_build(fti_trie *t, const fti_token **keys, size_t n_keys)
     return ok;
 }
 
-/* The tree over the tokens that this is true of; with none its root is 0. */
-static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id))
+/* The tree over the tokens that this is true of; with none its root is 0. most: bytes it may take. */
+static int fti_trie_of(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
+                       size_t most)
 {
     const fti_vocab *v = &tok->vocab;
     const fti_token **keys;
-    size_t n = 0, i;
-    int ok = 1;
+    size_t n = 0, i, eighths = 0;
+    int ok, tails;
     for (i = 0; i < v->n; i++) n += v->token[i].len && v->token[i].id < FTI_TRIE_MOST && wanted(tok, v->token[i].id);
     if (!(keys = (const fti_token **)fti_alloc(n + 1, sizeof *keys))) return 0;
     for (i = n = 0; i < v->n; i++)
         if (v->token[i].len && v->token[i].id < FTI_TRIE_MOST && wanted(tok, v->token[i].id)) keys[n++] = &v->token[i];
-    ok = fti_trie_build(t, keys, n);
+    t->most = most / sizeof *t->slot;
+    do {                                                    /* full: it had more gaps; begin anew with room for them */
+        tails = t->tails;
+        fti_trie_free(t);
+        t->n = t->room = t->longest = t->root = t->full = 0;
+        ok = fti_trie_build(t, keys, n, eighths);
+        eighths = t->tails > tails ? 1 : eighths + 1;
+    } while (!ok && t->full && eighths < 16 && t->room);
     FTUNE_FREE((void *)keys);
     return ok;
 }
@@ -16180,6 +16570,7 @@ typedef struct fti_sp_rules {
 } fti_sp_rules;
 
 typedef struct fti_sp {
+    const fti_vocab *vocab;
     int unigram, json, words;           /* words: WordLevel, a piece of text is a token or unknown */
     int control;                        /* control tokens are pieces, too */
     struct fti_sp *parsing;             /* this one with control tokens, if it has some: most is shared; or NULL */
@@ -16212,12 +16603,16 @@ typedef struct fti_sp {
 static size_t fti_sp_user(const fti_sp *m, const fti_sp_rules *s, const char *p, size_t n, int32_t *id)
 {
     uint32_t base = m->user.root;
-    size_t found = 0;
+    size_t found = 0, i;
     int32_t value;
+    const fti_token *t;
     if (!m->user.root || s == &m->out) return 0;
-    for (size_t i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
+    for (i = 0; i < n && fti_trie_step(&m->user, &base, (unsigned char)p[i], &value); i++)
         if (value >= 0) { found = i + 1; *id = value; }
-    return found;
+    t = i < n ? fti_trie_tail(&m->user.slot[base ^ (unsigned char)p[i]], m->vocab, p, i, n) : NULL;
+    if (!t) return found;
+    *id = t->id;
+    return t->len;
 }
 
 /* One character or match of the text, rewritten: text[i, i + length) -> to. Spaces become U+2581; a space after a space
@@ -16545,14 +16940,16 @@ static void fti_sp_backtrack_links(fti_sp_run *r, fti_sp_window *w, size_t end)
 }
 
 /* The pieces that begin at p, and the character of len bytes itself when it is no piece. Returns where the longest one
- * ends. Where no piece ends the score is that of none, which is never better. */
+ * ends. Where no piece ends the score is that of none, which is never better. tails: the tree has such. */
 FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node *node, const unsigned char *p, size_t len,
-                                                    const unsigned char *end, int json)
+                                                    const unsigned char *end, int json, int tails)
 {
     const fti_branch *slot = m->pieces.slot;
     const double *score = m->score + 1, till = node->score, unknown = m->unknown_score;
-    const unsigned char *reach = p + len, *stop = p + len;
+    const unsigned char *from = p, *reach = p + len, *stop = p + len;
     const uint64_t byte = (uint64_t)1 << 32;
+    const fti_token *tail = NULL;
+    fti_sp_node *first = node;
     uint32_t at, state = m->pieces.root;
     uint64_t length = len * byte;
     for (at = 0; p < stop; p++) {
@@ -16560,10 +16957,14 @@ FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node
         if ((slot[at].unit & 0xFF) != *p) break;
         state = slot[at].unit >> 8;
     }
+    if (tails && p < stop)
+        tail = fti_trie_tail(slot + at, m->vocab, (const char *)from, (size_t)(p - from), (size_t)(end - from));
     node += len;
-    if (p == stop && score[slot[at].id] > -HUGE_VAL) fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
+    if ((p == stop || (tail && tail->len == len)) && score[slot[at].id] > -HUGE_VAL)
+        fti_sp_reach(node, score[slot[at].id] + till, length | at, json);
     else fti_sp_reach(node, json ? unknown + till : (double)((float)unknown + (float)till), length, json);
-    for (; p < end; reach = slot[at].id >= 0 ? p : reach) {
+    if (tails && p < stop && (!tail || tail->len <= len)) return reach;
+    for (; !tail && p < end; reach = slot[at].id >= 0 ? p : reach) {
         at = state ^ *p;
         if ((slot[at].unit & 0xFF) != *p) break;
         state = slot[at].unit >> 8;
@@ -16571,7 +16972,12 @@ FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node
         p++;
         fti_sp_reach(++node, score[slot[at].id] + till, length | at, json);
     }
-    return reach;
+    if (!tails) return reach;
+    if (!tail && p < end)
+        tail = fti_trie_tail(slot + at, m->vocab, (const char *)from, (size_t)(p - from), (size_t)(end - from));
+    if (!tail) return reach;
+    fti_sp_reach(first + tail->len, score[slot[at].id] + till, tail->len * byte | at, json);
+    return from + tail->len;
 }
 
 /* What lies before byte end is decided: put it, and move on. */
@@ -16589,7 +16995,7 @@ FTI_INLINE void fti_sp_unigram_put(fti_sp_run *r, fti_sp_window *w, size_t zero,
 
 /* A place that no piece crosses is on every path, so everything before it is decided and may be put. It keeps its score,
  * for the sums of the original go on. */
-FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
+FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json, int tails)
 {
     const unsigned char *text = (const unsigned char *)r->p, *p = text, *end = p + r->n, *reach = p, *zero = p, *q;
     size_t len, ahead = r->m->pieces.longest + 4;
@@ -16614,7 +17020,7 @@ FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
             }
             if (!fti_sp_window_fit(&w, (size_t)(p - zero) + more)) break;
         }
-        q = fti_sp_unigram_from(r->m, w.node + (p - zero), p, len, end, json);
+        q = fti_sp_unigram_from(r->m, w.node + (p - zero), p, len, end, json, tails);
         if (q > reach) reach = q;
     }
     if (p >= end) fti_sp_unigram_put(r, &w, (size_t)(zero - text), r->n);
@@ -16623,7 +17029,11 @@ FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json)
     return p >= end;
 }
 
-static int fti_sp_unigram(fti_sp_run *r) { return r->m->json ? fti_sp_unigram_as(r, 1) : fti_sp_unigram_as(r, 0); }
+static int fti_sp_unigram(fti_sp_run *r)
+{
+    if (r->m->pieces.tails) return fti_sp_unigram_as(r, r->m->json, 1);
+    return r->m->json ? fti_sp_unigram_as(r, 1, 0) : fti_sp_unigram_as(r, 0, 0);
+}
 
 /* ---- BPE over characters ---- */
 
@@ -17182,6 +17592,7 @@ static fti_sp *fti_sp_new(ft_tokenizer *tok)
     if (!m) return NULL;
     tok->family = &fti_family_sp;
     tok->model = m;
+    m->vocab = &tok->vocab;
     m->unk = -1;
     m->in.space = m->out.space = "\xE2\x96\x81";
     m->prefix = m->suffix = ft_text_of("");
@@ -17368,7 +17779,9 @@ static ft_status fti_config_open(ft_tokenizer *tok, fti_config_file *c, const ch
     if (!(c->path = fti_path_join(&tok->arena, dir, "tokenizer_config.json"))) return fti_no_memory(err, strlen(dir));
     if (!fti_file_exists(c->path)) return FTUNE_OK;
     if ((status = fti_file_open(&c->file, c->path, err))) return status;
-    if ((status = fti_json_parse(&c->json, c->file.data, c->file.size, c->path, err))) return status;
+    if ((status = fti_json_parse_brief(&c->json, c->file.data, c->file.size, c->path, err))) return status;
+    tok->room += 4 * c->file.size;
+    fti_spend(tok, (size_t)c->json.room * sizeof *c->json.node);
     c->found = 1;
     return FTUNE_OK;
 }
@@ -17387,7 +17800,9 @@ static int fti_flag(const fti_json *j, int node, const char *name, int otherwise
 static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, int64_t id, int all_special,
                                 ft_error *err)
 {
-    ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+    int text = fti_json_get(j, node, "content");
+    ft_text content = fti_json_text(j, text, &tok->arena);
+    if (!content.p && fti_json_is(j, text, FTI_STRING)) return fti_no_memory(err, j->node[text].len);
     if (!content.p || !content.n || id < 0 || id >= INT32_MAX)
         return fti_fail(err, FTUNE_ERR_FORMAT,
                         "%s: line %d: expected an added token with content and an id below 2147483647, found %s",
@@ -17401,15 +17816,22 @@ static ft_status fti_added_json(ft_tokenizer *tok, const fti_json *j, int node, 
 static ft_status fti_config_added(ft_tokenizer *tok, const fti_config_file *c, int all_special, int *n, ft_error *err)
 {
     int node = c->found ? fti_json_get(&c->json, 0, "added_tokens_decoder") : -1;
+    size_t count = node < 0 ? 0 : c->json.node[node].count;
+    fti_arena keys = { 0 };
     ft_status status = FTUNE_OK;
+    if (fti_left(tok, 0) / 64 < count) return fti_too_terse(c->path, count, err);
+    if (!fti_fit(tok->vocab.token, count) || !fti_fit(tok->raw.at, count) || !fti_fit(tok->special, count))
+        return fti_no_memory(err, count);
     for (*n = 0, node = fti_json_child(&c->json, node); node >= 0 && !status; node = fti_json_next(&c->json, node),
          ++*n) {
-        ft_text key = fti_json_key(&c->json, node, &tok->arena);
+        ft_text key = fti_json_key(&c->json, node, &keys);
         int64_t id = 0;
         size_t i;
         for (i = 0; i < key.n && key.p[i] >= '0' && key.p[i] <= '9' && id < INT32_MAX; i++) id = id * 10
             + (key.p[i] - '0');
-        status = fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
+        status = !key.p ? fti_no_memory(err, sizeof id)
+            : fti_added_json(tok, &c->json, node, key.n && i == key.n ? id : -1, all_special, err);
+        fti_arena_free(&keys);
     }
     return status;
 }
@@ -17585,7 +18007,7 @@ static int fti_rank_pairs(fti_bpe *b, const fti_vocab *v, const uint32_t *symbol
 static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const fti_splitter *splitter, ft_error *err)
 {
     fti_vocab *v = &tok->vocab;
-    fti_bpe *b = fti_bpe_new(n_ranks, n_ranks - 256);
+    fti_bpe *b = fti_bpe_new(n_ranks, n_ranks - 256, tok->terse, 0);
     uint32_t *symbol = (uint32_t *)fti_alloc(v->n, sizeof *symbol), next = 256;
     size_t i;
     int ok;
@@ -17606,7 +18028,7 @@ static ft_status fti_bpe_from_ranks(ft_tokenizer *tok, uint32_t n_ranks, const f
         symbol[i] = t->len == 1 ? (uint8_t)*t->p : next++;
         b->id[symbol[i]] = t->id;
     }
-    ok = fti_rank_pairs(b, v, symbol) && fti_bpe_chars(tok, b, symbol);
+    ok = fti_rank_pairs(b, v, symbol) && (tok->terse > 1 || fti_bpe_chars(tok, b, symbol));
     if (b->late) b->asked = INT32_MAX;
     fti_bpe_finish(tok, b);
     FTUNE_FREE(symbol);
@@ -17657,6 +18079,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
         if ((space = (const char *)memchr(p, ' ', (size_t)(stop - p))) != NULL) n_bytes += (size_t)(space - p) / 4 * 3;
         p = stop + (stop < end);
     }
+    if (fti_left(tok, n_bytes) / sizeof *tok->vocab.token < lines + 512) return fti_too_terse(name, lines, err);
     bytes = (char *)fti_arena_alloc(&tok->arena, n_bytes + 1);
     if (!bytes || !fti_fit(tok->vocab.token, lines + 512)) return fti_no_memory(err, size);
     for (p = data, line = 1; p < end; line++)
@@ -17676,6 +18099,7 @@ static ft_status fti_load_ranks(ft_tokenizer *tok, const char *data, size_t size
     if (!status) status = fti_config_added(tok, &config, 1, &n_added, err);
     if (!status && !n_added && known) status = fti_known_special(tok, known, err);
     if (!status && !fti_added_apart(tok, 0)) status = fti_no_memory(err, n_ranks);
+    if (!status) fti_bpe_room(tok, n_ranks - 256, 0);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, name, err);
     for (line = 0; line < 256 && !status; line++) {
         char byte = (char)line;
@@ -17730,47 +18154,98 @@ static int fti_did_spell(const char *p, size_t len, size_t n)
     return 1;
 }
 
-/* Room for up to n bytes of one of many small texts; the caller moves p and left on by what it used. */
-typedef struct fti_room { char *p; size_t left; } fti_room;
-static int fti_room_for(fti_room *r, fti_arena *a, size_t n)
+/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
+ * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
+typedef struct fti_expected {
+    fti_map at;                                               /* text of an added token -> place in the list */
+    uint8_t begins[256];                                      /* bytes that one begins with */
+    int64_t *id;                                              /* of each: that of the vocabulary, or -1 */
+} fti_expected;
+
+static int fti_added_list(const fti_json *j) { return fti_json_get(j, 0, "added_tokens"); }
+
+static ft_status fti_expected_begin(fti_expected *x, ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
-    if (r->left >= n) return 1;
-    r->left = n > 16384 ? n : 16384;
-    return (r->p = (char *)fti_arena_alloc(a, r->left)) != NULL;
+    int list = fti_added_list(j), node, k = 0, n = list < 0 ? 0 : (int)j->node[list].count;
+    memset(x, 0, sizeof *x);
+    if (!n) return FTUNE_OK;
+    if (!(x->id = (int64_t *)fti_alloc((size_t)n, sizeof *x->id))) return fti_no_memory(err, (size_t)n * sizeof *x->id);
+    for (node = fti_json_child(j, list); node >= 0; node = fti_json_next(j, node), k++) {
+        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
+        x->id[k] = -1;
+        if (!content.p || !fti_map_put(&x->at, content.p, content.n, k)) return fti_no_memory(err, content.n);
+        x->begins[content.n ? (uint8_t)*content.p : 0] = 1;
+    }
+    return FTUNE_OK;
 }
 
-/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes. */
+/* A token of the vocabulary. */
+FTI_INLINE void fti_expected_token(fti_expected *x, const char *p, size_t n, int64_t id)
+{
+    int32_t i = x->begins[n ? (uint8_t)*p : 0] ? fti_map_get(&x->at, p, n) : -1;
+    if (i >= 0) x->id[i] = id;
+}
+
+/* count: tokens of the vocabulary. */
+static ft_status fti_expected_end(fti_expected *x, ft_tokenizer *tok, const fti_json *j, uint32_t count,
+                                  ft_status status, ft_error *err)
+{
+    int64_t next = count;
+    int node = x->id ? fti_json_child(j, fti_added_list(j)) : -1, k = 0;
+    for (; node >= 0 && !status; node = fti_json_next(j, node), k++) {
+        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
+        int known = x->id[k] >= 0;
+        if (!known) x->id[k] = next++;
+        if (!known && !fti_push(tok->apart, (int32_t)x->id[k])) status = fti_no_memory(err, sizeof id);
+        else if (id != x->id[k])
+            status = fti_fail(err, FTUNE_ERR_FORMAT,
+                              "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
+                              fti_json_line(j, node), k, (long)x->id[k], known ? "its id in the vocabulary"
+                              : "the next free one", (long)id);
+    }
+    FTUNE_FREE(x->id);
+    fti_map_free(&x->at);
+    return status;
+}
+
+/* Members of an object { "token": id, ... } into the vocabulary. spelled: their texts spell bytes; object 0: it is the
+ * whole file, vocab.json. */
 static ft_status fti_vocab_json(ft_tokenizer *tok, const fti_json *j, int object, int spelled, ft_error *err)
 {
     fti_arena keys = { 0 };                                   /* those written with escapes */
-    fti_room room = { NULL, 0 };
+    fti_expected added = { 0 };
     int node;
     ft_status status = FTUNE_OK;
     if (!fti_json_is(j, object, FTI_OBJECT))
         return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, "vocab", "an object of tokens and ids", err);
+    if (fti_left(tok, 0) / sizeof *tok->vocab.token < j->node[object].count)
+        return fti_too_terse(j->name, j->node[object].count, err);
     if (!fti_fit(tok->vocab.token, j->node[object].count)) return fti_no_memory(err, j->node[object].count);
-    for (node = fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
+    if (object) status = fti_expected_begin(&added, tok, j, err);
+    for (node = status ? -1 : fti_json_child(j, object); node >= 0 && !status; node = fti_json_next(j, node)) {
         ft_text key;
         int64_t id = fti_json_whole(j, node);
         if (arrlen(tok->vocab.token) % 1024 == 0) fti_arena_free(&keys);
         key = fti_json_key(j, node, &keys);
-        if (!key.p || !fti_room_for(&room, &tok->arena, key.n)) status = fti_no_memory(err, j->node[node].key_len);
+        if (!key.p || !fti_text_room(tok, key.n)) status = fti_no_memory(err, j->node[node].key_len);
         else if (id < 0 || id >= INT32_MAX)
             status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "an id from 0 to 2147483646", err);
         else {
-            size_t n = spelled ? fti_spelled(key.p, key.n, room.p) : key.n;
-            if (!spelled && n) memcpy(room.p, key.p, n);
-            if (!fti_vocab_add(&tok->vocab, (int32_t)id, room.p, n)
+            char *p = tok->text.p;
+            size_t n = spelled ? fti_spelled(key.p, key.n, p) : key.n;
+            if (!spelled && n) memcpy(p, key.p, n);
+            if (!fti_vocab_add(&tok->vocab, (int32_t)id, p, n)
                 || (spelled && !fti_did_spell(key.p, key.n, n) && !fti_push(tok->vocab.unspelt, (int32_t)id)))
                 status = fti_no_memory(err, n);
-            room.p += n;
-            room.left -= n;
+            fti_expected_token(&added, key.p, key.n, id);
+            tok->text.p += n;
+            tok->text.left -= n;
         }
     }
     fti_arena_free(&keys);
     if (arrlen(tok->vocab.unspelt))
         qsort(tok->vocab.unspelt, arrlenu(tok->vocab.unspelt), sizeof *tok->vocab.unspelt, fti_by_number);
-    return status;
+    return fti_expected_end(&added, tok, j, j->node[object].count, status, err);
 }
 
 /* line: of name, or the node of j. Of texts that spell no bytes nothing is joined, as no text has them. */
@@ -17915,6 +18390,8 @@ static ft_status fti_fields_check(const fti_json *j, int object, const char *wha
     char place[128];
     if (!fti_json_is(j, object, FTI_OBJECT))
         return fti_json_refuse(j, object, FTUNE_ERR_FORMAT, what, "an object", err);
+    if (j->node[object].brief)
+        return fti_json_refuse(j, object, FTUNE_ERR_UNSUPPORTED, what, "at most 256 fields", err);
     for (const char *f = fields; *f; f += strspn(f, " ")) {
         size_t n = strcspn(f, ":"), k = 0;
         char kind = f[n + 1], may = f[n + 2], name[32];
@@ -17983,10 +18460,11 @@ static ft_status fti_json_check(const fti_json *j, ft_error *err)
 {
     static const char *const list[][2] = { { "normalizer", "normalizers" }, { "pre_tokenizer", "pretokenizers" },
         { "decoder", "decoders" }, { "post_processor", "processors" } };
-    int version = fti_json_get(j, 0, "version"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens")), k;
+    int version = fti_json_get(j, 0, "version"), node, k;
     ft_status status = fti_fields_check(j, 0, "tokenizer", "version:s= added_tokens:l= model:o", err);
     if (!status && version >= 0 && !fti_json_equals(j, version, "1.0"))
         return fti_json_refuse(j, version, FTUNE_ERR_UNSUPPORTED, "version", "1.0", err);
+    node = fti_json_child(j, fti_json_get(j, 0, "added_tokens"));
     for (k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
         char what[40];
         snprintf(what, sizeof what, "added_tokens[%d]", k);
@@ -18206,10 +18684,9 @@ static const fti_splitter *fti_json_splitter(ft_tokenizer *tok, const fti_json *
 
 /* Pre-tokenizers of byte-level BPE, of which the last is ByteLevel. Its expression, or a known one in
  * front of it, is a scanner's; what comes before cuts first. */
-static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, ft_error *err)
+static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, fti_bpe *b, ft_error *err)
 {
     fti_json_walk w = fti_json_steps(j, "pre_tokenizer", "pretokenizers"), next;
-    fti_bpe *b = (fti_bpe *)tok->model;
     const fti_splitter *none = fti_splitter_find("none", NULL);
     ft_status status = FTUNE_OK;
     for (int node, after; !status && (node = fti_json_step(j, &w)) >= 0; ) {
@@ -18288,24 +18765,37 @@ static ft_status fti_json_parts(ft_tokenizer *tok, const fti_json *j, ft_error *
 static ft_status fti_json_bpe(ft_tokenizer *tok, const fti_json *j, ft_error *err)
 {
     int model = fti_json_get(j, 0, "model"), k;
-    fti_bpe *b;
-    ft_status status;
-    status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
+    fti_bpe how = { 0 }, *b;                                  /* expressions first: tables take what they leave */
+    ft_status status = fti_json_normalizer(tok, j, err);
+    if (!status) status = fti_json_decoder(tok, j, err);
+    if (!status) status = fti_bpe_pre_tokenizer(tok, j, &how, err);
+    if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 1, err);
+    if (!status) fti_bpe_room(tok, j->node[fti_json_get(j, model, "merges")].count, 1);
     if (!status) status = fti_vocab_finish(&tok->vocab, 2, j->name, err);
     if (!status) status = fti_json_merges(tok, j, model, err);
-    if (!status) status = fti_json_normalizer(tok, j, err);
-    if (!status) status = fti_json_decoder(tok, j, err);
     if (!status) status = fti_json_parts(tok, j, err);
     if (status) return status;
     k = arrlen(tok->decoders) == 1 ? tok->decoders->what : -1;
     tok->spelled = k == FTI_DECODE_BYTES;
     if (k == FTI_DECODE_BYTES || k == FTI_DECODE_SPACED) arrfree(tok->decoders);       /* the bytes themselves */
     b = (fti_bpe *)tok->model;
+    b->splitter = how.splitter;
+    b->prefix_space = how.prefix_space;
     if (arrlen(tok->steps) == 1 && tok->steps->what == FTI_STEP_FORM) {
         b->form = tok->steps->form;
         arrfree(tok->steps);
     }
-    return fti_bpe_pre_tokenizer(tok, j, err);
+    return FTUNE_OK;
+}
+
+/* Lines with two characters or more. */
+static size_t fti_merge_lines(const char *p, size_t size)
+{
+    const char *end = p + size, *stop;
+    size_t lines = 1;
+    for (; p < end && (stop = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p = stop + 1)
+        lines += stop - p > 1;
+    return lines;
 }
 
 /* merges.txt beside vocab.json: "#version: 0.2", then "a b" on each line. */
@@ -18314,10 +18804,8 @@ static ft_status fti_load_merges(ft_tokenizer *tok, const char *data, size_t siz
     const char *p = data, *end = data + size;
     fti_merges m = { 0 };
     ft_status status;
-    size_t lines = 0;
     int line = 0;
-    for (; p < end && (p = (const char *)memchr(p, '\n', (size_t)(end - p))) != NULL; p++) lines++;
-    status = fti_merges_begin(tok, &m, lines + 1, name, err);
+    status = fti_merges_begin(tok, &m, fti_merge_lines(data, size), name, err);
     for (p = data; p < end && !status; line++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *q;
         ft_text left = { p, 0 }, right = { NULL, 0 };
@@ -18380,8 +18868,12 @@ static ft_status fti_load_vocab_json(ft_tokenizer *tok, const fti_json *j, const
     if (!status) status = fti_config_added(tok, &config, 0, &n_added, err);
     if (!status && !n_added && known) status = fti_known_special(tok, known, err);
     if (!status && !fti_added_apart(tok, last + 1)) status = fti_no_memory(err, sizeof last);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_file_open(&merges, path, err);
+    if (!status) {
+        tok->room += 4 * merges.size;
+        fti_bpe_room(tok, fti_merge_lines(merges.data, merges.size), 1);
+        status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
+    }
     if (!status) status = fti_load_merges(tok, merges.data, merges.size, path, err);
     if (!status) {
         fti_bpe *b = (fti_bpe *)tok->model;
@@ -18417,8 +18909,12 @@ static ft_status fti_around_add(ft_tokenizer *tok, int after, int at, int64_t id
 static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, int part, ft_error *err)
 {
     int node, id, after = 0, at = 0, table = fti_json_get(j, part, "special_tokens");
+    int list = fti_json_get(j, part, "single");
+    fti_arena keys = { 0 };                                   /* one at a time, if it is written with escapes */
     ft_status status = FTUNE_OK;
-    node = fti_json_child(j, fti_json_get(j, part, "single"));
+    if (j->node[list].brief)                                  /* the table may be long: one such is read at a time */
+        return fti_json_refuse(j, list, FTUNE_ERR_UNSUPPORTED, "single", "at most 256 steps", err);
+    node = fti_json_child(j, list);
     for (; node >= 0 && !status; node = fti_json_next(j, node)) {
         int special = fti_json_get(j, node, "SpecialToken"), text = fti_json_get(j, node, "Sequence");
         ft_text name = fti_json_text(j, fti_json_get(j, special, "id"), &tok->arena);
@@ -18430,8 +18926,11 @@ static ft_status fti_template_processing(ft_tokenizer *tok, const fti_json *j, i
             return fti_json_refuse(j, text, FTUNE_ERR_UNSUPPORTED, "single", "the sequence A", err);
         if (text >= 0) { after++; continue; }                 /* the text itself */
         for (id = fti_json_child(j, table); id >= 0; id = fti_json_next(j, id)) {
-            ft_text key = fti_json_key(j, id, &tok->arena);
-            if (name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n)) break;
+            ft_text key = fti_json_key(j, id, &keys);
+            int found = name.p && key.p && key.n == name.n && !memcmp(key.p, name.p, key.n);
+            fti_arena_free(&keys);
+            if (!key.p) return fti_no_memory(err, j->node[id].key_len);
+            if (found) break;
         }
         if (id < 0)
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: line %d: post_processor: expected the id of a special token",
@@ -18468,52 +18967,6 @@ static ft_status fti_post_processor(ft_tokenizer *tok, const fti_json *j, ft_err
             later = FTI_TRIM_LATER;
         }
     }
-    return status;
-}
-
-/* Hugging Face gives an added token the id its text has in the vocabulary, or else the next free one, whatever the file
- * says, and only warns. Rows of the embedding would be the wrong ones, so here a difference is an error. */
-static ft_status fti_added_check(ft_tokenizer *tok, const fti_json *j, ft_error *err)
-{
-    int vocab = fti_json_get(j, fti_json_get(j, 0, "model"), "vocab"), list = fti_json_get(j, 0, "added_tokens"),
-        node, k = 0;
-    int64_t next = vocab < 0 ? 0 : j->node[vocab].count;
-    fti_map at = { 0 };
-    fti_arena texts = { 0 };
-    int64_t *expected;
-    ft_status status = FTUNE_OK;
-    int n = list < 0 ? 0 : (int)j->node[list].count;
-    if (!n || vocab < 0) return FTUNE_OK;
-    if (!(expected = (int64_t *)fti_alloc((size_t)n, sizeof *expected)))
-        return fti_no_memory(err, (size_t)n * sizeof *expected);
-    for (node = fti_json_child(j, list); node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        ft_text content = fti_json_text(j, fti_json_get(j, node, "content"), &tok->arena);
-        expected[k] = -1;
-        if (!content.p || !fti_map_put(&at, content.p, content.n, k)) status = fti_no_memory(err, content.n);
-    }
-    for (node = fti_json_child(j, vocab), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        int array = fti_json_is(j, node, FTI_ARRAY);          /* Unigram: [piece, score], the id is the place */
-        ft_text text;
-        int32_t i;
-        if (k % 1024 == 0) fti_arena_free(&texts);
-        text = array ? fti_json_text(j, fti_json_child(j, node), &texts) : fti_json_key(j, node, &texts);
-        i = text.p ? fti_map_get(&at, text.p, text.n) : -1;
-        if (i >= 0) expected[i] = array ? k : fti_json_int(j, node, -1);
-    }
-    for (node = fti_json_child(j, list), k = 0; node >= 0 && !status; node = fti_json_next(j, node), k++) {
-        int64_t id = fti_json_int(j, fti_json_get(j, node, "id"), -1);
-        int known = expected[k] >= 0;
-        if (!known) expected[k] = next++;
-        if (!known && !fti_push(tok->apart, (int32_t)expected[k])) status = fti_no_memory(err, sizeof id);
-        else if (id != expected[k])
-            status = fti_fail(err, FTUNE_ERR_FORMAT,
-                              "%s: line %d: added_tokens[%d]: expected id %ld (%s), found %ld", j->name,
-                              fti_json_line(j, node), k, (long)expected[k], known ? "its id in the vocabulary"
-                              : "the next free one", (long)id);
-    }
-    FTUNE_FREE(expected);
-    fti_arena_free(&texts);
-    fti_map_free(&at);
     return status;
 }
 
@@ -18557,15 +19010,14 @@ static ft_status fti_json_model(ft_tokenizer *tok, const fti_json *j, ft_error *
 
 static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, const char *dir, ft_error *err)
 {
-    int model = fti_json_get(j, 0, "model"), node = fti_json_child(j, fti_json_get(j, 0, "added_tokens"));
+    int model = fti_json_get(j, 0, "model"), node;
     fti_config_file config;
     ft_text unk;
     ft_status status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_json_check(j, err);
-    for (; node >= 0 && !status; node = fti_json_next(j, node))
+    for (node = status ? -1 : fti_json_child(j, fti_added_list(j)); node >= 0 && !status; node = fti_json_next(j, node))
         status = fti_added_json(tok, j, node, fti_json_int(j, fti_json_get(j, node, "id"), -1), 0, err);
     if (arrlen(tok->special)) qsort(tok->special, (size_t)arrlen(tok->special), sizeof *tok->special, fti_by_number);
-    if (!status) status = fti_added_check(tok, j, err);
     if (!status) status = fti_json_model(tok, j, err);
     if (!status) status = fti_added_finish(tok, j->name, err);
     if (!status) status = fti_post_processor(tok, j, err);
@@ -18579,25 +19031,32 @@ static ft_status fti_load_tokenizer_json(ft_tokenizer *tok, const fti_json *j, c
 
 /* ---- WordPiece: vocab.txt, tokenizer.json ------------------------------------------------------------------------ */
 
-/* The tokens that tokenizer_config.json added, by their text. */
-static int fti_added_map(const ft_tokenizer *tok, fti_map *m)
+/* A token of vocab.txt or a .model. One that tokenizer_config.json added stands in the vocabulary already, where
+ * v->order finds it, and has to agree. */
+static ft_status fti_model_token(ft_tokenizer *tok, int32_t id, ft_text t, int control, const char *name, ft_error *err)
 {
-    for (ptrdiff_t i = 0; i < arrlen(tok->vocab.token); i++)
-        if (!fti_map_put(m, tok->vocab.token[i].p, tok->vocab.token[i].len, tok->vocab.token[i].id)) return 0;
-    return 1;
-}
-
-/* A token of vocab.txt or a .model. One that was added stands in the vocabulary already, and has to agree. */
-static ft_status fti_model_token(ft_tokenizer *tok, const fti_map *added, int32_t id, ft_text t, int control,
-                                 const char *name, ft_error *err)
-{
-    int32_t known = fti_map_get(added, t.p, t.n);
+    int32_t known = fti_vocab_search(&tok->vocab, t.p, t.n);
     if (t.n >= FTI_HIDDEN || (known >= 0 && known != id))
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: \"%.*s\": expected the id %d of the added token, found %d", name,
                         fti_most(t.n), t.p, (int)known, (int)id);
     if (known >= 0) return FTUNE_OK;
     if (control) return fti_added_add(tok, t, id, 1, 0, 0, 0, 0, err);
-    return fti_vocab_add(&tok->vocab, id, t.p, t.n) ? FTUNE_OK : fti_no_memory(err, t.n);
+    t.p = fti_text_copy(tok, t.p, t.n);
+    return t.p && fti_vocab_add(&tok->vocab, id, t.p, t.n) ? FTUNE_OK : fti_no_memory(err, t.n);
+}
+
+/* Before the first such token, and after the last. */
+static ft_status fti_model_begin(ft_tokenizer *tok, size_t n, const char *name, ft_error *err)
+{
+    if (fti_left(tok, arrlenu(tok->vocab.token) * sizeof(char *)) / sizeof *tok->vocab.token < n)
+        return fti_too_terse(name, n, err);
+    return fti_fit(tok->vocab.token, n) ? fti_vocab_order(&tok->vocab, 1, name, err) : fti_no_memory(err, n);
+}
+
+static void fti_model_end(ft_tokenizer *tok)
+{
+    FTUNE_FREE(tok->vocab.order);
+    tok->vocab.order = NULL;
 }
 
 static void fti_wp_note(fti_wordpiece *w, int inside, const char *p, size_t n)
@@ -18688,14 +19147,15 @@ static ft_status fti_wordpiece_special(ft_tokenizer *tok, ft_error *err)
 static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t size, int n_config, const char *path,
                                      ft_error *err)
 {
-    char *copy = fti_arena_copy(&tok->arena, data, size);
-    fti_map added = { 0 };
-    const char *p = copy, *end = copy ? copy + size : NULL;
-    ft_status status = FTUNE_OK;
+    const char *p = data, *end = data + size;
+    ft_status status;
     size_t lines = 8;
     int32_t id = 0;
-    for (const char *q = p; q < end && (q = (const char *)memchr(q, '\n', (size_t)(end - q))) != NULL; q++) lines++;
-    if (!copy || !fti_fit(tok->vocab.token, lines) || !fti_added_map(tok, &added)) status = fti_no_memory(err, size);
+    for (const char *q = p, *stop; q < end; q = stop + 1) {
+        if (!(stop = (const char *)memchr(q, '\n', (size_t)(end - q)))) break;
+        lines += stop > q;
+    }
+    status = fti_model_begin(tok, lines, path, err);
     for (; p < end && !status; id++) {
         const char *stop = (const char *)memchr(p, '\n', (size_t)(end - p)), *next;
         ft_text piece = { p, 0 };
@@ -18706,10 +19166,10 @@ static ft_status fti_wordpiece_lines(ft_tokenizer *tok, const char *data, size_t
         piece.n = (size_t)(stop - p);
         for (int i = 0; i < 5 && !n_config; i++)
             control |= piece.n == strlen(fti_bert_special[i][0]) && !memcmp(p, fti_bert_special[i][0], piece.n);
-        if (piece.n) status = fti_model_token(tok, &added, id, piece, control, path, err);
+        if (piece.n) status = fti_model_token(tok, id, piece, control, path, err);
         p = next;
     }
-    fti_map_free(&added);
+    fti_model_end(tok);
     if (!status && !fti_added_apart(tok, id)) status = fti_no_memory(err, sizeof id);
     return status;
 }
@@ -18732,6 +19192,7 @@ FTI_LOADER(fti_load_wordpiece)
     if (!status) status = fti_wordpiece_lines(tok, data, size, n_config, path, err);
     if (!status && !(w = fti_wordpiece_new(tok))) status = fti_no_memory(err, sizeof *w);
     if (!status && !fti_wordpiece_switches(tok, w, &config, opt->lowercase)) status = fti_no_memory(err, sizeof *w);
+    if (!status) fti_vocab_room(tok, sizeof *w + 16384);
     if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
     if (!status && (w->unk = fti_vocab_find(&tok->vocab, "[UNK]", 5)) < 0)
         status = fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, or a vocab.txt with a line [UNK], found "
@@ -18777,6 +19238,7 @@ FTI_JSON_LOADER(fti_json_wordpiece)
                         "found %ld", j->name, (long)longest);
     w->max_chars = (int)longest;
     status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) fti_vocab_room(tok, sizeof *w + 16384);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     text = fti_json_text(j, fti_json_get(j, model, "unk_token"), &tok->arena);
@@ -18835,7 +19297,7 @@ static fti_proto fti_proto_of(const char *p, size_t n)
 /* What the two specs say and we need. */
 typedef struct fti_sp_file {
     const char *name;
-    size_t n;                           /* pieces */
+    size_t n, control;                  /* pieces; about so many of them are control tokens */
     int model_type, byte_fallback, vocab_size;
     int64_t unk, bos, eos, pad;
     ft_text table[2];                   /* rules of the normalizer and of the denormalizer */
@@ -18893,6 +19355,10 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
             return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %lu: expected a text, found none", f->name,
                             (unsigned long)f->n);
         if (c.field == 1) f->n++;
+        if (c.field == 1 && c.bytes.p[c.bytes.n - 2] == 3 << 3) {             /* its type, mostly the last field */
+            char type = c.bytes.p[c.bytes.n - 1];
+            f->control += type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN;
+        }
         else if (c.field == 2) status = fti_sp_read_spec(m, f, c.bytes, -1, err);
         else if (c.field == 3 || c.field == 5) status = fti_sp_read_spec(m, f, c.bytes, c.field == 5, err);
     }
@@ -18909,8 +19375,8 @@ static ft_status fti_sp_read(fti_sp *m, fti_sp_file *f, const char *data, size_t
     return status;
 }
 
-static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const fti_map *added, int32_t id,
-                                   ft_text message, ft_error *err)
+static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, int32_t id, ft_text message,
+                                   ft_error *err)
 {
     fti_proto c = fti_proto_of(message.p, message.n);
     ft_text piece = { "", 0 };
@@ -18927,26 +19393,30 @@ static ft_status fti_sp_read_piece(ft_tokenizer *tok, fti_sp *m, const fti_sp_fi
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: piece %d: expected a text, a type from 1 to 6 and a finite score, "
                         "found another thing", f->name, (int)id);
     m->type[id] = (uint8_t)type;
-    m->given[id] = score;
+    if (m->unigram) m->score[id + 1] = score; else m->given[id] = score;
     if (type == FTI_SP_UNKNOWN) m->unk = id;
     if (type == FTI_SP_UNUSED) m->unused = 1;
-    return fti_model_token(tok, added, id, piece, type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN, f->name, err);
+    return fti_model_token(tok, id, piece, type == FTI_SP_CONTROL || type == FTI_SP_UNKNOWN, f->name, err);
 }
 
 static ft_status fti_sp_read_pieces(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, const char *data,
                                     size_t size, ft_error *err)
 {
     fti_proto c = fti_proto_of(data, size);
-    fti_map added = { 0 };
-    ft_status status = FTUNE_OK;
+    ft_status status;
     int32_t id = 0;
+    size_t scores = m->unigram ? (m->n + 1) * sizeof *m->score : m->n * sizeof *m->given;
+    fti_spend(tok, m->n + scores + (m->unigram ? 0 : FTI_SP_NEIGHBOURS / 8 + 128));
+    if ((status = fti_model_begin(tok, m->n + 16, f->name, err))) return status;
+    if (fti_left(tok, 0) / 32 < f->control) return fti_too_terse(f->name, m->n, err);
+    if (!fti_fit(tok->raw.at, f->control) || !fti_fit(tok->special, f->control)) return fti_no_memory(err, m->n);
     m->type = (uint8_t *)fti_calloc(m->n, 1);
-    m->given = (float *)fti_calloc(m->n, sizeof *m->given);
-    if (!fti_added_map(tok, &added) || !m->type || !m->given || !fti_fit(tok->vocab.token, m->n + 16))
-        status = fti_no_memory(err, m->n);
+    if (m->unigram) m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score);
+    else m->given = (float *)fti_alloc(m->n, sizeof *m->given);
+    if (!m->type || !(m->unigram ? (void *)m->score : (void *)m->given)) status = fti_no_memory(err, m->n);
     while (!status && fti_proto_next(&c) > 0)
-        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, &added, id++, c.bytes, err);
-    fti_map_free(&added);
+        if (c.field == 1 && c.kind == 2) status = fti_sp_read_piece(tok, m, f, id++, c.bytes, err);
+    fti_model_end(tok);
     if (!status && m->unk < 0)
         return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a piece of type UNKNOWN, found none", f->name);
     return status;
@@ -18994,31 +19464,37 @@ static ft_status fti_sp_around(ft_tokenizer *tok, const fti_sp *m, const fti_sp_
     return status;
 }
 
-static ft_status fti_sp_tree(fti_trie *t, const ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
+static ft_status fti_sp_tree(fti_trie *t, ft_tokenizer *tok, int (*wanted)(const ft_tokenizer *tok, int32_t id),
                              const char *name, ft_error *err)
 {
-    if (!fti_trie_of(t, tok, wanted)) return fti_no_memory(err, tok->vocab.n * sizeof(char *));
+    size_t n = tok->vocab.n, most = fti_left(tok, n * sizeof(char *));     /* to sort them, now and for v->order */
+    if (!fti_trie_of(t, tok, wanted, most))
+        return t->full ? fti_too_terse(name, n, err) : fti_no_memory(err, n * sizeof(char *));
+    fti_spend(tok, t->room * sizeof *t->slot);
     return t->longest <= FTI_LONGEST_TOKEN ? FTUNE_OK
         : fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: expected pieces of at most %d bytes, found one of %lu", name,
                    (int)FTI_LONGEST_TOKEN, (unsigned long)t->longest);
 }
 
-static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *f, ft_error *err)
+static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, fti_sp_file *f, ft_error *err)
 {
     ft_status status = FTUNE_OK;
     m->unknown_score = FLT_MAX;
     m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
     for (size_t i = 0; i < m->n; i++) {
         const fti_token *t = fti_vocab_at(&tok->vocab, (int32_t)i);
+        double given = m->unigram ? m->score[i + 1] : m->given[i];
         if (m->type[i] == FTI_SP_USER && t) m->in.map.begins[(unsigned char)*t->p] = 1;
         if (m->type[i] != FTI_SP_NORMAL) continue;
-        if (m->given[i] < m->unknown_score) m->unknown_score = m->given[i];
-        if (m->given[i] > m->best_score) m->best_score = m->given[i];
+        if (given < m->unknown_score) m->unknown_score = given;
+        if (given > m->best_score) m->best_score = given;
     }
     m->unknown_score = (float)m->unknown_score - 10.0f;
     m->strip = m->in.tidy ? 3 : m->in.dummy_prefix;
-    if (f->byte_fallback) status = fti_sp_bytes(tok, m, f->name, err);
-    if (!status) status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
+    for (int k = 0; k < 2; k++)
+        if (!(f->table[k].p = fti_arena_copy(&tok->arena, f->table[k].p, f->table[k].n)))
+            return fti_no_memory(err, f->table[k].n);
+    status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
     if (!status) status = fti_map_read(&m->out.map, f->table[1].p, f->table[1].n, f->name, err);
     m->in.spaces = !m->in.map.begins[' '];
     m->out.spaces = !m->out.map.begins[' '];
@@ -19026,36 +19502,37 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, const fti_sp_file *
     if (!status) status = fti_sp_tree(&m->user, tok, fti_sp_is_user, f->name, err);
     if (status || !m->unigram) return status ? status : fti_sp_finish_bpe(tok, m, err);
     if ((status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, f->name, err))) return status;
-    if (!(m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score)))
-        return fti_no_memory(err, m->n * sizeof *m->score);
     m->score[0] = -HUGE_VAL;
     for (size_t i = 0; i < m->n; i++)                       /* user-defined pieces are nearly free */
-        m->score[i + 1] = m->type[i] != FTI_SP_USER ? m->given[i]
-            : (float)ft_token_bytes(tok, (int32_t)i).n * (float)m->best_score - 0.1;
-    FTUNE_FREE(m->given);
-    m->given = NULL;
+        if (m->type[i] == FTI_SP_USER)
+            m->score[i + 1] = (float)ft_token_bytes(tok, (int32_t)i).n * (float)m->best_score - 0.1;
     return FTUNE_OK;
 }
 
 FTI_LOADER(fti_load_sentencepiece)
 {
     fti_config_file config;
-    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, { { NULL, 0 }, { NULL, 0 } } };
+    fti_sp_file f = { path, 0, 0, 0, 0, 0, 0, 0, 0, 0, { { NULL, 0 }, { NULL, 0 } } };
     fti_sp *m = fti_sp_new(tok);
-    char *copy = fti_arena_copy(&tok->arena, data, size);
     int n_config = 0, chatglm3 = 0;
     ft_status status;
     (void)opt;
-    if (!m || !copy) return fti_no_memory(err, size);
-    if ((status = fti_sp_read(m, &f, copy, size, err))) return status;
+    if (!m) return fti_no_memory(err, sizeof *m);
+    fti_spend(tok, sizeof *m);
+    if ((status = fti_sp_read(m, &f, data, size, err))) return status;
+    m->unk_surface.p = fti_arena_copy(&tok->arena, m->unk_surface.p, m->unk_surface.n);
+    if (!m->unk_surface.p) return fti_no_memory(err, m->unk_surface.n);
     if (!m->unigram) tok->family = &fti_family_sp_bpe;
     status = fti_config_open(tok, &config, dir, err);
     if (!status) status = fti_config_added(tok, &config, 0, &n_config, err);
-    if (!status) status = fti_sp_read_pieces(tok, m, &f, copy, size, err);
+    if (!status) status = fti_sp_read_pieces(tok, m, &f, data, size, err);
     if (!status) status = fti_sp_chatglm3(tok, m, &chatglm3, err);
-    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status) status = fti_vocab_sorted(&tok->vocab, 1, path, err);
     if (!status) status = fti_added_finish(tok, path, err);
     if (!status) status = fti_sp_finish(tok, m, &f, err);
+    if (!status) fti_vocab_room(tok, 0);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, path, err);
+    if (!status && f.byte_fallback) status = fti_sp_bytes(tok, m, path, err);
     if (!status) status = fti_sp_around(tok, m, &f, chatglm3, err);
     if (!status) status = fti_config_attributes(tok, &config, 1, err);
     fti_config_close(&config);
@@ -19124,7 +19601,7 @@ static double fti_sp_json_score(const fti_json *j, int node)
 FTI_JSON_LOADER(fti_json_unigram)
 {
     int model = fti_json_get(j, 0, "model"), vocab = fti_json_get(j, model, "vocab"), node;
-    fti_room room = { NULL, 0 };
+    fti_expected added;
     fti_sp *m;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     int32_t id = 0;
@@ -19134,25 +19611,36 @@ FTI_JSON_LOADER(fti_json_unigram)
     m->unigram = 1;
     m->n = j->node[vocab].count;
     m->unknown_score = 0;
+    if (fti_left(tok, 0) / (sizeof *m->score + sizeof *tok->vocab.token) < m->n)
+        return fti_too_terse(j->name, m->n, err);
     m->score = (double *)fti_alloc(m->n + 1, sizeof *m->score);
     if (!m->score || !fti_fit(tok->vocab.token, m->n)) return fti_no_memory(err, m->n * sizeof(double));
-    for (node = fti_json_child(j, vocab); node >= 0; node = fti_json_next(j, node), id++) {
+    fti_spend(tok, (m->n + 1) * sizeof *m->score * (arrlen(tok->special) ? 2 : 1));     /* two: fti_sp_json_parsing */
+    status = fti_expected_begin(&added, tok, j, err);
+    for (node = fti_json_child(j, vocab); node >= 0 && !status; node = fti_json_next(j, node), id++) {
         int text = fti_json_child(j, node), score = fti_json_next(j, text);
         size_t n;
         if (!fti_json_is(j, node, FTI_ARRAY) || j->node[node].count != 2 || !fti_json_is(j, text, FTI_STRING)
-            || !fti_json_is(j, score, FTI_NUMBER))
-            return fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
-        if (!fti_room_for(&room, &tok->arena, j->node[text].len)) return fti_no_memory(err, j->node[text].len);
-        n = fti_json_undo_to(room.p, j->text + j->node[text].start, j->node[text].len);
-        if (!fti_vocab_add(&tok->vocab, id, room.p, n)) return fti_no_memory(err, n);
-        room.p += n;
-        room.left -= n;
+            || !fti_json_is(j, score, FTI_NUMBER)) {
+            status = fti_json_refuse(j, node, FTUNE_ERR_FORMAT, "vocab", "[piece, score]", err);
+            break;
+        }
+        if (!fti_text_room(tok, j->node[text].len)) { status = fti_no_memory(err, j->node[text].len); break; }
+        n = fti_json_undo_to(tok->text.p, j->text + j->node[text].start, j->node[text].len);
+        if (!fti_vocab_add(&tok->vocab, id, tok->text.p, n)) { status = fti_no_memory(err, n); break; }
+        fti_expected_token(&added, tok->text.p, n, id);
+        tok->text.p += n;
+        tok->text.left -= n;
         m->score[id + 1] = fti_sp_json_score(j, score);
         if (!id || m->score[id + 1] < m->unknown_score) m->unknown_score = m->score[id + 1];
     }
+    if ((status = fti_expected_end(&added, tok, j, j->node[vocab].count, status, err))) return status;
     m->score[0] = -HUGE_VAL;
     m->unknown_score -= 10;
-    status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
+    status = fti_vocab_sorted(&tok->vocab, 1, j->name, err);
+    if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
+    if (!status) fti_vocab_room(tok, 2 * sizeof *m);
+    if (!status) status = fti_vocab_finish(&tok->vocab, 1, j->name, err);
     node = fti_json_get(j, model, "unk_id");
     if (!status && fti_json_is(j, node, FTI_NUMBER)) {
         int64_t unk = fti_json_int(j, node, -1);
@@ -19162,7 +19650,6 @@ FTI_JSON_LOADER(fti_json_unigram)
         m->unk = (int32_t)unk;
     }
     if (!status && fti_flag(j, model, "byte_fallback", 0)) status = fti_sp_bytes(tok, m, j->name, err);
-    if (!status) status = fti_sp_tree(&m->pieces, tok, fti_sp_in_text, j->name, err);
     if (!status && !fti_sp_json_parsing(tok, m)) status = fti_no_memory(err, m->n * sizeof(char *));
     return status;
 }
@@ -19184,14 +19671,21 @@ static void fti_sp_json_reach(ft_tokenizer *tok, fti_sp *m)
     }
 }
 
+/* As fti_bpe_room. With control tokens in the vocabulary there may be two tables. */
+static void fti_sp_json_bpe_room(ft_tokenizer *tok, size_t merges, int neighbours)
+{
+    size_t n = arrlenu(tok->vocab.token), slots = (n + n / 5 * 2 + 8) * sizeof *tok->vocab.slot;
+    size_t tables = arrlenu(tok->special) ? 2 : 1, fixed = 65536 * 4 + 16384 * 8 + 1536 * 8 + 2 * sizeof(fti_sp) + 4096;
+    size_t more = tables * (fixed + (n + 256 + merges) * 4) + (neighbours ? FTI_SP_NEIGHBOURS / 8 + 128 : 0);
+    tok->terse = fti_left(tok, more) < slots + tables * (merges + merges / 4 + 8) * 8;
+    more += tables * (merges + merges / (tok->terse ? 10 : 4) + 8) * 8;
+    tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
+}
+
 static fti_bpe *fti_sp_json_bpe(const ft_tokenizer *tok, uint32_t n_merges)
 {
-    fti_bpe *b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, n_merges);
+    fti_bpe *b = fti_bpe_new(256 + (uint32_t)tok->vocab.n, n_merges, tok->terse, 1);
     if (!b) return NULL;
-    FTUNE_FREE(b->edge);                                      /* no pairs of bytes: over_bits stays 0 */
-    FTUNE_FREE(b->over);
-    b->edge = NULL;
-    b->over = NULL;
     b->join = (uint32_t *)fti_calloc(b->n_merges, sizeof *b->join);
     b->of_char = (uint32_t *)fti_calloc(65536, sizeof *b->of_char);
     if (b->join && b->of_char) return b;
@@ -19266,6 +19760,7 @@ FTI_JSON_LOADER(fti_json_char_bpe)
             status = fti_json_refuse(j, node, FTUNE_ERR_UNSUPPORTED, name[i], "up to 60 bytes", err);
     }
     if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) fti_sp_json_bpe_room(tok, j->node[merges].count, !m->prefix.n && !m->suffix.n);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (!status) status = fti_bpe_limits(tok->vocab.n, j->node[merges].count, j->name, err);
     if (status) return status;
@@ -19296,6 +19791,7 @@ FTI_JSON_LOADER(fti_json_word_level)
     ft_text unk;
     ft_status status = fti_sp_json_begin(tok, &m, j, err);
     if (!status) status = fti_vocab_json(tok, j, fti_json_get(j, model, "vocab"), 0, err);
+    if (!status) fti_vocab_room(tok, 2 * sizeof *m + 16384);
     if (!status) status = fti_vocab_finish(&tok->vocab, 0, j->name, err);
     if (status) return status;
     m->words = 1;
@@ -19362,9 +19858,10 @@ static ft_status fti_load_any_json(ft_tokenizer *tok, const char *data, size_t s
 {
     fti_json j = { 0 };
     int model;
-    ft_status status = fti_json_parse(&j, data, size, path, err);
+    ft_status status = fti_json_parse_brief(&j, data, size, path, err);
     if (!status) status = fti_no_half(data, data + size, path, err);
-    model = status ? -1 : fti_json_get(&j, 0, "model");
+    if (!status) fti_spend(tok, (size_t)j.room * sizeof *j.node);
+    model = status || j.node->brief ? -1 : fti_json_get(&j, 0, "model");        /* brief: a vocab.json */
     if (!status && model >= 0 && !fti_json_is(&j, model, FTI_NUMBER))     /* a number: the id of a token "model" */
         status = fti_load_tokenizer_json(tok, &j, dir, err);
     else if (!status) status = fti_load_vocab_json(tok, &j, dir, opt, err);
@@ -19378,6 +19875,7 @@ static ft_status fti_load_beside(ft_tokenizer *tok, const char *dir, const ft_to
     char *name = fti_path_join(&tok->arena, dir, "vocab.json");
     fti_file f = { 0 };
     ft_status status = name ? fti_file_open(&f, name, err) : fti_no_memory(err, strlen(dir));
+    tok->room = 4 * f.size + 1048576;                         /* and merges.txt, when it is opened again */
     if (!status) status = fti_load_any_json(tok, f.data, f.size, name, dir, opt, err);
     fti_file_close(&f);
     return status;
@@ -19387,6 +19885,7 @@ static ft_status fti_load_data(ft_tokenizer *tok, const char *data, size_t size,
                                const ft_tokenizer_options *opt, ft_error *err)
 {
     size_t space = 0;
+    tok->room = 4 * size + 1048576;
     while (space < size && strchr(" \t\r\n", data[space]) && data[space]) space++;
     if (space == size) return fti_fail(err, FTUNE_ERR_FORMAT, "%s: expected a tokenizer, found an empty file", path);
     if (size > 40 && !memcmp(data, "version https://git-lfs", 23))
