@@ -1345,11 +1345,15 @@ FTI_INLINE const fti_bucket *fti_vocab_slot(const fti_vocab *v, uint64_t key, si
     return NULL;
 }
 
-static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
+FTI_INLINE const fti_bucket *fti_vocab_with_key(const fti_vocab *v, uint64_t key, const char *p, size_t n, uint32_t mask)
 {
-    uint64_t key = fti_vocab_key(v, p, n, 0), hash = fti_vocab_hash(v, key, n), two = fti_two_bits(hash);
+    uint64_t hash = fti_vocab_hash(v, key, n), two = fti_two_bits(hash);
     if (!v->cap || (v->bits[hash >> v->bits_shift] & two) != two) return NULL;
     return fti_vocab_slot(v, key, fti_vocab_start(v, hash), p, n, mask);
+}
+static const fti_bucket *fti_vocab_bucket(const fti_vocab *v, const char *p, size_t n, uint32_t mask)
+{
+    return fti_vocab_with_key(v, fti_vocab_key(v, p, n, 0), p, n, mask);
 }
 
 static int fti_text_order(const char *p, size_t n, const char *q, size_t k)
@@ -1625,11 +1629,10 @@ FTI_INLINE void fti_unpack6(const uint8_t *p, int32_t *ids)
 #endif
 }
 
-/* The first n of them; the rest is 0. */
-FTI_INLINE void fti_pack6(uint8_t *p, const int32_t *ids, size_t n)
+FTI_INLINE void fti_pack6(uint8_t *p, const uint32_t *ids)
 {
-    uint64_t id[FTI_SEEN_FEW] = { 0 }, low, high;
-    for (size_t i = 0; i < n; i++) id[i] = (uint32_t)ids[i];
+    uint64_t id[FTI_SEEN_FEW], low, high;
+    for (int i = 0; i < FTI_SEEN_FEW; i++) id[i] = ids[i];
     low = id[0] | id[1] << 18 | id[2] << 36 | id[3] << 54;
     high = id[3] >> 10 | id[4] << 8 | id[5] << 26;
     for (int i = 0; i < 8; i++) p[i] = (uint8_t)(low >> 8 * i);
@@ -1683,22 +1686,30 @@ static fti_line *fti_line_for(fti_line *l, int few)
     return l;
 }
 
-static void fti_line_put(fti_memo *m, fti_line *l, const char *p, size_t n, const int32_t *ids, size_t n_ids)
+/* l: the line of the word p[n], k its key. */
+static void fti_line_put(fti_memo *m, fti_line *l, const fti_key *k, const char *p, size_t n, const int32_t *ids,
+                         size_t n_ids)
 {
     int few = n <= FTI_SEEN_SMALL && n_ids <= FTI_SEEN_FEW;
+    uint32_t id[16] = { 0 }, all = 0;
     size_t i;
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
-    for (i = 0; i < n_ids; i++) if (ids[i] >> FTI_ID_BITS) return;
+#if defined(__GNUC__) && defined(__AVX512F__)                 /* a loop of as many as there are would be guessed wrong */
+    _mm512_storeu_si512(id, _mm512_maskz_loadu_epi32((__mmask16)((1u << n_ids) - 1), ids));
+#else
+    for (i = 0; i < n_ids; i++) id[i] = (uint32_t)ids[i];
+#endif
+    for (i = 0; i < FTI_SEEN_IDS; i++) all |= id[i];
+    if (all >> FTI_ID_BITS) return;
     l = fti_line_for(l, few);
     if (few) fti_line_shift(l); else memset(l, 0, sizeof *l);
-    memcpy(l->one.text, p, n < FTI_SEEN_SMALL ? n : FTI_SEEN_SMALL);
-    l->one.n = (uint8_t)n;
+    memcpy(l, k, sizeof *k);
     l->one.n_ids = (uint8_t)n_ids;
-    if (few) fti_pack6(l->word[0].ids, ids, n_ids);
+    if (few) fti_pack6(l->word[0].ids, id);
     else {
         if (n > FTI_SEEN_SMALL) memcpy(l->one.last, p + n - FTI_SEEN_SMALL, FTI_SEEN_SMALL);
-        fti_pack6(l->one.ids, ids, n_ids < FTI_SEEN_FEW ? n_ids : FTI_SEEN_FEW);
-        if (n_ids > FTI_SEEN_FEW) fti_pack6(l->one.more, ids + FTI_SEEN_FEW, n_ids - FTI_SEEN_FEW);
+        fti_pack6(l->one.ids, id);
+        fti_pack6(l->one.more, id + FTI_SEEN_FEW);
     }
     m->news++;
 }
@@ -2962,7 +2973,8 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     int32_t *ids, one;
     ft_status status = FTUNE_OK;
     if (n <= b->asked << ((uint8_t)p[n - 1] < 0x80) && n <= b->longest[(uint8_t)*p])         /* ASCII: twice as long */
-        whole = fti_vocab_bucket(&tok->vocab, p, n, UINT32_MAX);
+        whole = fti_vocab_with_key(&tok->vocab, piece->line && n <= 8 ? piece->key.a : fti_vocab_key(&tok->vocab, p, n, 0),
+                                   p, n, UINT32_MAX);
     if (whole) {
         one = whole->id;
         ids = &one;
@@ -2981,7 +2993,7 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
         if (n && ids != out->ids + out->n) memcpy(out->ids + out->n, ids, n * sizeof *ids);
         out->n += n;
     } else fti_put_ids(tok, text, at, piece->end, ids, n, out);
-    if (!status && piece->line) fti_line_put(out->memo, piece->line, p, size, ids, n);
+    if (!status && piece->line) fti_line_put(out->memo, piece->line, &piece->key, p, size, ids, n);
     FTUNE_FREE(own);
     return status;
 }
@@ -4683,10 +4695,11 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
     size_t before = out->n, n = (size_t)word->n;
     int at = 0, stop = 0, odd = 0, failed = word->chars > w->max_chars;
     fti_line *line = NULL;
+    fti_key key = { 0, 0 };
     char text[FTI_SEEN_BYTES];                                /* prefixes will be written into the word */
     if (!word->chars) return;
     if (!failed && out->memo && !out->offsets && n <= FTI_SEEN_BYTES && out->n + FTI_SEEN_ROOM <= out->cap) {
-        fti_key key = fti_key_of(word->p, n, 1);
+        key = fti_key_of(word->p, n, 1);
         fti_memo_tend(out->memo);
         line = fti_memo_line(out->memo, &key, n, word->p + n - 8);
         if (fti_line_find(line, &key, word->p, n, out->ids + out->n, &out->n)) {
@@ -4706,7 +4719,7 @@ static void fti_wordpiece_word(const ft_tokenizer *tok, fti_wp_word *word, fti_s
         fti_put(out, w->unk, word->from, word->to);
     }
     if (line && !odd && out->n <= out->cap)                   /* odd: in another call its ids may be others */
-        fti_line_put(out->memo, line, text, n, out->ids + before, out->n - before);
+        fti_line_put(out->memo, line, &key, text, n, out->ids + before, out->n - before);
     word->n = word->chars = 0;
 }
 
@@ -17345,10 +17358,11 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
     const char *p = r->p + begin;
     size_t n = end - begin, before = out->n, i;
     fti_line *line = NULL;
+    fti_key key = { 0, 0 };
     int ok = -1, known = r->unk_begin == r->unk_end;
     if (out->memo && n <= FTI_SEEN_BYTES && !out->offsets && !m->unused && !fti_sp_has_two(m)
         && before + FTI_SEEN_IDS < out->cap) {
-        fti_key key = fti_key_of(p, n, r->n - begin >= 16);
+        key = fti_key_of(p, n, r->n - begin >= 16);
         int32_t ids[FTI_SEEN_ROOM];
         size_t n_ids = 0;
         fti_memo_tend(out->memo);
@@ -17365,7 +17379,7 @@ static int fti_sp_stretch_put(fti_sp_stretch *t, size_t begin, size_t end)
     if (ok < 0) ok = fti_sp_long(t, begin, end);
     known = known && r->unk_begin == r->unk_end && out->n <= out->cap;
     for (i = before; line && known && i < out->n; i++) known = out->ids[i] != m->unk;
-    if (line && known && ok) fti_line_put(out->memo, line, p, n, out->ids + before, out->n - before);
+    if (line && known && ok) fti_line_put(out->memo, line, &key, p, n, out->ids + before, out->n - before);
     return ok;
 }
 
