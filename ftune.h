@@ -2329,15 +2329,23 @@ FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t h) { return (size_t)
 
 /* The merge that joins two symbols of which at least one is no byte. Most pairs that text asks for are in no table, and
  * 128 KB of bits, which stay in the processor's cache as the table does not, say so nearly always. */
-FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
+FTI_INLINE uint64_t fti_pair_key(uint32_t left, uint32_t right) { return (uint64_t)left << 43 | (uint64_t)right << 22; }
+FTI_INLINE int fti_pair_maybe(const fti_bpe *b, uint64_t hash)
 {
-    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key), s;
     uint64_t two = fti_two_bits(hash);
-    size_t i = fti_pair_start(b, hash);
-    if ((b->pair_bits[hash >> 50] & two) != two) return FTI_NONE;
-    for (; (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
+    return (b->pair_bits[hash >> 50] & two) == two;
+}
+FTI_INLINE uint32_t fti_pair_at(const fti_bpe *b, uint64_t key, uint64_t hash)
+{
+    uint64_t s;
+    for (size_t i = fti_pair_start(b, hash); (s = b->pair[i]) != 0; i = i + 1 < b->pair_cap ? i + 1 : 0)
         if ((s ^ key) >> 22 == 0) return (uint32_t)(s & 0x3FFFFF) - 1;
     return FTI_NONE;
+}
+FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
+{
+    uint64_t key = fti_pair_key(left, right), hash = fti_pair_hash(b, key);
+    return fti_pair_maybe(b, hash) ? fti_pair_at(b, key, hash) : FTI_NONE;
 }
 
 /* Some merges join a part of a character to something outside it, as " " and "\xE5". b->over has the first of them for
@@ -2463,26 +2471,36 @@ FTI_INLINE int fti_bit(const uint64_t *bits, size_t i) { return (int)(bits[i >> 
 static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
 {
     enum { NOTHING = FTI_PAIR_SYMBOLS - 1 };
-    uint32_t at[FTI_FEW + 2], key[16], left = (2u << (n + 1)) - 1, least, rest, i;
+    uint32_t at[FTI_FEW + 2], key[16], left = (2u << (n + 1)) - 1, ask = 0, least, rest, gone, before, i;
     __m512i keys;
     size_t k;
     _mm512_storeu_si512(key, _mm512_set1_epi32(-1));
     at[0] = at[n + 1] = NOTHING;
     at[1] = sym[0];
-    for (k = 1; k < n; k++) key[k] = fti_merge_of(b, at[k], at[k + 1] = sym[k]) << 4 | (uint32_t)k;
+    for (k = 1; k < n; k++) {
+        uint32_t l = at[k], r = at[k + 1] = sym[k], bytes = (l | r) < 256, merge = b->byte_pair[bytes ? l << 8 | r : 0];
+        uint64_t hash = fti_pair_hash(b, fti_pair_key(l, r));
+        merge = bytes ? merge : FTI_LATE;
+        key[k] = merge < FTI_LATE ? merge << 4 | (uint32_t)k : FTI_NONE;
+        ask |= (uint32_t)((merge == FTI_LATE) & fti_pair_maybe(b, hash)) << k;
+    }
+    for (; ask; ask &= ask - 1) {
+        i = (uint32_t)fti_lowest(ask);
+        uint64_t pair = fti_pair_key(at[i], at[i + 1]);
+        key[i] = fti_pair_at(b, pair, fti_pair_hash(b, pair)) << 4 | i;
+    }
     keys = _mm512_loadu_si512(key);
     for (k = n; k > stop && (least = _mm512_reduce_min_epu32(keys)) < (FTI_NONE << 4); k--) {
         i = least & 15;
+        before = (uint32_t)fti_highest(left & ((1u << i) - 1));
         rest = left & ~((2u << i) - 1);                       /* behind i: the first is taken */
-        left ^= rest & (0 - rest);
-        keys = _mm512_mask_mov_epi32(keys, (__mmask16)(rest & (0 - rest)), _mm512_set1_epi32(-1));
-        rest &= rest - 1;
+        gone = rest & (0 - rest);
+        left ^= gone;
+        rest ^= gone;
         at[i] = fti_joined(b, least >> 4);
-        least = fti_pair_find(b, at[i], at[fti_lowest(rest)]) << 4 | i;
-        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << i), (int)least);
-        rest = (uint32_t)fti_highest(left & ((1u << i) - 1));
-        least = fti_pair_find(b, at[rest], at[i]) << 4 | rest;
-        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << rest), (int)least);
+        keys = _mm512_mask_mov_epi32(keys, (__mmask16)gone, _mm512_set1_epi32(-1));
+        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << i), (int)(fti_pair_find(b, at[i], at[fti_lowest(rest)]) << 4 | i));
+        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << before), (int)(fti_pair_find(b, at[before], at[i]) << 4 | before));
     }
     for (k = 0, left &= left - 1; left & (left - 1); left &= left - 1) sym[k++] = at[fti_lowest(left)];
     return k;
@@ -3905,6 +3923,9 @@ static void fti_vocab_room(ft_tokenizer *tok, size_t more)
     tok->vocab.may_search = 1;
 }
 
+/* Places in the table of pairs: half of them stay free, since a search of unknown length is guessed wrong. */
+static size_t fti_pair_cap(size_t merges, int terse) { return merges + (terse ? merges / 10 : merges) + 8; }
+
 /* The same for BPE over bytes, whose tables are many: those it needs, with ids and symbols of tokens and, joins, those
  * of merges; those of b->edge, b->of_char and b->together; the pairs. */
 static void fti_bpe_room(ft_tokenizer *tok, size_t merges, int joins)
@@ -3912,10 +3933,9 @@ static void fti_bpe_room(ft_tokenizer *tok, size_t merges, int joins)
     size_t n = arrlenu(tok->vocab.token), slot = sizeof *tok->vocab.slot;
     size_t more = 65536 * 4 + 16384 * 8 + 1536 * 8 + 4096 + (2 * n + 256 + (joins ? merges : 0)) * 4;
     size_t faster = 65536 * 8 + FTI_TOGETHER_WORDS * 8, left = fti_left(tok, more);
-    size_t wide = merges + merges / 4 + 8, tight = merges + merges / 10 + 8;
-    tok->terse = left >= (n + n / 5 * 2 + 8) * slot + wide * 8 + faster ? 0
-        : left >= (n + n / 10 + 8) * slot + tight * 8 + faster ? 1 : 2;
-    more += (tok->terse ? tight : wide) * 8 + (tok->terse < 2 ? faster : 0);
+    tok->terse = left >= (n + n / 5 * 2 + 8) * slot + fti_pair_cap(merges, 0) * 8 + faster ? 0
+        : left >= (n + n / 10 + 8) * slot + fti_pair_cap(merges, 1) * 8 + faster ? 1 : 2;
+    more += fti_pair_cap(merges, tok->terse) * 8 + (tok->terse < 2 ? faster : 0);
     tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
 }
 
@@ -4055,7 +4075,7 @@ static fti_bpe *fti_bpe_new(uint32_t n_symbols, uint32_t n_merges, int terse, in
     b->n_merges = n_merges;
     b->form = -1;
     b->mix = fti_secret(b);
-    b->pair_cap = (size_t)n_merges + n_merges / (terse ? 10 : 4) + 8;
+    b->pair_cap = fti_pair_cap(n_merges, terse);
     b->byte_pair = (uint16_t *)fti_alloc(pairs, sizeof *b->byte_pair);
     b->pair = (uint64_t *)fti_calloc(b->pair_cap, sizeof *b->pair);
     b->pair_bits = (uint64_t *)fti_calloc(16384, sizeof *b->pair_bits);
@@ -19691,8 +19711,8 @@ static void fti_sp_json_bpe_room(ft_tokenizer *tok, size_t merges, int neighbour
     size_t n = arrlenu(tok->vocab.token), slots = (n + n / 5 * 2 + 8) * sizeof *tok->vocab.slot;
     size_t tables = arrlenu(tok->special) ? 2 : 1, fixed = 65536 * 4 + 16384 * 8 + 1536 * 8 + 2 * sizeof(fti_sp) + 4096;
     size_t more = tables * (fixed + (n + 256 + merges) * 4) + (neighbours ? FTI_SP_NEIGHBOURS / 8 + 128 : 0);
-    tok->terse = fti_left(tok, more) < slots + tables * (merges + merges / 4 + 8) * 8;
-    more += tables * (merges + merges / (tok->terse ? 10 : 4) + 8) * 8;
+    tok->terse = fti_left(tok, more) < slots + tables * fti_pair_cap(merges, 0) * 8;
+    more += tables * fti_pair_cap(merges, tok->terse) * 8;
     tok->vocab.room = tok->room ? fti_left(tok, more) | 1 : 0;
 }
 
