@@ -1714,19 +1714,21 @@ static void fti_line_put(fti_memo *m, fti_line *l, const fti_key *k, const char 
     m->news++;
 }
 
-/* So many lines, with the words of those it has. Without memory it stays as it is. */
+/* So many lines, with the words of those it has: those of two lines come into the lines of the same part of the memo,
+ * which are cleared just before. Without memory it stays as it is. */
 static int fti_memo_grow(fti_memo *m, size_t lines)
 {
     enum { TWO = 2 * sizeof(fti_line) };
     void *memory = fti_alloc(lines + 2, sizeof(fti_line));
     fti_line *line = (fti_line *)((char *)memory + (TWO - (uintptr_t)memory % TWO) % TWO), *was = m->line, *to;
-    size_t i, n;
+    size_t i, n, more = m->lines ? lines / m->lines : 0;
     int k;
     if (!memory) return 0;
-    memset(line, 0, lines * sizeof *line);    /* not calloc: pages that are read before they are written come twice */
+    if (!more) memset(line, 0, lines * sizeof *line);
     for (i = lines, m->shift = 64; i > 1; i /= 2) m->shift--;
     m->line = line;
-    for (i = 0; i < m->lines; i++)
+    for (i = 0; i < m->lines; i++) {
+        if (i % 2 == 0) memset(line + i * more, 0, 2 * more * sizeof *line);
         for (k = 1; k >= 0; k--) {                            /* the younger one last */
             fti_key key;
             if (!(n = was[i].word[k].n)) continue;
@@ -1738,6 +1740,7 @@ static int fti_memo_grow(fti_memo *m, size_t lines)
             fti_line_shift(to);
             to->word[0] = was[i].word[k];
         }
+    }
     FTUNE_FREE(m->memory);
     m->lines = lines;
     m->memory = memory;
