@@ -14497,13 +14497,13 @@ FTI_INLINE uint32_t fti_cp_kind(uint32_t cp)
 
 static unsigned fti_cp_class(uint32_t cp) { return fti_cp_kind(cp) & FTI_CP_CLASS_BITS; }
 
-#if defined(__GNUC__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+#if defined(__GNUC__) && defined(__AVX512VBMI__) && defined(__AVX512VBMI2__)
 /* A text stays in its script for a while. The kinds of 128 code points are two registers; the last seven bits of all
  * characters that are among them are looked up at once. */
 static fti_bytes64 fti_classes64(const fti_bytes64 *v, const char *p, uint64_t lead)
 {
     const __m512i byte = _mm512_loadu_si512(v), odd = _mm512_or_si512(byte, _mm512_set1_epi8(1));
-    const __m512i before = _mm512_maskz_loadu_epi8(~UINT64_C(1), p - 1);      /* of each byte the one before */
+    const __m512i before = _mm512_maskz_expand_epi8(~UINT64_C(1), byte);      /* of each byte the one before */
     const __m512i seven = _mm512_or_si512(byte, _mm512_and_si512(_mm512_slli_epi16(before, 6), _mm512_set1_epi8(64)));
     const uint8_t *table = fti_kind_class;
     __m512i kind = _mm512_setzero_si512(), low, high;

@@ -109,6 +109,55 @@ static void test_many_marks(void)
     free(text);
 }
 
+/* Characters drawn from a few blocks, as text has them, now and then from anywhere; with ASCII between. */
+static uint32_t draw(uint32_t *random, uint32_t c)
+{
+    *random = *random * 1664525u + 1013904223u;
+    if (*random >> 29 == 0) c = *random >> 8 & 0x7F;
+    else if (*random >> 29 == 1) c = *random >> 8 & 0x1FFFF;
+    else c = (c & ~127u) | (*random >> 8 & 127);
+    return c - 0xD800 < 0x800 ? 'a' : c;
+}
+
+/* The classes of the characters of 64 bytes, looked up together, are those of each; and where NFC finds the first that
+ * it may change is where one look after the other finds it. */
+static void test_windows(void)
+{
+    uint32_t random = 5;
+    int wrong = 0;
+    for (uint32_t block = 0x80; block < 0x20000; block += 64)
+        for (int again = 0; again < 8 && !wrong; again++) {
+            char text[FTI_VIEW + 160];
+            uint8_t expected[FTI_VIEW] = { 0 }, found[FTI_VIEW];
+            uint64_t lead = 0;
+            size_t n = 0, base = 0, stop = SIZE_MAX;
+            uint32_t last_ccc = 0;
+            fti_bytes64 v, c;
+            while (n < FTI_VIEW + 100) {
+                uint32_t cp = draw(&random, block), kind = fti_form_kind(FTI_NFC, cp), ccc = fti_ccc(kind);
+                size_t len = (size_t)fti_utf8_encode(cp, text + n);
+                if (len > 1 && n + len <= FTI_VIEW) {
+                    lead |= UINT64_C(1) << n;
+                    expected[n + len - 1] = (uint8_t)fti_cp_class(cp);
+                }
+                if (stop == SIZE_MAX && ((kind & FTI_CP_NOT_NFC) || (ccc && ccc < last_ccc))) stop = base;
+                if (!ccc) base = n;
+                last_ccc = ccc;
+                n += len;
+            }
+            memcpy(&v, text, sizeof v);
+            c = fti_classes64(&v, text, lead);
+            memcpy(found, &c, sizeof found);
+            wrong = memcmp(found, expected, sizeof found) != 0;
+            CHECK_MSG(!wrong, "classes around U+%04X", (unsigned)block);
+            if (stop == SIZE_MAX) stop = n;
+            base = fti_stable_run(FTI_NFC, text, 0, n);
+            CHECK_MSG(base == stop, "NFC around U+%04X: expected %d, found %d", (unsigned)block, (int)stop, (int)base);
+            wrong |= base != stop;
+            test_passed -= 2 * !wrong;
+        }
+}
+
 static void test_lower(void)
 {
     uint32_t x[2];
@@ -125,6 +174,7 @@ int main(void)
     test_every_code_point();
     test_forms();
     test_many_marks();
+    test_windows();
     test_lower();
     return test_end();
 }
