@@ -1305,7 +1305,10 @@ FTI_INLINE uint64_t fti_vocab_hash(const fti_vocab *v, uint64_t key, size_t n)
     return (h ^ h >> 32) * UINT64_C(0xD6E8FEB86659FD93);
 }
 FTI_INLINE size_t fti_vocab_start(const fti_vocab *v, uint64_t hash) { return (size_t)((hash >> 32) * v->cap >> 32); }
-FTI_INLINE uint64_t fti_two_bits(uint64_t hash) { return UINT64_C(1) << (hash >> 26 & 63) | UINT64_C(1) << (hash >> 32 & 63); }
+FTI_INLINE uint64_t fti_two_bits(uint64_t hash)
+{
+    return UINT64_C(1) << (hash >> 26 & 63) | UINT64_C(1) << (hash >> 32 & 63);
+}
 
 FTI_INLINE int fti_same(const char *p, const char *q, size_t n)         /* n > 8 */
 {
@@ -1345,7 +1348,8 @@ FTI_INLINE const fti_bucket *fti_vocab_slot(const fti_vocab *v, uint64_t key, si
     return NULL;
 }
 
-FTI_INLINE const fti_bucket *fti_vocab_with_key(const fti_vocab *v, uint64_t key, const char *p, size_t n, uint32_t mask)
+FTI_INLINE const fti_bucket *fti_vocab_with_key(const fti_vocab *v, uint64_t key, const char *p, size_t n,
+                                                uint32_t mask)
 {
     uint64_t hash = fti_vocab_hash(v, key, n), two = fti_two_bits(hash);
     if (!v->cap || (v->bits[hash >> v->bits_shift] & two) != two) return NULL;
@@ -1694,7 +1698,7 @@ static void fti_line_put(fti_memo *m, fti_line *l, const fti_key *k, const char 
     uint32_t id[16] = { 0 }, all = 0;
     size_t i;
     if (n > FTI_SEEN_BYTES || n_ids > FTI_SEEN_IDS) return;
-#if defined(__GNUC__) && defined(__AVX512F__)                 /* a loop of as many as there are would be guessed wrong */
+#if defined(__GNUC__) && defined(__AVX512F__)                 /* the end of a loop would be guessed wrong */
     _mm512_storeu_si512(id, _mm512_maskz_loadu_epi32((__mmask16)((1u << n_ids) - 1), ids));
 #else
     for (i = 0; i < n_ids; i++) id[i] = (uint32_t)ids[i];
@@ -2100,7 +2104,7 @@ typedef struct fti_view {              /* of a longer character every byte has i
     int known;                          /* what begins from here on has no class yet */
 } fti_view;
 
-/* Bits at the last bytes of characters, at all bytes of them; joint: bytes that another of the same character follows. */
+/* Bits at the last bytes of characters, at all bytes of them. joint: bytes that another of the same one follows. */
 FTI_INLINE uint64_t fti_view_whole(uint64_t last, uint64_t joint)
 {
     last |= last >> 1 & joint;
@@ -2287,15 +2291,15 @@ static const fti_splitter *fti_splitter_find(const char *name, ft_error *err)
  *      of the numbers in use, so that a piece of a million letters takes time in proportion to its length.
  *   5. What is left is waiting: for memory, since the tables are larger than the processor's nearest cache, and for
  *      branches that were guessed wrong. So pieces are cut many at a time without a branch (fti_view_cuts), the lines
- *      of the memo they will need are fetched meanwhile (fti_bpe_pieces), and small tables of bits stand in front of
- *      large ones.
+ *      of the memo they will need are fetched meanwhile (fti_bpe_pieces), small tables of bits stand in front of
+ *      large ones, and loops that would run two times here and four times there look at all places at once.
  *
  * All this takes merges for listed in the order learnt: none comes before those that make its parts. Llama 3 has 107
  * tokens that break the rule (b->late): what may not be begun with because of them is left to its turn. */
 
 #define FTI_NONE    UINT32_MAX
 #define FTI_SHORT   512
-#define FTI_PAIR_SYMBOLS (1u << 21)
+#define FTI_PAIR_SYMBOLS ((1u << 21) - 1)      /* and one more, that joins nothing */
 #define FTI_PAIR_MERGES  ((1u << 22) - 2)
 
 /* x|y: first merge of (..x)(y), of (x)(y..); FTI_LATE: none, or that or a later one, which makes fewer joins safe. */
@@ -2465,52 +2469,10 @@ FTI_INLINE size_t fti_together(uint32_t left, uint32_t right)
 
 FTI_INLINE int fti_bit(const uint64_t *bits, size_t i) { return (int)(bits[i >> 6] >> (i & 63)) & 1; }
 
-/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. For a few symbols: */
-#if defined(__GNUC__) && defined(__AVX512F__)
-#define FTI_FEW 14
-/* The key of a place is the merge it waits for and the place itself, so the least of 16 keys, which stand in one register,
- * is the earliest merge, leftmost. A bit for each place tells which are left; at both ends is one that joins nothing. No
- * step depends on how many there are, so that the processor does not guess. */
-static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
-{
-    enum { NOTHING = FTI_PAIR_SYMBOLS - 1 };
-    uint32_t at[FTI_FEW + 2], key[16], left = (2u << (n + 1)) - 1, ask = 0, least, rest, gone, before, i;
-    __m512i keys;
-    size_t k;
-    _mm512_storeu_si512(key, _mm512_set1_epi32(-1));
-    at[0] = at[n + 1] = NOTHING;
-    at[1] = sym[0];
-    for (k = 1; k < n; k++) {
-        uint32_t l = at[k], r = at[k + 1] = sym[k], bytes = (l | r) < 256, merge = b->byte_pair[bytes ? l << 8 | r : 0];
-        uint64_t hash = fti_pair_hash(b, fti_pair_key(l, r));
-        merge = bytes ? merge : FTI_LATE;
-        key[k] = merge < FTI_LATE ? merge << 4 | (uint32_t)k : FTI_NONE;
-        ask |= (uint32_t)((merge == FTI_LATE) & fti_pair_maybe(b, hash)) << k;
-    }
-    for (; ask; ask &= ask - 1) {
-        i = (uint32_t)fti_lowest(ask);
-        uint64_t pair = fti_pair_key(at[i], at[i + 1]);
-        key[i] = fti_pair_at(b, pair, fti_pair_hash(b, pair)) << 4 | i;
-    }
-    keys = _mm512_loadu_si512(key);
-    for (k = n; k > stop && (least = _mm512_reduce_min_epu32(keys)) < (FTI_NONE << 4); k--) {
-        i = least & 15;
-        before = (uint32_t)fti_highest(left & ((1u << i) - 1));
-        rest = left & ~((2u << i) - 1);                       /* behind i: the first is taken */
-        gone = rest & (0 - rest);
-        left ^= gone;
-        rest ^= gone;
-        at[i] = fti_joined(b, least >> 4);
-        keys = _mm512_mask_mov_epi32(keys, (__mmask16)gone, _mm512_set1_epi32(-1));
-        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << i), (int)(fti_pair_find(b, at[i], at[fti_lowest(rest)]) << 4 | i));
-        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << before), (int)(fti_pair_find(b, at[before], at[i]) << 4 | before));
-    }
-    for (k = 0, left &= left - 1; left & (left - 1); left &= left - 1) sym[k++] = at[fti_lowest(left)];
-    return k;
-}
-#else
+/* Join sym[n] in place until stop are left or nothing can be joined; returns how many are left. For a few symbols,
+ * moving the rest up after each join is the fastest. */
+#if !defined(__GNUC__) || !defined(__AVX512F__)
 #define FTI_FEW 8
-/* moving the rest up after each join is the fastest. */
 static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
 {
     uint32_t merge[FTI_FEW + 1], least;
@@ -2532,10 +2494,58 @@ static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t st
     }
     return n;
 }
+#else
+#define FTI_FEW 14
+/* With wide registers nothing is moved. The key of a place is the merge it waits for and the place itself, so the least
+ * of 16 keys in one register is the earliest merge, leftmost; a bit for each place tells which are left, and at both
+ * ends stands a symbol that joins nothing. All pairs are asked for before the first answer is needed, and no step
+ * depends on how many there are: the processor has little to guess. */
+static size_t fti_merge_few(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
+{
+    enum { NOTHING = FTI_PAIR_SYMBOLS };
+    const __m512i none = _mm512_set1_epi32(-1);
+    uint32_t at[FTI_FEW + 2], key[16], left = (2u << (n + 1)) - 1, ask = 0, least, rest, gone, before, i;
+    __m512i keys;
+    size_t k;
+    _mm512_storeu_si512(key, none);
+    at[0] = at[n + 1] = NOTHING;
+    at[1] = sym[0];
+    for (k = 1; k < n; k++) {
+        uint32_t l = at[k], r = at[k + 1] = sym[k], bytes = (l | r) < 256;
+        uint32_t merge = b->byte_pair[bytes ? l << 8 | r : 0];
+        uint64_t hash = fti_pair_hash(b, fti_pair_key(l, r));
+        merge = bytes ? merge : FTI_LATE;
+        key[k] = merge < FTI_LATE ? merge << 4 | (uint32_t)k : FTI_NONE;
+        ask |= (uint32_t)((merge == FTI_LATE) & fti_pair_maybe(b, hash)) << k;
+    }
+    for (; ask; ask &= ask - 1) {
+        uint64_t pair;
+        i = (uint32_t)fti_lowest(ask);
+        pair = fti_pair_key(at[i], at[i + 1]);
+        key[i] = fti_pair_at(b, pair, fti_pair_hash(b, pair)) << 4 | i;
+    }
+    keys = _mm512_loadu_si512(key);
+    for (k = n; k > stop && (least = _mm512_reduce_min_epu32(keys)) < FTI_NONE << 4; k--) {
+        i = least & 15;
+        before = (uint32_t)fti_highest(left & ((1u << i) - 1));
+        rest = left & ~((2u << i) - 1);                       /* behind i: the first is taken */
+        gone = rest & (0 - rest);
+        left ^= gone;
+        rest ^= gone;
+        at[i] = fti_joined(b, least >> 4);
+        keys = _mm512_mask_mov_epi32(keys, (__mmask16)gone, none);
+        least = fti_pair_find(b, at[i], at[fti_lowest(rest)]) << 4 | i;
+        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << i), (int)least);
+        least = fti_pair_find(b, at[before], at[i]) << 4 | before;
+        keys = _mm512_mask_set1_epi32(keys, (__mmask16)(1u << before), (int)least);
+    }
+    for (k = 0, left &= left - 1; left & (left - 1); left &= left - 1) sym[k++] = at[fti_lowest(left)];
+    return k;
+}
 #endif
 
-/* The same for any number up to FTI_SHORT. The key of a place is
- * the merge it waits for and the place itself, so the least key is the earliest merge, leftmost. */
+/* The same for any number up to FTI_SHORT. The key of a place is the merge it waits for and the place itself, so the
+ * least key is the earliest merge, leftmost. */
 static size_t fti_merge_short(const fti_bpe *b, uint32_t *sym, size_t n, size_t stop)
 {
     uint32_t key[FTI_SHORT + 8], least, i, k, merge;
@@ -2994,8 +3004,8 @@ static ft_status fti_bpe_new_piece(const ft_tokenizer *tok, const fti_bpe *b, co
     int32_t *ids, one;
     ft_status status = FTUNE_OK;
     if (n <= b->asked << ((uint8_t)p[n - 1] < 0x80) && n <= b->longest[(uint8_t)*p])         /* ASCII: twice as long */
-        whole = fti_vocab_with_key(&tok->vocab, piece->line && n <= 8 ? piece->key.a : fti_vocab_key(&tok->vocab, p, n, 0),
-                                   p, n, UINT32_MAX);
+        whole = fti_vocab_with_key(&tok->vocab, piece->line && n <= 8 ? piece->key.a
+                                   : fti_vocab_key(&tok->vocab, p, n, 0), p, n, UINT32_MAX);
     if (whole) {
         one = whole->id;
         ids = &one;
@@ -3051,7 +3061,8 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
             int32_t few[FTI_SEEN_ROOM];
             size_t n_ids = 0;
             end = c->end;
-            if (c->line && fti_line_find(c->line, &c->key, text + at, end - at, room ? out->ids + out->n : few, &n_ids)) {
+            if (c->line && fti_line_find(c->line, &c->key, text + at, end - at, room ? out->ids + out->n : few,
+                                         &n_ids)) {
                 if (room) out->n += n_ids;
                 else fti_put_ids(tok, text, at, end, few, n_ids, out);
             } else status = fti_bpe_new_piece(tok, b, text, at, c, out, err);
@@ -4023,7 +4034,7 @@ static int fti_added_show(ft_tokenizer *tok, const fti_added *a)
 static ft_status fti_added_finish(ft_tokenizer *tok, const char *name, ft_error *err)
 {
     ptrdiff_t i;
-    size_t room = 1 << 17;                                    /* a few letters of a file may become many: so many more */
+    size_t room = 1 << 17;                                    /* a few letters of a file may become many */
     int show = arrlen(tok->steps) || tok->family == &fti_family_bpe, ok = 1;
     for (int k = 0; k < 2; k++) {
         fti_added_set *set = k ? &tok->normal : &tok->raw;
@@ -4046,8 +4057,9 @@ static ft_status fti_added_finish(ft_tokenizer *tok, const char *name, ft_error 
         }
         fti_buf_free(&buf);
         if (refused)
-            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: added token %d: expected one that normalizers leave with 1 "
-                            "to %d bytes, found \"%.*s\"", name, (int)a.id, (int)FTI_LONGEST_TOKEN, fti_most(a.n), a.p);
+            return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: added token %d: expected one that normalizers leave with "
+                            "1 to %d bytes, found \"%.*s\"", name, (int)a.id, (int)FTI_LONGEST_TOKEN, fti_most(a.n),
+                            a.p);
         if (changed < 0 || !a.p || (show && !fti_added_show(tok, &a))) return fti_no_memory(err, a.n);
         tok->normal.at[i] = a;
     }
