@@ -11649,7 +11649,8 @@ static ft_status fti_remove_checkpoint(const char *dir, int must_be_checkpoint, 
         DIR *d = !must_be_checkpoint || fti_file_exists(state) ? opendir(dir) : NULL;
         for (struct dirent *e; d && (e = readdir(d)) != NULL; ) {
             snprintf(path, room, "%s/%s", dir, e->d_name);
-            if (strcmp(e->d_name, "trainer_state.json") && strcmp(e->d_name, ".") && strcmp(e->d_name, "..")) unlink(path);
+            if (strcmp(e->d_name, "trainer_state.json") && strcmp(e->d_name, ".") && strcmp(e->d_name, ".."))
+                unlink(path);
         }
         if (d) { closedir(d); unlink(state); }
         if (rmdir(dir))
@@ -14429,8 +14430,8 @@ static const char fti_lower_ranges[] =
     "rP@\\BE`P@PBFCP@ABRvP@ZBp@P@pBq`P@ABqbMXIBqcODZBqdMXYBqgP@ABqmMWdBqnMXCBqoMWaBqpMWbBqrP@ABq~MWABr@P@AJ]}GW|J]~"
     "P@AJ^MEkXJ^PP@AJ^jEj|J^kEjqJ^lEjuJ^mEj\177J^nEj|J^pEknJ^qEkVJ^rEkkJ^sPN`J^tP@AJ_DO\177PJ_EEj}J_FGWHJ_GP@AJ_KEj"
     "YJ_LP@AJ_\\Ef\177J_uP@AO|aP@`PP@P@hPUpP@gPr@PA@PuPP@`^d@P@b";
-/* Categories that the class does not tell: first code point (three characters), how many, which of these. A bit for each
- * of fti_cp_categories, and above them: a symbol that counts as a letter. */
+/* Categories that the class does not tell: first code point (three characters), how many, which of
+ * these. A bit for each of fti_cp_categories, and above them: a symbol that counts as a letter. */
 static const char fti_cp_categories[] = "LuLtLlLmLoMnMcMeNdNlNoPcPdPsPePiPfPoSmScSkSoZsZlZpCcCfCoCn";
 static const uint32_t fti_fine_bits[16] = {
     2u,128u,256u,512u,2048u,4096u,8192u,16384u,32768u,65536u,262144u,524288u,1048576u,8388608u,16777216u,538968064u,
@@ -14970,9 +14971,9 @@ static int fti_row_before(const char *table, int n, uint32_t cp)
 static uint32_t fti_gc(uint32_t cp)
 {
     static const struct { unsigned kind; int bit; } plain[] = { { FTI_CP_CASELESS, 4 }, { FTI_CP_LOWER, 2 },
-        { FTI_CP_MODIFIER, 3 }, { FTI_CP_NONSPACING, 5 }, { FTI_CP_UPPER, 0 }, { FTI_CP_MARK, 6 }, { FTI_CP_NUMBER, 10 },
-        { FTI_CP_PUNCT, 17 }, { FTI_CP_CONTROL, 25 }, { FTI_CP_FORMAT, 26 }, { FTI_CP_UNASSIGNED, 28 },
-        { FTI_CP_SPACE, 22 } };
+        { FTI_CP_MODIFIER, 3 }, { FTI_CP_NONSPACING, 5 }, { FTI_CP_UPPER, 0 }, { FTI_CP_MARK, 6 },
+        { FTI_CP_NUMBER, 10 }, { FTI_CP_PUNCT, 17 }, { FTI_CP_CONTROL, 25 }, { FTI_CP_FORMAT, 26 },
+        { FTI_CP_UNASSIGNED, 28 }, { FTI_CP_SPACE, 22 } };
     unsigned kind = fti_cp_class(cp), space = kind & FTI_CP_SPACE ? FTI_GC_SPACE : 0;
     size_t i = 0;
     while (i < sizeof plain / sizeof *plain && !(kind & plain[i].kind)) i++;
@@ -15060,24 +15061,24 @@ static int fti_bert_is_cjk(uint32_t cp)
  *                    5 char c
  *                    6 match
  *
- * Ways are counted from where they start, so a part can be moved or copied as it is: a{2,3} is a a split a, and | puts a
- * split in front of what is there. A split leaves a frame on a stack of our own: where else to go, and where in the text.
- * Whatever fails goes back to the last frame, so alternatives are tried in the order they are written: the first way
- * through wins, not the longest. An atomic group or a look-around opens a barrier on the stack and, done, throws away all
- * frames above it.
+ * Ways are counted from where they start, so a part can be moved or copied as it is: a{2,3} is a a split a, and | puts
+ * a split in front of what is there. A split leaves a frame on a stack of our own: where else to go, and where in the
+ * text. Whatever fails goes back to the last frame, so alternatives are tried in the order they are written: the first
+ * way through wins, not the longest. An atomic group or a look-around opens a barrier on the stack and, done, throws
+ * away all frames above it.
  *
  * Two things are less simple than they look.
  *   Hostile expressions. (a+)+b takes 2^n steps on n letters a, because the same split is tried at the same place over
- *     and over. Whether it fails depends on nothing but split and place, so once a search has taken many steps, failures
- *     are noted, one bit each, and nothing fails twice. Notes last for the whole text, and the time is bounded by length
- *     of the program times length of the text (a look-around or atomic group that holds is run again).
+ *     and over. Whether it fails depends on nothing but split and place, so once a search has taken many steps,
+ *     failures are noted, one bit each, and nothing fails twice. Notes last for the whole text, and the time is bounded
+ *     by length of the program times length of the text (a look-around or atomic group that holds is run again).
  *   Look-behind. Its parts stand in the program last first, and it walks to the left: no width has to be known.
  *
- * Read is what published tokenizers use, meaning what it means to Oniguruma, the engine of Hugging Face tokenizers: letters,
- * classes with && and nesting, \d \s \w, categories and some scripts, groups, repetitions, look-around, ^ $ \A \z \b \B,
- * (?i) and (?m:. All else is an error that quotes the place, and so is (a*)*, a repetition of what can match nothing.
- * Where case does not count, letters are ASCII (U+017F is an s there, U+212A a k), and ss, st, ff, fi, fl are refused:
- * Oniguruma takes U+00DF for ss.
+ * Read is what published tokenizers use, meaning what it means to Oniguruma, the engine of Hugging Face tokenizers:
+ * letters, classes with && and nesting, \d \s \w, categories and some scripts, groups, repetitions, look-around,
+ * ^ $ \A \z \b \B, (?i) and (?m:. All else is an error that quotes the place, and so is (a*)*, a repetition of what can
+ * match nothing. Where case does not count, letters are ASCII (U+017F is an s there, U+212A a k), and ss, st, ff, fi,
+ * fl are refused: Oniguruma takes U+00DF for ss.
  * Usual mistake: to take another engine's word for what an expression means. In Oniguruma . is anything but \n, ^ and $
  * are those of lines, a{2}+ is (?:a{2})+, a{2}? is (?:a{2})?, and (?m:.) is what others call (?s:.).
  */
@@ -15091,7 +15092,8 @@ enum { FTI_RE_MOST_ROOM = 1 << 17, FTI_RE_MOST_TOGETHER = 1 << 18 };
 /* x: the set or place; x, y: of a split, its two ways; of a jump, the way; of OPEN, where to go on when what
  * is inside fails (0: nowhere). back: walks to the left. */
 typedef struct fti_re_op { uint8_t what, back; int32_t x, y; } fti_re_op;
-/* A set of characters: items in a row, each a range, categories or a script that is added, or a step between classes. */
+/* A set of characters: items in a row, each a range, categories or a script that is added, or a step
+ * between classes. */
 enum { FTI_SET_RANGE, FTI_SET_KINDS, FTI_SET_SCRIPT, FTI_SET_PUSH, FTI_SET_OR, FTI_SET_AND, FTI_SET_NOT };
 typedef struct fti_set_item { uint32_t what, a, b; } fti_set_item;
 typedef struct fti_set { uint32_t ascii[4]; int first, n; } fti_set;
@@ -15312,12 +15314,14 @@ static void fti_re_add(fti_re_reader *r, int what, int x, int y)
     if (!r->wrong) FTI_RE_PUSH(r, r->re->op, o);
 }
 
-/* What stands from `part` on comes to stand at `to`, in front of what is there: both are turned around, then the whole. */
+/* What stands from `part` on comes to stand at `to`, in front of what is there: both are turned around,
+ * then the whole. */
 static void fti_re_move(fti_re_reader *r, int to, int part)
 {
     int side[3][2] = { { to, part }, { part, fti_re_here(r) }, { to, fti_re_here(r) } };
     for (int i = 0; i < 3 && !r->wrong; i++)
-        for (fti_re_op o, *a = r->re->op + side[i][0], *b = r->re->op + side[i][1]; a < b && a < --b; *a++ = *b, *b = o) o = *a;
+        for (fti_re_op o, *a = r->re->op + side[i][0], *b = r->re->op + side[i][1]; a < b && a < --b; *a++ = *b, *b = o)
+            o = *a;
 }
 
 static void fti_set_begin(fti_re_reader *r)
@@ -15362,7 +15366,8 @@ static void fti_re_no_pair(fti_re_reader *r, uint32_t cp)
 {
     int small = cp == 0x17F ? 's' : cp < 128 ? (int)(cp | 32) : 0;
     for (const char *pair = "ssstfffifl"; *pair && r->letter_at + 1 == fti_re_here(r); pair += 2)
-        if (pair[0] == r->letter && pair[1] == small) fti_re_fail(r, r->p, "no ss, st, ff, fi, fl where case does not count");
+        if (pair[0] == r->letter && pair[1] == small)
+            fti_re_fail(r, r->p, "no ss, st, ff, fi, fl where case does not count");
     r->letter = small;
     r->letter_at = fti_re_here(r);
 }
@@ -15395,8 +15400,9 @@ static uint32_t fti_re_char(fti_re_reader *r)
     most = braces ? 8 : cp == 'x' ? 2 : 4;
     digits = r->p;
     cp = fti_re_digits(r, 16, most);
-    if (r->p == digits || (!braces && r->p < digits + most) || (most == 2 && cp > 127) || (braces && !fti_re_eat(r, "}"))
-        || cp > 0x10FFFF || cp - 0xD800 < 0x800u) fti_re_fail(r, place, "\\x41 (ASCII), \\u00e9 or \\x{e9}");
+    if (r->p == digits || (!braces && r->p < digits + most) || (most == 2 && cp > 127)
+        || (braces && !fti_re_eat(r, "}")) || cp > 0x10FFFF || cp - 0xD800 < 0x800u)
+        fti_re_fail(r, place, "\\x41 (ASCII), \\u00e9 or \\x{e9}");
     return cp;
 }
 
@@ -15433,7 +15439,7 @@ static int fti_set_escape(fti_re_reader *r, int bare)
     if (which < 3) fti_set_add(r, FTI_SET_KINDS, bits[which], 0);
     else if (close) { fti_set_named(r, r->p, (size_t)(close - r->p)); r->p = close + 1; }
     else fti_re_fail(r, p, "{..} behind \\p");
-    for (const char *q = "\xB2\xB3\xB9\xB9\xBC\xBE"; *q && which == 2 && bare; q += 2)      /* these only outside [..] */
+    for (const char *q = "\xB2\xB3\xB9\xB9\xBC\xBE"; *q && which == 2 && bare; q += 2)      /* only outside [..] */
         fti_set_add(r, FTI_SET_RANGE, (uint8_t)q[0], (uint8_t)q[1]);
     if (negated) { fti_set_add(r, FTI_SET_NOT, 0, 0); fti_set_add(r, FTI_SET_OR, 0, 0); }
     return 1;
@@ -15448,7 +15454,8 @@ static void fti_set_class(fti_re_reader *r, int depth)
         const char *p = r->p;
         size_t left = (size_t)(r->end - p);
         uint32_t a, b;
-        if (!left || (*p == ']' && p == first && !memchr(p + 1, ']', left - 1))) fti_re_fail(r, p, "a class that ends with ]");
+        if (!left || (*p == ']' && p == first && !memchr(p + 1, ']', left - 1)))
+            fti_re_fail(r, p, "a class that ends with ]");
         if (left && *p == ']' && p > first) break;
         if (left > 1 && !memcmp(p, "[:", 2)) fti_re_fail(r, p, "no [:name:]");
         if ((r->on & FTI_RE_FOLD) && left > 1
@@ -15466,7 +15473,10 @@ static void fti_set_class(fti_re_reader *r, int depth)
             p = r->p;
             left = (size_t)(r->end - p);
             if (left > 1 && !memcmp(p, "-[", 2)) fti_re_fail(r, p, "no - in front of [");
-            if (left > 1 && *p == '-' && p[1] != ']' && memcmp(p + 1, "&&", left > 2 ? 2 : 1)) { r->p++; b = fti_re_char(r); }
+            if (left > 1 && *p == '-' && p[1] != ']' && memcmp(p + 1, "&&", left > 2 ? 2 : 1)) {
+                r->p++;
+                b = fti_re_char(r);
+            }
             if (b < a) fti_re_fail(r, r->p, "a range that goes up");
             fti_set_range(r, a, b);
         }
@@ -15640,8 +15650,8 @@ static ft_status fti_regex_new(fti_regex **out, const char *text, size_t n, cons
     fti_regex_free(r.re);
     *out = NULL;
     if (!r.place) return fti_no_memory(err, n);
-    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: regular expression: byte %lu: expected %s, found \"%.*s\" of %.*s", name,
-                    (unsigned long)(r.place - text), r.wrong, fti_most((size_t)(r.end - r.place)) / 4, r.place,
+    return fti_fail(err, FTUNE_ERR_UNSUPPORTED, "%s: regular expression: byte %lu: expected %s, found \"%.*s\" of %.*s",
+                    name, (unsigned long)(r.place - text), r.wrong, fti_most((size_t)(r.end - r.place)) / 4, r.place,
                     fti_most(n), text);
 }
 
@@ -15649,9 +15659,9 @@ static ft_status fti_regex_new(fti_regex **out, const char *text, size_t n, cons
  *
  * tokenizer.json says in two lists how text is prepared: normalizers rewrite it, pre-tokenizers cut it, each taking
  * what the one before left. Llama 2 puts U+2581 in front and writes it for spaces; ALBERT takes characters apart, drops
- * marks and lowers; Gemma cuts behind a space that no longer occurs; DeepSeek cuts by three expressions in turn. Here are
- * all that Hugging Face tokenizers has. Byte-level BPE has scanners for the best known expressions (chapter 1), BERT's
- * pair is done while cutting. */
+ * marks and lowers; Gemma cuts behind a space that no longer occurs; DeepSeek cuts by three expressions in turn. Here
+ * are all that Hugging Face tokenizers has. Byte-level BPE has scanners for the best known expressions (chapter 1),
+ * BERT's pair is done while cutting. */
 
 /* Kept with the readers of files below. */
 static const fti_added *fti_added_find(const ft_tokenizer *tok, int32_t id);
@@ -16036,7 +16046,8 @@ static int fti_loose_script(uint32_t cp)
 {
     uint32_t script = fti_script(cp == 0x589 || cp == 0x61C ? ',' : cp == 0x953 || cp == 0x954 ? 0x905 : cp);
     if (cp == ' ' || (script & 2048) || (fti_cp_class(cp) & FTI_CP_UNASSIGNED)) return -1;
-    return (int)(cp == 0x30FC || script == fti_script(0x3042) || script == fti_script(0x30A2) ? fti_script(0x4E00) : script);
+    return (int)(cp == 0x30FC || script == fti_script(0x3042) || script == fti_script(0x30A2)
+                 ? fti_script(0x4E00) : script);
 }
 
 /* Cut in front of a character of another script than the last that had one; what stands before the first is lost. */
@@ -16072,8 +16083,8 @@ static int fti_cut_length(const fti_cutter *c, const char *text, ft_span piece, 
     return 1;
 }
 
-static int fti_cut_metaspace(const fti_cutter *c, const char *text, ft_span piece, int first, fti_buf *out, uint32_t **at,
-                             ft_span **pieces)
+static int fti_cut_metaspace(const fti_cutter *c, const char *text, ft_span piece, int first, fti_buf *out,
+                             uint32_t **at, ft_span **pieces)
 {
     static const char mark[] = "\xE2\x96\x81";
     size_t i = piece.begin, end = piece.end, start = out->n;
@@ -16095,7 +16106,8 @@ static int fti_cut_metaspace(const fti_cutter *c, const char *text, ft_span piec
     return ok;
 }
 
-static int fti_cut_bytes(const fti_cutter *c, const char *text, ft_span piece, fti_buf *out, uint32_t **at, ft_span **pieces)
+static int fti_cut_bytes(const fti_cutter *c, const char *text, ft_span piece, fti_buf *out, uint32_t **at,
+                         ft_span **pieces)
 {
     fti_buf spaced = { 0 };
     const char *p = text + piece.begin, *end = text + piece.end, *begin = p, *q;
@@ -16113,7 +16125,8 @@ static int fti_cut_bytes(const fti_cutter *c, const char *text, ft_span piece, f
         size_t done = p == begin ? space : 0;               /* the space comes from where the piece begins */
         q = c->split ? fti_split_gpt2(p, end) : end;
         ok = (!done || fti_emit_spelled(out, at, " ", 1, piece.begin))
-            && fti_emit_spelled(out, at, p + done, (size_t)(q - p) - done, piece.begin + (size_t)(p - begin) + done - space);
+            && fti_emit_spelled(out, at, p + done, (size_t)(q - p) - done,
+                                piece.begin + (size_t)(p - begin) + done - space);
         part.end = out->n;
         ok = ok && fti_push(*pieces, part);
     }
@@ -16898,12 +16911,12 @@ static uint32_t *fti_sp_to_end(uint32_t *sym, size_t left, size_t n)
 
 /* ---- Unigram ---- */
 
-/* The best way to reach a place: its score, and the piece that ends there: bytes << 32 | its slot in the tree; slot 0 is
- * that of a character which is no piece. */
+/* The best way to reach a place: its score, and the piece that ends there: bytes << 32 | its slot in the tree; slot 0
+ * is that of a character which is no piece. */
 typedef struct fti_sp_node { double score; uint64_t piece; } fti_sp_node;
 
-/* Of two equally good ways the first stays. The original compares before it rounds; but rounding never turns two numbers
- * round, so the greater one can be taken after it. No branch, for there would be no guessing it. */
+/* Of two equally good ways the first stays. The original compares before it rounds; but rounding never turns two
+ * numbers round, so the greater one can be taken after it. No branch, for there would be no guessing it. */
 FTI_INLINE void fti_sp_reach(fti_sp_node *node, double score, uint64_t piece, int json)
 {
     double rounded = json ? score : (double)(float)score;
@@ -16942,7 +16955,7 @@ typedef struct fti_sp_window {
 /* Nodes up to k are ready: no way leads there yet. False: no memory. */
 static int fti_sp_window_fit(fti_sp_window *w, size_t k)
 {
-    static const fti_sp_node unreached = { -HUGE_VAL, (uint64_t)1 << 32 };      /* so links lead back if sums overflow */
+    static const fti_sp_node unreached = { -HUGE_VAL, (uint64_t)1 << 32 };    /* so links lead back if sums overflow */
     if (k >= w->cap) {
         fti_sp_node *bigger = (fti_sp_node *)fti_alloc(2 * k, sizeof *bigger);
         if (!bigger) return 0;
@@ -16989,8 +17002,8 @@ static void fti_sp_backtrack_links(fti_sp_run *r, fti_sp_window *w, size_t end)
 
 /* The pieces that begin at p, and the character of len bytes itself when it is no piece. Returns where the longest one
  * ends. Where no piece ends the score is that of none, which is never better. tails: the tree has such. */
-FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node *node, const unsigned char *p, size_t len,
-                                                    const unsigned char *end, int json, int tails)
+FTI_INLINE const unsigned char *fti_sp_unigram_from(const fti_sp *m, fti_sp_node *node, const unsigned char *p,
+                                                    size_t len, const unsigned char *end, int json, int tails)
 {
     const fti_branch *slot = m->pieces.slot;
     const double *score = m->score + 1, till = node->score, unknown = m->unknown_score;
@@ -17041,8 +17054,8 @@ FTI_INLINE void fti_sp_unigram_put(fti_sp_run *r, fti_sp_window *w, size_t zero,
     }
 }
 
-/* A place that no piece crosses is on every path, so everything before it is decided and may be put. It keeps its score,
- * for the sums of the original go on. */
+/* A place that no piece crosses is on every path, so everything before it is decided and may be put. It keeps its
+ * score, for the sums of the original go on. */
 FTI_INLINE int fti_sp_unigram_as(fti_sp_run *r, int json, int tails)
 {
     const unsigned char *text = (const unsigned char *)r->p, *p = text, *end = p + r->n, *reach = p, *zero = p, *q;
@@ -18183,8 +18196,9 @@ static size_t fti_spelled(const char *p, size_t n, char *out)
     return k;
 }
 
-/* Are these the letters of those bytes? So they are of an added token that stands in a vocabulary of spelled bytes: it is
- * looked for as it is written ("\xC2\xA3", a pound sign), but its id is the one that the model makes of a byte (A3). */
+/* Are these the letters of those bytes? So they are of an added token that stands in a vocabulary of spelled bytes: it
+ * is looked for as it is written ("\xC2\xA3", a pound sign), but its id is the one that the model makes of a
+ * byte (A3). */
 static int fti_spells_token(const fti_token *letters, const fti_token *bytes)
 {
     size_t at = 0, i = 0;
@@ -18744,8 +18758,8 @@ static ft_status fti_bpe_pre_tokenizer(ft_tokenizer *tok, const fti_json *j, fti
         if (after < 0) {
             b->prefix_space = fti_flag(j, node, "add_prefix_space", 1);
             if (fti_flag(j, node, "use_regex", 1)) b->splitter = fti_splitter_find("gpt2", NULL);
-        } else if (fti_json_step(j, &next) >= 0 || fti_flag(j, after, "use_regex", 1) || fti_flag(j, after, "add_prefix_space", 1)
-                   || !(b->splitter = fti_json_splitter(tok, j, node))) {
+        } else if (fti_json_step(j, &next) >= 0 || fti_flag(j, after, "use_regex", 1)
+                   || fti_flag(j, after, "add_prefix_space", 1) || !(b->splitter = fti_json_splitter(tok, j, node))) {
             status = fti_json_cut(tok, j, node, err);
         }
     }
