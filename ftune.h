@@ -1400,6 +1400,8 @@ static int fti_vocab_add(fti_vocab *v, int32_t id, const char *p, size_t n)
     return fti_push(v->token, t);
 }
 
+/* ---- second reading: the table of a vocabulary ------------------------------------------------------------------- */
+
 static int fti_by_id(const void *a, const void *b)
 {
     int32_t x = ((const fti_token *)a)->id, y = ((const fti_token *)b)->id;
@@ -1572,6 +1574,8 @@ typedef struct fti_memo {
     size_t    lines, news;              /* a power of two, 64 KB to 4 MB; words put since the beginning */
     int       shift;                    /* of a hash to the number of a line */
 } fti_memo;
+
+/* ---- second reading: lines of the memo --------------------------------------------------------------------------- */
 
 /* As a line has it: the first 15 bytes of a word, zeros behind its end, and its length. room: 16 bytes may be read
  * whatever n is. */
@@ -1850,6 +1854,8 @@ FTI_INLINE const char *fti_run_ascii(const char *p, const char *end, int fold)
     return p;
 }
 
+/* ---- second reading: 64 bytes in registers ----------------------------------------------------------------------- */
+
 FTI_INLINE int fti_lowest(uint64_t x)                         /* x is not 0 */
 {
 #if defined(__GNUC__)
@@ -1947,6 +1953,8 @@ static const char *fti_run_cjk(const char *p, const char *end)
     }
     return p;
 }
+
+/* ---- scanners: one piece after the other ------------------------------------------------------------------------- */
 
 /* Past the characters that have one of these classes. */
 FTI_INLINE const char *fti_run(const char *p, const char *end, unsigned classes)
@@ -2096,6 +2104,8 @@ static const char *fti_split_none(const char *p, const char *end) { (void)p; ret
  *     begins   i . _ . a > . b _ _ .      b: two others before it are a piece of their own; c takes the last space
  *
  * A sum finds the end of a run: in letter + (a bit at the beginning of the run) it carries through the whole run. */
+/* ---- second reading: where pieces begin in 64 bytes -------------------------------------------------------------- */
+
 enum { FTI_BY_GPT2 = 1, FTI_BY_ONE_DIGIT = 2, FTI_BY_CASED = 4, FTI_BY_SLASH = 8, FTI_BY_HAN = 16 };
 
 typedef struct fti_view {              /* of a longer character every byte has its class */
@@ -2239,6 +2249,8 @@ static uint64_t fti_cut_o200k(const char *p, const char *end)
 static uint64_t fti_cut_kimi(const char *p, const char *end)
     { return fti_view_cuts(p, end, FTI_BY_CASED | FTI_BY_HAN); }
 
+/* ---- scanners by name -------------------------------------------------------------------------------------------- */
+
 /* The scanners by name, and by the expression that tokenizer.json spells out. */
 typedef struct fti_splitter { const char *name; const char *(*split)(const char *p, const char *end);
     uint64_t (*cut)(const char *p, const char *end); int nfc; const char *regex; } fti_splitter;
@@ -2355,6 +2367,8 @@ FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t righ
     return fti_pair_maybe(b, hash) ? fti_pair_at(b, key, hash) : FTI_NONE;
 }
 
+/* ---- second reading: merges across the border of a character ----------------------------------------------------- */
+
 /* Some merges join a part of a character to something outside it, as " " and "\xE5". b->over has the first of them for
  * the border of that character, given by two bytes on both sides (an ASCII character is one). */
 FTI_INLINE size_t fti_over_place(unsigned a, unsigned b, unsigned c, unsigned d)
@@ -2392,6 +2406,8 @@ static void fti_over_add(fti_bpe *b, const uint8_t *s, size_t cut, size_t n, uin
                 b->over_three[(last & 31) << 4 | (s[cut] & 15)] |= UINT64_C(1) << (first & 63);
         }
 }
+
+/* ---- pairs, and the first joins ---------------------------------------------------------------------------------- */
 
 static void fti_pair_put(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge)
 {
@@ -2584,6 +2600,8 @@ static size_t fti_merge_short(const fti_bpe *b, uint32_t *sym, size_t n, size_t 
     return left;
 }
 
+/* ---- second reading: long pieces, in proportion to their length -------------------------------------------------- */
+
 /* A place in a long piece: its symbol, its neighbours, and its neighbours in the list of places with the same merge. */
 typedef struct fti_place { uint32_t sym, left, right, merge, before, after; } fti_place;
 typedef struct fti_calendar { fti_place *at; uint32_t *head; uint64_t *used; size_t word; } fti_calendar;
@@ -2773,6 +2791,8 @@ done:
     return ok;
 }
 
+/* ---- from a piece to its symbols --------------------------------------------------------------------------------- */
+
 /* Join sym[n]; returns how many are left, SIZE_MAX for no memory. */
 static size_t fti_join(const fti_bpe *b, uint32_t *sym, size_t n)
 {
@@ -2818,6 +2838,8 @@ static size_t fti_bpe_part(const fti_bpe *b, const uint8_t *s, size_t n, uint32_
     if (bytes < n) k += fti_start_bytes(b, s, bytes, n, n, sym + k);
     return fti_join(b, sym, k);
 }
+
+/* ---- second reading: text without spaces ------------------------------------------------------------------------- */
 
 /* Characters that join with nothing around them: s[at[c]], c from begin on. Each is a token of its own (whole) or three
  * bytes of which two may be one. What is odd is left: returns the first that is not put. */
@@ -2963,6 +2985,8 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
     return k;
 }
 
+/* ---- from text to ids -------------------------------------------------------------------------------------------- */
+
 /* A piece on its way. line NULL: it is longer than what is remembered; of scripts without spaces only short ones are,
  * since whole clauses seldom come again. */
 typedef struct fti_coming { size_t end; fti_key key; fti_line *line; } fti_coming;
@@ -3070,6 +3094,8 @@ static ft_status fti_bpe_pieces(const ft_tokenizer *tok, const char *text, size_
     }
     return status;
 }
+
+/* ---- second reading: threads; text that pre-tokenizers rewrite --------------------------------------------------- */
 
 /* Where every splitter cuts: behind a letter, before what neither is nor joins a word; the apostrophe may. */
 static size_t fti_safe_cut(const char *text, size_t at, size_t n)
@@ -3228,6 +3254,8 @@ static ft_status fti_bpe_spaced(const ft_tokenizer *tok, const char *text, size_
     fti_buf_free(&spaced);
     return status;
 }
+
+/* ---- the family -------------------------------------------------------------------------------------------------- */
 
 static ft_status fti_bpe_encode(const ft_tokenizer *tok, const char *text, size_t n, fti_sink *out, ft_error *err)
 {
