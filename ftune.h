@@ -2346,9 +2346,10 @@ typedef struct fti_bpe {
 FTI_INLINE uint64_t fti_pair_hash(const fti_bpe *b, uint64_t key) { return (key >> 22) * b->mix; }
 FTI_INLINE size_t fti_pair_start(const fti_bpe *b, uint64_t h) { return (size_t)((h >> 32) * b->pair_cap >> 32); }
 
-/* The merge that joins two symbols of which at least one is no byte. Most pairs that text asks for are in no table, and
- * 128 KB of bits, which stay in the processor's cache as the table does not, say so nearly always. */
 FTI_INLINE uint64_t fti_pair_key(uint32_t left, uint32_t right) { return (uint64_t)left << 43 | (uint64_t)right << 22; }
+
+/* Most pairs that text asks for are in no table, and 128 KB of bits, which stay in the processor's cache as the table
+ * does not, say so nearly always. */
 FTI_INLINE int fti_pair_maybe(const fti_bpe *b, uint64_t hash)
 {
     uint64_t two = fti_two_bits(hash);
@@ -2361,6 +2362,8 @@ FTI_INLINE uint32_t fti_pair_at(const fti_bpe *b, uint64_t key, uint64_t hash)
         if ((s ^ key) >> 22 == 0) return (uint32_t)(s & 0x3FFFFF) - 1;
     return FTI_NONE;
 }
+
+/* The merge that joins two symbols of which at least one is no byte. */
 FTI_INLINE uint32_t fti_pair_find(const fti_bpe *b, uint32_t left, uint32_t right)
 {
     uint64_t key = fti_pair_key(left, right), hash = fti_pair_hash(b, key);
@@ -2411,7 +2414,7 @@ static void fti_over_add(fti_bpe *b, const uint8_t *s, size_t cut, size_t n, uin
 
 static void fti_pair_put(fti_bpe *b, uint32_t left, uint32_t right, uint32_t merge)
 {
-    uint64_t key = (uint64_t)left << 43 | (uint64_t)right << 22, hash = fti_pair_hash(b, key);
+    uint64_t key = fti_pair_key(left, right), hash = fti_pair_hash(b, key);
     size_t i;
     b->pair_bits[hash >> 50] |= fti_two_bits(hash);
     for (i = fti_pair_start(b, hash); b->pair[i]; i = i + 1 < b->pair_cap ? i + 1 : 0)
