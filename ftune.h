@@ -2957,7 +2957,7 @@ static size_t fti_bpe_symbols(const fti_bpe *b, const char *p, size_t n, uint32_
         return fti_join(b, sym, k);
     }
     for (i = 0; i < n && s[i] < 0x80; i++) ;
-    if (i == n || (n <= 24 && s[i] < 0xE3)) return fti_bpe_part(b, s, n, sym);
+    if (i == n || (n <= 32 && s[i] < 0xE3)) return fti_bpe_part(b, s, n, sym);
     for (i = 0; i < n;) {
         fti_stretch t;
         uint64_t joins;                                       /* with the one behind */
