@@ -166,8 +166,8 @@ FTUNE_API void      ft_tokenizer_free(ft_tokenizer *tok);
 
 /* Text into ids. ids out [cap], may be NULL when cap is 0; n_ids out: how many the text needs, set even when cap is
  * too small (FTUNE_ERR_BUFFER_TOO_SMALL); ids NULL with cap 0 only counts. All of ids[cap] may be written to. n_bytes
- * of text give at most n_bytes + 16 ids, except where normalisation lengthens the text (SentencePiece) or bytes stand
- * for a character with its affixes.
+ * of text give at most n_bytes + 16 ids, except where normalisation lengthens the text (SentencePiece; NFC makes two
+ * characters of U+0F75 and some others) or bytes stand for a character with its affixes.
  * Control tokens are those that tokenizer.json calls special; its other added tokens (Qwen's <think>) are words of the
  * vocabulary and always found, as with Hugging Face. Of a rank file, all added tokens are control tokens. */
 FTUNE_API ft_status ft_tokenizer_encode(const ft_tokenizer *tok, const char *text, size_t text_len, ft_special special,

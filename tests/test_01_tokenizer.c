@@ -509,6 +509,25 @@ static void test_words_met_before(const char *path)
     free(all);
 }
 
+/* NFC makes two characters of U+0F75: more ids than bytes and 16. */
+static void test_longer(void)
+{
+    enum { N = 100 };
+    ft_tokenizer_options opt = ft_tokenizer_options_default();
+    ft_tokenizer *tok = NULL;
+    ft_error err = { FTUNE_OK, "" };
+    char text[3 * N + 1];
+    int32_t ids[6 * N];
+    size_t n = 0;
+    for (int i = 0; i < N; i++) memcpy(text + 3 * i, "\xE0\xBD\xB5", 4);
+    opt.splitter = "qwen";
+    CHECK_OK(ft_tokenizer_load(&tok, slice, &opt, &err), err);
+    CHECK_INT(ft_tokenizer_encode(tok, text, 3 * N, 0, ids, 3 * N + 16, &n, NULL), FTUNE_ERR_BUFFER_TOO_SMALL);
+    CHECK(n > 3 * N + 16 && n <= 6 * N);
+    CHECK_OK(ft_tokenizer_encode(tok, text, 3 * N, 0, ids, n, &n, &err), err);
+    ft_tokenizer_free(tok);
+}
+
 /* One id at a time: never half a character, and together the same text. */
 static void test_stream(void)
 {
@@ -825,6 +844,7 @@ int main(void)
     article(slice);
     article(test_shared("vocab/qwen/qwen.tiktoken"));
     test_special();
+    test_longer();
     test_bytes();
     test_against_simple(slice);
     test_against_simple(test_shared("vocab/cl100k_base/cl100k_base.tiktoken"));
