@@ -858,7 +858,7 @@ FTUNE_API ft_text      ft_json_raw(const ft_json *j, int node);/* the value as i
 #include <stdlib.h>
 #include <stdio.h>
 #include <time.h>
-#if defined(__GNUC__) && defined(__SSE2__)
+#if defined(__SSE2__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
@@ -1930,7 +1930,7 @@ FTI_INLINE uint64_t fti_cjk(const fti_bytes64 *v)
 {
     uint64_t cjk = fti_in_range(v, 0xE5, 5) | (fti_in_range(v, 0xE4, 1) & fti_in_range(v, 0xB8, 8) >> 1);
     uint64_t kana = fti_in_range(v, 0xE3, 1), hangul = fti_in_range(v, 0xEA, 4), a, b, c;
-    if (hangul) cjk |= (hangul & fti_in_range(v, 0xEB, 2)) | (fti_in_range(v, 0xEA, 1) & fti_in_range(v, 0xB0, 16) >> 1)
+    if (hangul) cjk |= fti_in_range(v, 0xEB, 2) | (fti_in_range(v, 0xEA, 1) & fti_in_range(v, 0xB0, 16) >> 1)
                      | (fti_in_range(v, 0xED, 1) & fti_in_range(v, 0x80, 30) >> 1);         /* U+AC00 to D77F */
     if (!kana) return cjk;
     a = kana & fti_in_range(v, 0x81, 1) >> 1 & ~(fti_in_range(v, 0x80, 1) >> 2);            /* U+3041 to 307F */
@@ -2104,6 +2104,7 @@ static const char *fti_split_none(const char *p, const char *end) { (void)p; ret
  *     begins   i . _ . a > . b _ _ .      b: two others before it are a piece of their own; c takes the last space
  *
  * A sum finds the end of a run: in letter + (a bit at the beginning of the run) it carries through the whole run. */
+
 /* ---- second reading: where pieces begin in 64 bytes -------------------------------------------------------------- */
 
 enum { FTI_BY_GPT2 = 1, FTI_BY_ONE_DIGIT = 2, FTI_BY_CASED = 4, FTI_BY_SLASH = 8, FTI_BY_HAN = 16 };
@@ -13124,14 +13125,19 @@ FTI_INLINE const char *fti_json_quote(const char *p, const char *end)
     return p < end ? p : end;
 }
 
+FTI_INLINE const char *fti_json_past_space(const char *p, const char *end)
+{
+    while (p < end && (unsigned char)*p <= ' ') p++;
+    return p;
+}
+
 /* Members of long lists, read before: of a string, number or word only the end is looked for. NULL: it is no such, or
  * somebody writes to the file meanwhile. */
 static const char *fti_json_scalar(const fti_json *j, fti_json_node *n, const char *p)
 {
     const char *end = j->text + j->n, *from;
     fti_json_node x = { 0, 0, 0, 0, FTI_NUMBER, 0, 0, 0, 0, 0 };
-    while (p < end && (unsigned char)*p <= ' ') p++;
-    from = p;
+    from = p = fti_json_past_space(p, end);
     if (p < end && *p == '"') {
         x.type = FTI_STRING;
         for (from = ++p; (p = fti_json_quote(p, end)) < end && *p == '\\'; p += 2) x.escaped = 1;
@@ -13153,12 +13159,12 @@ static const char *fti_json_scalars(const fti_json *j, fti_json_node *n, const c
     const char *end = j->text + j->n, *from;
     fti_json_node x = { 0, 0, 0, 0, FTI_ARRAY, 0, 0, 0, 0, 0 };
     int most = j->room - j->n_nodes - 1;
-    while (p < end && (unsigned char)*p <= ' ') p++;
+    p = fti_json_past_space(p, end);
     for (from = p; p < end && *p == (x.count ? ',' : '['); x.count++) {
         fti_json_node *last = n + x.count;
         if ((int)x.count == most || !(p = fti_json_scalar(j, last + 1, p + 1))) return NULL;
         if (x.count) last->next = (uint32_t)(last + 1 - j->node);
-        while (p < end && (unsigned char)*p <= ' ') p++;
+        p = fti_json_past_space(p, end);
     }
     if (p >= end || *p != ']' || p == from) return NULL;
     x.start = (uint32_t)(from - j->text);
@@ -13192,7 +13198,7 @@ static int fti_json_again(const fti_json *j, const char *p, int member)
     n->member = member & 1;
     n->key_len = key.len & 0x3FFFFFF;
     n->key_escaped = key.escaped;
-    while (q < end && (unsigned char)*q <= ' ') q++;
+    q = fti_json_past_space(q, end);
     n->next = q < end && *q == ',' ? (uint32_t)j->n_nodes : 0;
     return j->n_nodes;
 }
