@@ -19582,9 +19582,7 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, fti_sp_file *f, ft_
     m->unknown_score = FLT_MAX;
     m->best_score = FLT_MIN;                                /* the original's beginning, and so its result: about 0 */
     for (size_t i = 0; i < m->n; i++) {
-        const fti_token *t = fti_vocab_at(&tok->vocab, (int32_t)i);
         double given = m->unigram ? m->score[i + 1] : m->given[i];
-        if (m->type[i] == FTI_SP_USER && t) m->in.map.begins[(unsigned char)*t->p] = 1;
         if (m->type[i] != FTI_SP_NORMAL) continue;
         if (given < m->unknown_score) m->unknown_score = given;
         if (given > m->best_score) m->best_score = given;
@@ -19596,6 +19594,9 @@ static ft_status fti_sp_finish(ft_tokenizer *tok, fti_sp *m, fti_sp_file *f, ft_
             return fti_no_memory(err, f->table[k].n);
     status = fti_map_read(&m->in.map, f->table[0].p, f->table[0].n, f->name, err);
     if (!status) status = fti_map_read(&m->out.map, f->table[1].p, f->table[1].n, f->name, err);
+    for (size_t i = 0; i < m->n; i++)                       /* user-defined pieces begin something, too */
+        if (m->type[i] == FTI_SP_USER && fti_vocab_at(&tok->vocab, (int32_t)i))
+            m->in.map.begins[(unsigned char)*fti_vocab_at(&tok->vocab, (int32_t)i)->p] = 1;
     m->in.spaces = !m->in.map.begins[' '];
     m->out.spaces = !m->out.map.begins[' '];
     m->in.map.begins[' '] = m->out.map.begins[' '] = 1;

@@ -411,6 +411,29 @@ static void test_memory_hostile(void)
     }
 }
 
+/* A user-defined piece is cut out before the table of rules sees its text: "aa" and a mark, not a and U+00E2. A field
+ * that is put behind a .model is one more piece. */
+static void test_user_before_rules(void)
+{
+    static const char piece[] = "\n\x0B\n\x02""aa\x15\0\0\0\0\x18\x04";
+    const char *from = test_shared("vocab/sentencepiece-test/test_model.model"), *path = test_tmp("user.model");
+    ft_error err = { FTUNE_OK, "" };
+    size_t n = 0;
+    char *data = from ? test_read(from, &n) : NULL;
+    if (!data) return;
+    data = (char *)realloc(data, n + sizeof piece);
+    memcpy(data + n, piece, sizeof piece - 1);
+    CHECK(test_write(path, data, n + sizeof piece - 1));
+    free(data);
+    ft_tokenizer *tok = load(path);
+    if (!tok) return;
+    int32_t ids[8], user = ft_token_id(tok, "aa", 2);
+    CHECK_OK(ft_tokenizer_encode(tok, "aa\xCC\x82", 4, 0, ids, 8, &n, &err), err);
+    CHECK_INT(n, 3);
+    CHECK_INT(ids[1], user);
+    ft_tokenizer_free(tok);
+}
+
 /* ChatGLM3's own control tokens, which its .model lacks. */
 static void test_chatglm3(void)
 {
@@ -556,6 +579,7 @@ int main(void)
     test_memory();
     test_memory_hostile();
     test_chatglm3();
+    test_user_before_rules();
     test_linear();
     test_words_again("tests/data/spm_bpe.model");
     test_words_again("tests/data/spm_suffix.model");
